@@ -1,0 +1,2 @@
+//! The `xs` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The XenStore daemon as a library.

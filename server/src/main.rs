@@ -1,0 +1,2 @@
+//! The `xenstored` program.
+fn main() {}
