@@ -1,0 +1,180 @@
+//! Paths: what a client may write, and what it means.
+
+use alloc::borrow::Cow;
+use alloc::format;
+use core::fmt;
+
+use crate::{ABS_PATH_MAX, DomId, decimal};
+
+/// A path as a client writes it: absolute, relative to the client's own `/local/domain/N/`, or the
+/// name of a special node. Only legal characters, no empty component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Path<'a>(&'a str);
+
+/// The three kinds of [`Path`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathKind {
+    /// Starts with `/`.
+    Absolute,
+    /// Starts with `@`: `@introduceDomain`, `@releaseDomain` and names derived from them.
+    Special,
+    /// Anything else.
+    Relative,
+}
+
+impl<'a> Path<'a> {
+    /// Takes a path, or nothing if it is malformed.
+    pub fn parse(bytes: &'a [u8]) -> Option<Path<'a>> {
+        let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-/_@".contains(b);
+        if bytes.is_empty() || !bytes.iter().all(legal) {
+            return None;
+        }
+        if bytes != b"/" && (bytes.ends_with(b"/") || bytes.windows(2).any(|pair| pair == b"//")) {
+            return None;
+        }
+        core::str::from_utf8(bytes).ok().map(Path)
+    }
+
+    /// The text as written.
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+
+    /// Which kind of path it is.
+    pub fn kind(self) -> PathKind {
+        match self.0.as_bytes()[0] {
+            b'/' => PathKind::Absolute,
+            b'@' => PathKind::Special,
+            _ => PathKind::Relative,
+        }
+    }
+
+    /// The node that the path means for a client of domain `domid`. Nothing if that is longer than
+    /// [`ABS_PATH_MAX`]. A special path stays as it is.
+    pub fn resolve(self, domid: DomId) -> Option<AbsPath<'a>> {
+        let text = match self.kind() {
+            PathKind::Relative => Cow::Owned(format!("/local/domain/{domid}/{}", self.0)),
+            PathKind::Absolute | PathKind::Special => Cow::Borrowed(self.0),
+        };
+        (text.len() <= ABS_PATH_MAX).then_some(AbsPath(text))
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// A resolved path: `/`, `/a/b`, or the name of a special node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AbsPath<'a>(Cow<'a, str>);
+
+impl<'a> AbsPath<'a> {
+    /// Takes an absolute or special path.
+    pub fn parse(bytes: &'a [u8]) -> Option<AbsPath<'a>> {
+        let path = Path::parse(bytes)?;
+        (path.kind() != PathKind::Relative).then(|| path.resolve(DomId::DOM0)).flatten()
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Is it the name of a special node?
+    pub fn is_special(&self) -> bool {
+        self.0.starts_with('@')
+    }
+
+    /// Is it `/`?
+    pub fn is_root(&self) -> bool {
+        self.0 == "/"
+    }
+
+    /// The names on the way from the root; none for `/`.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|name| !name.is_empty())
+    }
+
+    /// The same, owning its text.
+    pub fn into_owned(self) -> AbsPath<'static> {
+        AbsPath(Cow::Owned(self.0.into_owned()))
+    }
+}
+
+impl fmt::Display for AbsPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Bytes of a leading `/local/domain/N/`, which do not count against a domain's path limit, so that
+/// its paths stay valid when its domid changes on migration (XSA-323). 0 without such a prefix.
+pub fn domain_prefix_len(path: &str) -> usize {
+    const BASE: &str = "/local/domain/";
+    let Some(rest) = path.strip_prefix(BASE) else { return 0 };
+    match rest.split_once('/') {
+        Some((domid, _)) if decimal::<u16>(domid.as_bytes()).is_some() => {
+            BASE.len() + domid.len() + 1
+        }
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+
+    // Fails if a character, an empty component or a trailing slash slips through (XSA-481: every
+    // malformed variant of /local/domain/N/x must be refused, not half-accepted).
+    #[test]
+    fn malformed_paths_are_refused() {
+        for good in ["/", "/a", "a", "/a-b_c@d/E9", "@x", "local/domain", "/local/domain/5"] {
+            assert!(Path::parse(good.as_bytes()).is_some(), "{good:?}");
+        }
+        for bad in [
+            "",
+            "//",
+            "/a/",
+            "a/",
+            "/a//b",
+            "/a.b",
+            "/a:b",
+            "/a b",
+            "/\u{e9}",
+            "/local/domain/",
+            "/local/domain/5/",
+            "/local/domain//x",
+            "a\0b",
+            "/a\n",
+        ] {
+            assert!(Path::parse(bad.as_bytes()).is_none(), "{bad:?}");
+        }
+    }
+
+    // Fails if a relative path is resolved against another domain or a limit is off by one.
+    #[test]
+    fn resolution_prefixes_the_callers_domain() {
+        let resolve = |p: &str, d| {
+            Path::parse(p.as_bytes()).unwrap().resolve(DomId(d)).map(|p| String::from(p.as_str()))
+        };
+        assert_eq!(resolve("data/x", 7).as_deref(), Some("/local/domain/7/data/x"));
+        assert_eq!(resolve("/a", 7).as_deref(), Some("/a"));
+        assert_eq!(resolve("@releaseDomain", 7).as_deref(), Some("@releaseDomain"));
+        let longest = String::from("/") + &"a".repeat(ABS_PATH_MAX - 1);
+        assert!(resolve(&longest, 0).is_some());
+        assert_eq!(resolve(&(longest.clone() + "a"), 0), None);
+        assert_eq!(resolve(&longest[1..], 0), None);
+    }
+
+    // Fails if the part of a path that its limit counts is measured wrongly (XSA-323).
+    #[test]
+    fn domain_prefix_is_not_counted() {
+        assert_eq!(domain_prefix_len("/local/domain/12/data"), 17);
+        for none in ["/local/domain/12", "/local/domain/x/y", "/local/domain//y", "/tool/x", "/"] {
+            assert_eq!(domain_prefix_len(none), 0, "{none}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The names of the quotas that GET_QUOTA, SET_QUOTA and CONTROL `quota` know.
+
+macro_rules! quotas {
+    ($($variant:ident $text:literal $default:literal $meaning:literal,)*) => {
+        /// A limit on what one unprivileged domain may make the server keep. A quota of N allows N;
+        /// 0 means no limit. Never applied to the control domain.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Quota { $(#[doc = $meaning] $variant,)* }
+
+        impl Quota {
+            /// Every quota, in the order in which GET_QUOTA lists them.
+            pub const ALL: &'static [Quota] = &[$(Quota::$variant,)*];
+
+            /// The name on the wire.
+            pub fn name(self) -> &'static str {
+                match self { $(Quota::$variant => $text,)* }
+            }
+
+            /// What it limits, for CONTROL `quota`.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Quota::$variant => $meaning,)* }
+            }
+
+            /// The limit where nothing else is said; C xenstored's.
+            pub fn default_limit(self) -> u32 {
+                match self { $(Quota::$variant => $default,)* }
+            }
+        }
+    };
+}
+
+quotas! {
+    Nodes "nodes" 1000 "number of nodes a domain owns",
+    Watches "watches" 128 "number of watches of a domain",
+    Outstanding "outstanding" 20 "number of unread replies of a domain",
+    Memory "memory" 2_621_440 "bytes the server keeps for a domain",
+    SoftMemory "soft-memory" 2_097_152 "bytes for a domain above which the server warns",
+    Transactions "transactions" 10 "number of open transactions of a domain",
+    TransactionNodes "transaction-nodes" 1024 "number of requests in one transaction",
+    NodePermissions "node-permissions" 5 "number of permission entries of a node",
+    PathMax "path-max" 2048 "bytes of a path below the domain's own",
+    NodeSize "node-size" 2048 "bytes of one node: value, names of children, permissions",
+}
+
+impl Quota {
+    /// The quota with this name.
+    pub fn parse(name: &[u8]) -> Option<Quota> {
+        Self::ALL.iter().copied().find(|q| q.name().as_bytes() == name)
+    }
+}

@@ -1,0 +1,82 @@
+//! The server's side of one connection, without I/O.
+
+use alloc::vec::Vec;
+
+use crate::{Deframer, Frame, FrameTooLong};
+
+/// Bytes on their way in and out of one connection.
+///
+/// Feed what was read to [`Connection::receive`] until it gives no more frames; append answers to
+/// [`Connection::out`]; write [`Connection::unsent`] and say how much went with
+/// [`Connection::sent`]. Stop reading while [`Connection::is_full`]: then a client that does not
+/// read its answers costs a bounded amount of memory and slows nobody but itself.
+#[derive(Debug, Default)]
+pub struct Connection {
+    deframer: Deframer,
+    out: Vec<u8>,
+    sent: usize,
+}
+
+impl Connection {
+    /// Unsent bytes above which no more requests should be taken.
+    pub const HIGH_WATER: usize = 64 * 1024;
+
+    /// The next frame; see [`Deframer::next`]. The second part is where its answer goes.
+    #[allow(clippy::type_complexity)]
+    pub fn receive<'s, 'i: 's>(
+        &'s mut self,
+        input: &mut &'i [u8],
+    ) -> Result<Option<(Frame<'s>, &'s mut Vec<u8>)>, FrameTooLong> {
+        Ok(self.deframer.next(input)?.map(|frame| (frame, &mut self.out)))
+    }
+
+    /// Where answers and events are appended, as whole frames.
+    pub fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// What is still to be written.
+    pub fn unsent(&self) -> &[u8] {
+        &self.out[self.sent..]
+    }
+
+    /// `count` more bytes of [`Connection::unsent`] have been written.
+    pub fn sent(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent >= self.out.len() {
+            self.sent = 0;
+            self.out.clear();
+            // A burst does not keep its memory: idle connections are many.
+            self.out.shrink_to(4096);
+        }
+    }
+
+    /// Is the reader so far behind that its requests should wait?
+    pub fn is_full(&self) -> bool {
+        self.unsent().len() >= Self::HIGH_WATER
+    }
+
+    /// The incomplete frame at the end of what has been received.
+    pub fn partial(&self) -> &[u8] {
+        self.deframer.partial()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if partial writes lose or repeat bytes.
+    #[test]
+    fn bytes_leave_in_order_whatever_the_writes() {
+        let mut connection = Connection::default();
+        connection.out().extend_from_slice(b"abcdef");
+        connection.sent(2);
+        connection.out().extend_from_slice(b"gh");
+        assert_eq!(connection.unsent(), b"cdefgh");
+        connection.sent(6);
+        assert_eq!(connection.unsent(), b"");
+        connection.out().extend_from_slice(b"i");
+        assert_eq!(connection.unsent(), b"i");
+    }
+}

@@ -1,0 +1,90 @@
+//! The header of a frame, domain ids and feature bits.
+
+use core::fmt;
+
+use crate::HEADER_LEN;
+
+/// A domain id (`domid_t`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomId(pub u16);
+
+impl DomId {
+    /// The control domain.
+    pub const DOM0: DomId = DomId(0);
+    /// "Myself" in a request that names a domain (`DOMID_SELF`).
+    pub const SELF: DomId = DomId(0x7ff0);
+    /// Every domain, in a permission entry (`DOMID_ANY`, server feature bit 3).
+    pub const ANY: DomId = DomId(0x7ff5);
+    /// Ids from here on name no domain of their own (`DOMID_FIRST_RESERVED`).
+    pub const FIRST_RESERVED: DomId = DomId(0x7ff0);
+
+    /// Can a domain have this id?
+    pub fn is_ordinary(self) -> bool {
+        self < Self::FIRST_RESERVED
+    }
+}
+
+impl fmt::Display for DomId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Bits of the feature word that a server offers (`XENSTORE_SERVER_FEATURE_*`).
+pub mod feature {
+    /// A guest may ask for a fresh connection through the ring page.
+    pub const RECONNECT: u32 = 1;
+    /// The server writes the `error` field of the ring page.
+    pub const ERROR: u32 = 2;
+    /// WATCH takes a depth.
+    pub const WATCH_DEPTH: u32 = 4;
+    /// `DOMID_ANY` in permission entries means every domain.
+    pub const DOMID_ANY: u32 = 8;
+    /// All of the above.
+    pub const ALL: u32 = RECONNECT | ERROR | WATCH_DEPTH | DOMID_ANY;
+}
+
+/// The first 16 bytes of every frame (`struct xsd_sockmsg`): four little-endian words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// Message type; see [`crate::Operation`].
+    pub ty: u32,
+    /// Chosen by the client, echoed in the reply.
+    pub req_id: u32,
+    /// Transaction that the request belongs to, or 0.
+    pub tx_id: u32,
+    /// Bytes of payload that follow.
+    pub len: u32,
+}
+
+impl Header {
+    /// Reads a header.
+    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Header {
+        let word =
+            |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        Header { ty: word(0), req_id: word(4), tx_id: word(8), len: word(12) }
+    }
+
+    /// Writes a header.
+    pub fn emit(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        for (at, word) in [self.ty, self.req_id, self.tx_id, self.len].into_iter().enumerate() {
+            bytes[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a field moves or changes its byte order against struct xsd_sockmsg.
+    #[test]
+    fn header_layout_is_that_of_xsd_sockmsg() {
+        let bytes = [2, 0, 0, 0, 7, 1, 0, 0, 9, 0, 0, 0, 0, 16, 0, 0];
+        let header = Header::parse(&bytes);
+        assert_eq!(header, Header { ty: 2, req_id: 263, tx_id: 9, len: 4096 });
+        assert_eq!(header.emit(), bytes);
+    }
+}
