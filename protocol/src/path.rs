@@ -97,6 +97,11 @@ impl<'a> AbsPath<'a> {
         self.0.split('/').filter(|name| !name.is_empty())
     }
 
+    /// The text itself.
+    pub fn into_inner(self) -> Cow<'a, str> {
+        self.0
+    }
+
     /// The same, owning its text.
     pub fn into_owned(self) -> AbsPath<'static> {
         AbsPath(Cow::Owned(self.0.into_owned()))

@@ -1,4 +1,46 @@
 //! The XenStore database, without I/O.
+//!
+//! An [`Engine`] holds the tree, its permissions, transactions, watches, domains and quotas, and
+//! answers one request at a time. It is deterministic: what it answers depends only on what it was
+//! told before, in which order; time is an argument and the machine is behind the [`Host`] trait.
+//!
+//! ```text
+//!            ┌──────────── Engine ─────────────────────────────────────────┐
+//! request ──►│ admit ─► execute on Work (tree + charges) ─► fire watches ──┼─► reply
+//!            │             ▲                                    │          │
+//!            │        Transaction (snapshot, Work, log)     queue per      │
+//!            │        commit = replay of the log            connection ────┼─► events
+//!            └─────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Call [`Engine::handle`] for each request, then drain [`Engine::pop_ready`] (connections that
+//! have events to fetch with [`Engine::emit_events`]) and [`Engine::pop_closed`].
 #![no_std]
 #![forbid(unsafe_code)]
+
 extern crate alloc;
+
+mod access;
+mod change;
+mod charge;
+mod check;
+mod children;
+mod config;
+mod connection;
+mod control;
+mod domain;
+mod engine;
+mod execute;
+mod lifecycle;
+mod node;
+mod settings;
+mod transaction;
+mod tree;
+mod watch;
+mod watch_requests;
+
+pub use check::Violation;
+pub use config::{Config, Quotas};
+pub use connection::{Caller, ConnId};
+pub use domain::{DomainInfo, Host};
+pub use engine::{Engine, Millis};

@@ -1,0 +1,63 @@
+//! What requests did to the tree, as watches see it.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// A node that a client changed. Parents that were created on the way are not among them; watchers
+/// of their ancestors hear of the node itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) path: String,
+    /// It was removed, with all below it, at some point; it may be there again.
+    pub(crate) removed: bool,
+}
+
+impl Change {
+    pub(crate) fn written(path: &str) -> Change {
+        Change { path: path.into(), removed: false }
+    }
+
+    pub(crate) fn removed(path: &str) -> Change {
+        Change { path: path.into(), removed: true }
+    }
+}
+
+/// Each path once, at the place of its first change.
+pub(crate) fn merge(changes: Vec<Change>) -> Vec<Change> {
+    if changes.len() < 2 {
+        return changes;
+    }
+    let mut merged: Vec<Change> = Vec::with_capacity(changes.len());
+    let mut places = BTreeMap::new();
+    for change in changes {
+        match places.get(&change.path) {
+            Some(&place) => {
+                let seen: &mut Change = &mut merged[place];
+                seen.removed |= change.removed;
+            }
+            None => {
+                places.insert(change.path.clone(), merged.len());
+                merged.push(change);
+            }
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a path is told twice, out of the order of first changes, or forgets its removal.
+    #[test]
+    fn paths_stand_once_at_their_first_change() {
+        let changes = [
+            Change::written("/b"),
+            Change::removed("/a"),
+            Change::removed("/b"),
+            Change::written("/b"),
+        ];
+        assert_eq!(merge(changes.to_vec()), [Change::removed("/b"), Change::removed("/a")]);
+    }
+}

@@ -1,0 +1,72 @@
+//! Connections: who is at the other end, and what they have open.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use core::fmt;
+
+use xenstore_protocol::DomId;
+
+use crate::transaction::Transaction;
+use crate::watch::WatchId;
+
+/// A connection, by number. Numbers are not used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A process of the domain that the server runs in.
+    Socket,
+    /// A domain.
+    Domain(DomId),
+}
+
+/// An event that waits to be fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) watch: WatchId,
+    pub(crate) path: Arc<str>,
+}
+
+/// A watch by what makes it one: resolved path and token.
+pub(crate) type WatchKey = (Box<str>, Box<[u8]>);
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) caller: Caller,
+    pub(crate) transactions: BTreeMap<u32, Transaction>,
+    pub(crate) last_transaction: u32,
+    pub(crate) watches: BTreeMap<WatchKey, WatchId>,
+    pub(crate) events: VecDeque<Queued>,
+}
+
+impl Connection {
+    pub(crate) fn new(caller: Caller) -> Connection {
+        Connection {
+            caller,
+            transactions: BTreeMap::new(),
+            last_transaction: 0,
+            watches: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// An id for a new transaction: never 0, and none that is open.
+    pub(crate) fn next_transaction(&mut self) -> u32 {
+        loop {
+            self.last_transaction = self.last_transaction.wrapping_add(1);
+            let id = self.last_transaction;
+            if id != 0 && !self.transactions.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Domains that the store knows, and the machine that they live on.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use xenstore_protocol::{DomId, ErrorName, Quota, feature};
+
+use crate::charge::Charge;
+use crate::config::Quotas;
+
+/// What the machine says about a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainInfo {
+    /// Tells a domain from an earlier one with the same domid.
+    pub unique_id: u64,
+    /// It has shut down, for whatever reason, and still exists.
+    pub shutdown: bool,
+}
+
+/// What the store asks of the machine that it runs on.
+pub trait Host {
+    /// Looks at a domain; none if there is no such domain.
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo>;
+
+    /// Makes the ring of a domain usable; called again for a domain that is introduced again.
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32) -> Result<(), ErrorName>;
+
+    /// Lets the ring of a domain go.
+    fn release(&mut self, domid: DomId);
+
+    /// Runs a CONTROL command that is about the server and not about the store, such as `log`.
+    /// `None`: there is no such command.
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>>;
+
+    /// What `control` knows, for CONTROL `help`: commands with their arguments.
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+}
+
+/// What is counted for a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) nodes: i64,
+    pub(crate) watches: i64,
+    pub(crate) transactions: i64,
+    pub(crate) bytes: i64,
+}
+
+impl Usage {
+    /// The larger of the two, each by itself.
+    pub(crate) fn max(self, other: Usage) -> Usage {
+        Usage {
+            nodes: self.nodes.max(other.nodes),
+            watches: self.watches.max(other.watches),
+            transactions: self.transactions.max(other.transactions),
+            bytes: self.bytes.max(other.bytes),
+        }
+    }
+
+    /// What a quota limits, for those quotas that limit a sum.
+    pub(crate) fn of(&self, quota: Quota) -> Option<i64> {
+        match quota {
+            Quota::Nodes => Some(self.nodes),
+            Quota::Watches => Some(self.watches),
+            Quota::Transactions => Some(self.transactions),
+            Quota::Memory => Some(self.bytes),
+            _ => None,
+        }
+    }
+}
+
+/// A domain: introduced, or named by a permission list or by a setting.
+#[derive(Clone, Debug)]
+pub(crate) struct Domain {
+    pub(crate) unique_id: u64,
+    pub(crate) introduced: bool,
+    /// Its shutdown has been told; reset by RESUME.
+    pub(crate) shutdown: bool,
+    pub(crate) target: Option<DomId>,
+    pub(crate) features: u32,
+    pub(crate) quotas: Quotas,
+    pub(crate) usage: Usage,
+    pub(crate) peak: Usage,
+}
+
+/// All domains that the store knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Domains {
+    pub(crate) known: BTreeMap<DomId, Domain>,
+    /// What new domains start with.
+    pub(crate) defaults: Quotas,
+}
+
+impl Domains {
+    pub(crate) fn get(&self, domid: DomId) -> Option<&Domain> {
+        self.known.get(&domid)
+    }
+
+    /// The domain if it is introduced.
+    pub(crate) fn introduced(&mut self, domid: DomId) -> Option<&mut Domain> {
+        self.known.get_mut(&domid).filter(|domain| domain.introduced)
+    }
+
+    /// The record of a domain that exists on the machine, made if there is none yet.
+    pub(crate) fn find(&mut self, domid: DomId, host: &mut dyn Host) -> Option<&mut Domain> {
+        if !self.known.contains_key(&domid) {
+            let info = host.domain(domid).filter(|_| domid.is_ordinary())?;
+            self.add(domid, info.unique_id);
+        }
+        self.known.get_mut(&domid)
+    }
+
+    /// Makes the record of a domain unless there is one.
+    pub(crate) fn add(&mut self, domid: DomId, unique_id: u64) -> &mut Domain {
+        let quotas = self.defaults;
+        self.known.entry(domid).or_insert_with(|| Domain {
+            unique_id,
+            introduced: false,
+            shutdown: false,
+            target: None,
+            features: feature::ALL,
+            quotas,
+            usage: Usage::default(),
+            peak: Usage::default(),
+        })
+    }
+
+    /// Counts something for a domain. Nothing is counted for one that is gone.
+    pub(crate) fn count(&mut self, domid: DomId, count: impl FnOnce(&mut Usage)) {
+        if let Some(domain) = self.known.get_mut(&domid) {
+            count(&mut domain.usage);
+            domain.peak = domain.peak.max(domain.usage);
+        }
+    }
+
+    pub(crate) fn charge(&mut self, domid: DomId, charge: Charge) {
+        self.count(domid, |usage| {
+            usage.nodes += charge.nodes;
+            usage.bytes += charge.bytes;
+        });
+    }
+}

@@ -1,0 +1,333 @@
+//! The engine: state, and the way of a request through it.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+use xenstore_protocol::{
+    DomId, ErrorName, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
+};
+
+use crate::access::Rights;
+use crate::config::{Config, Quotas};
+use crate::connection::{Caller, ConnId, Connection};
+use crate::domain::{Domains, Host};
+use crate::execute::{Context, Work, execute};
+use crate::transaction::Transaction;
+use crate::tree::Tree;
+use crate::watch::Watches;
+
+/// Milliseconds of a clock that only goes forward.
+pub type Millis = u64;
+
+/// Bytes of events that go out before a reply; more wait until they are fetched.
+const EVENTS_BEFORE_REPLY: usize = 64 * 1024;
+
+/// A XenStore; see the crate's documentation for how to use it.
+///
+/// Exactly one reply is written for each request. Events that the request caused for its own sender
+/// come before it, except that the first event of a watch comes after the reply to WATCH.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) config: Config,
+    /// The committed tree. Its charges are settled and its changes told after each request.
+    pub(crate) work: Work,
+    pub(crate) domains: Domains,
+    pub(crate) conns: BTreeMap<ConnId, Connection>,
+    pub(crate) watches: Watches,
+    /// Grows with every change of the tree.
+    pub(crate) stamp: u64,
+    /// Grows with every change of what decides over requests besides the tree: targets, quotas,
+    /// domains.
+    pub(crate) epoch: u64,
+    pub(crate) ready: BTreeSet<ConnId>,
+    pub(crate) closed: VecDeque<ConnId>,
+    last_conn: u64,
+    injected_eagain: u32,
+}
+
+impl Engine {
+    /// A store with the initial tree, in which only the privileged and the store's own domain are
+    /// introduced.
+    pub fn new(config: &Config) -> Engine {
+        let mut domains = Domains { known: BTreeMap::new(), defaults: config.quotas };
+        for domid in [config.privileged, config.store] {
+            let domain = domains.add(domid, 0);
+            domain.introduced = true;
+            domain.quotas = Quotas::unlimited();
+        }
+        let tree = Tree::initial(config.privileged);
+        for node in tree.all() {
+            domains.charge(node.acl.owner(), node.charge());
+        }
+        let stamp = tree.all().map(|node| node.created).max().unwrap_or_default();
+        Engine {
+            config: *config,
+            work: Work::new(tree),
+            domains,
+            conns: BTreeMap::new(),
+            watches: Watches::default(),
+            stamp,
+            epoch: 0,
+            ready: BTreeSet::new(),
+            closed: VecDeque::new(),
+            last_conn: 0,
+            injected_eagain: 0,
+        }
+    }
+
+    /// Opens a connection.
+    pub fn connect(&mut self, caller: Caller) -> ConnId {
+        self.last_conn += 1;
+        let conn = ConnId(self.last_conn);
+        self.conns.insert(conn, Connection::new(caller));
+        conn
+    }
+
+    /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.reset_watches(conn);
+        self.conns.remove(&conn);
+        self.ready.remove(&conn);
+    }
+
+    /// A connection for which events wait that did not at the last call.
+    pub fn pop_ready(&mut self) -> Option<ConnId> {
+        self.ready.pop_first()
+    }
+
+    /// A connection that the engine has ended because its domain is gone.
+    pub fn pop_closed(&mut self) -> Option<ConnId> {
+        self.closed.pop_front()
+    }
+
+    /// The next `count` commits fail with EAGAIN, to test clients.
+    pub fn inject_eagain(&mut self, count: u32) {
+        self.injected_eagain = count;
+    }
+
+    /// Answers one request: appends to `out` events that wait for its sender, then the reply.
+    pub fn handle(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+        now: Millis,
+        host: &mut dyn Host,
+        out: &mut Vec<u8>,
+    ) {
+        let frame = Frame { header: *header, payload };
+        let privileged = self.rights(conn).privileged;
+        let has_transaction =
+            |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
+        let answer = admit(&frame, privileged, has_transaction).and_then(|request| {
+            let reply = self.dispatch(conn, &frame, &request, now, host)?;
+            Ok((request, reply))
+        });
+        let limit = out.len() + EVENTS_BEFORE_REPLY;
+        self.emit_events(conn, limit, out);
+        match answer {
+            Err(error) => Reply::Error(error).emit(header, out),
+            Ok((request, reply)) => {
+                reply.emit(header, out);
+                if let Request::Watch { path, token, .. } = request {
+                    // Fits, since the request did.
+                    WatchEvent { path: path.as_str().as_bytes(), token }.emit(out);
+                }
+            }
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        conn: ConnId,
+        frame: &Frame<'_>,
+        request: &Request<'_>,
+        now: Millis,
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        let tx_id = frame.header.tx_id;
+        if request.operation().is_transactional() {
+            return match tx_id {
+                0 => self.run(conn, request, host),
+                _ => self.run_in_transaction(conn, tx_id, request, frame.payload, host),
+            };
+        }
+        match request {
+            Request::Watch { path, token, depth } => self.watch(conn, *path, token, *depth)?,
+            Request::Unwatch { path, token } => self.unwatch(conn, *path, token)?,
+            Request::ResetWatches => self.reset_watches(conn),
+            Request::TransactionStart if tx_id != 0 => return Err(ErrorName::Ebusy),
+            Request::TransactionStart => return self.start(conn, now),
+            Request::TransactionEnd { commit } => self.end(conn, tx_id, *commit, host)?,
+            Request::GetDomainPath(domid) => return Ok(Reply::domain_path(*domid)),
+            Request::Introduce { domid, gfn, port } => self.introduce(*domid, *gfn, *port, host)?,
+            Request::Release(domid) => self.release(*domid, host)?,
+            Request::IsDomainIntroduced(domid) => {
+                let yes = *domid == DomId::SELF || self.domains.introduced(*domid).is_some();
+                return Ok(Reply::Introduced(yes));
+            }
+            Request::Resume(domid) => self.resume(*domid)?,
+            Request::SetTarget { domid, target } => self.set_target(*domid, *target)?,
+            Request::GetFeature(domid) => return self.get_feature(conn, *domid, host),
+            Request::SetFeature { domid, value } => self.set_feature(*domid, *value, host)?,
+            Request::GetQuota { domid, quota } => return self.get_quota(*domid, *quota, host),
+            Request::SetQuota { domid, quota, value } => {
+                self.set_quota(*domid, *quota, *value, host)?;
+            }
+            Request::Control(control) => return self.control(control, now, host),
+            _ => return Err(ErrorName::Enosys),
+        }
+        Ok(Reply::Ok)
+    }
+
+    /// On whose behalf a connection speaks.
+    pub(crate) fn rights(&self, conn: ConnId) -> Rights {
+        let domid = match self.conns.get(&conn).map(|connection| connection.caller) {
+            Some(Caller::Domain(domid)) => domid,
+            Some(Caller::Socket) | None => self.config.store,
+        };
+        let target = self.domains.get(domid).and_then(|domain| domain.target);
+        Rights { privileged: domid == self.config.privileged, domid, target }
+    }
+
+    /// What the quotas of a domain are.
+    pub(crate) fn quotas(&self, domid: DomId) -> Quotas {
+        self.domains.get(domid).map_or(self.domains.defaults, |domain| domain.quotas)
+    }
+
+    /// What a connection may use. A socket has no ring page, but may use what a ring may.
+    pub(crate) fn features(&self, conn: ConnId) -> u32 {
+        match self.conns.get(&conn).map(|connection| connection.caller) {
+            Some(Caller::Domain(domid)) => {
+                self.domains.get(domid).map_or(feature::ALL, |domain| domain.features)
+            }
+            _ => feature::ALL,
+        }
+    }
+
+    /// Calls `run` with the committed tree, or another, on behalf of `conn`.
+    fn with_context<T>(
+        &mut self,
+        conn: ConnId,
+        host: &mut dyn Host,
+        run: impl FnOnce(&mut Work, &mut Context<'_>) -> T,
+    ) -> T {
+        let rights = self.rights(conn);
+        let any_domid = self.features(conn) & feature::DOMID_ANY != 0;
+        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+        let quotas = self.quotas(rights.domid);
+        let domains = &mut self.domains;
+        let mut exists = |domid| domains.find(domid, host).is_some();
+        let mut cx = Context {
+            rights,
+            quotas,
+            usage,
+            any_domid,
+            stamp: &mut self.stamp,
+            exists: &mut exists,
+        };
+        run(&mut self.work, &mut cx)
+    }
+
+    /// Runs a request on the committed tree.
+    fn run(
+        &mut self,
+        conn: ConnId,
+        request: &Request<'_>,
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        // Only these take nodes or rights away, which watchers must be asked about.
+        let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
+        let before = takes_away.then(|| self.work.tree.clone());
+        let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
+        self.settle(before.as_ref());
+        answer
+    }
+
+    /// Charges and tells what has been done to the committed tree.
+    pub(crate) fn settle(&mut self, before: Option<&Tree>) {
+        for (domid, charge) in core::mem::take(&mut self.work.charges).0 {
+            self.domains.charge(domid, charge);
+        }
+        let changes = core::mem::take(&mut self.work.changes);
+        self.fire(changes, before);
+    }
+
+    fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
+        let rights = self.rights(conn);
+        let quotas = self.quotas(rights.domid);
+        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+        if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
+            return Err(ErrorName::Enospc);
+        }
+        let transaction = Transaction::new(&self.work.tree, self.epoch, now);
+        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let id = connection.next_transaction();
+        self.domains.count(rights.domid, |usage| {
+            usage.transactions += 1;
+            usage.bytes += transaction.bytes;
+        });
+        connection.transactions.insert(id, transaction);
+        Ok(Reply::Transaction(id))
+    }
+
+    fn run_in_transaction(
+        &mut self,
+        conn: ConnId,
+        tx_id: u32,
+        request: &Request<'_>,
+        payload: &[u8],
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let before = transaction.bytes;
+        let answer =
+            self.with_context(conn, host, |_, cx| transaction.request(cx, request, payload));
+        let more = transaction.bytes - before;
+        let domid = self.rights(conn).domid;
+        self.domains.count(domid, |usage| usage.bytes += more);
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            connection.transactions.insert(tx_id, transaction);
+        }
+        answer
+    }
+
+    /// Ends a transaction. It is gone afterwards, whatever the answer: Linux counts on that.
+    fn end(
+        &mut self,
+        conn: ConnId,
+        tx_id: u32,
+        commit: bool,
+        host: &mut dyn Host,
+    ) -> Result<(), ErrorName> {
+        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let domid = self.rights(conn).domid;
+        self.forget_transaction(domid, &transaction);
+        if !commit {
+            return Ok(());
+        }
+        if self.injected_eagain > 0 {
+            self.injected_eagain -= 1;
+            return Err(ErrorName::Eagain);
+        }
+        let before = self.work.tree.clone();
+        let epoch = self.epoch;
+        let outcome =
+            self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
+        if let Some(work) = outcome? {
+            self.work = work;
+            self.settle(Some(&before));
+        }
+        Ok(())
+    }
+
+    /// Gives back what a transaction that is no longer open has cost.
+    pub(crate) fn forget_transaction(&mut self, domid: DomId, transaction: &Transaction) {
+        self.domains.count(domid, |usage| {
+            usage.transactions -= 1;
+            usage.bytes -= transaction.bytes;
+        });
+    }
+}

@@ -1,0 +1,171 @@
+//! Domains appear, get targets, shut down, resume and disappear.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use xenstore_protocol::{DomId, ErrorName};
+
+use crate::access::Acl;
+use crate::connection::{Caller, ConnId};
+use crate::domain::Host;
+use crate::engine::Engine;
+use crate::execute::remove;
+use crate::tree::{INTRODUCE, RELEASE, Tree, components};
+
+impl Engine {
+    /// Introducing a domain again gives it a fresh connection: watches, transactions and events are
+    /// dropped, and nobody is told.
+    pub(crate) fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        host: &mut dyn Host,
+    ) -> Result<(), ErrorName> {
+        if !domid.is_ordinary() {
+            return Err(ErrorName::Einval);
+        }
+        host.introduce(domid, gfn, port)?;
+        let again = match self.domains.find(domid, host) {
+            Some(domain) => core::mem::replace(&mut domain.introduced, true),
+            None => return Err(ErrorName::Enoent),
+        };
+        self.epoch += 1;
+        if again {
+            for conn in self.connections_of(domid) {
+                self.reset_watches(conn);
+            }
+        } else {
+            self.fire_special(INTRODUCE, domid);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, domid: DomId, host: &mut dyn Host) -> Result<(), ErrorName> {
+        if domid == self.config.privileged || domid == self.config.store {
+            return Err(ErrorName::Einval);
+        }
+        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?;
+        self.destroy(domid, host);
+        Ok(())
+    }
+
+    /// The domain runs again, so that its next shutdown is told again.
+    pub(crate) fn resume(&mut self, domid: DomId) -> Result<(), ErrorName> {
+        if domid == self.config.privileged || domid == self.config.store {
+            return Err(ErrorName::Einval);
+        }
+        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?.shutdown = false;
+        Ok(())
+    }
+
+    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> Result<(), ErrorName> {
+        self.domains.introduced(target).ok_or(ErrorName::Enoent)?;
+        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?.target = Some(target);
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// Asks the machine about every domain that the store knows, after it has said that something
+    /// changed (VIRQ_DOM_EXC): tells shutdowns, and forgets domains that are gone or have been
+    /// replaced by others with the same domid.
+    pub fn domains_changed(&mut self, host: &mut dyn Host) {
+        let domids: Vec<DomId> = self.domains.known.keys().copied().collect();
+        let own = [self.config.privileged, self.config.store];
+        for domid in domids.into_iter().filter(|domid| !own.contains(domid)) {
+            let info = host.domain(domid);
+            let Some(domain) = self.domains.known.get_mut(&domid) else { continue };
+            match info {
+                Some(info) if info.unique_id == domain.unique_id => {
+                    if info.shutdown && domain.introduced && !domain.shutdown {
+                        domain.shutdown = true;
+                        self.fire_special(RELEASE, domid);
+                    }
+                }
+                _ => self.destroy(domid, host),
+            }
+        }
+    }
+
+    fn connections_of(&self, domid: DomId) -> Vec<ConnId> {
+        let of_domain = |caller: Caller| caller == Caller::Domain(domid);
+        let conns = self.conns.iter().filter(|(_, connection)| of_domain(connection.caller));
+        conns.map(|(conn, _)| *conn).collect()
+    }
+
+    /// Forgets a domain. Who hears of its release finds nothing of it any more.
+    fn destroy(&mut self, domid: DomId, host: &mut dyn Host) {
+        self.epoch += 1;
+        for conn in self.connections_of(domid) {
+            self.disconnect(conn);
+            self.closed.push_back(conn);
+        }
+        // A later domain with this domid must not inherit anything (XSA-322).
+        for domain in self.domains.known.values_mut() {
+            domain.target = domain.target.filter(|target| *target != domid);
+        }
+        let before = self.work.tree.clone();
+        self.remove_nodes_of(domid);
+        self.remove_entries_of(domid);
+        self.settle(Some(&before));
+        let introduced = self.domains.known.remove(&domid).is_some_and(|d| d.introduced);
+        if introduced {
+            host.release(domid);
+            self.fire_special(RELEASE, domid);
+        }
+    }
+
+    /// Removes each topmost node that the domain owns with all below it, or gives its nodes to the
+    /// privileged domain. The root and the special nodes cannot be removed.
+    fn remove_nodes_of(&mut self, domid: DomId) {
+        let privileged = self.config.privileged;
+        let keep = self.config.keep_orphans;
+        let owned = paths(&self.work.tree, |acl| acl.owner() == domid);
+        for path in owned {
+            let permanent = keep || path == "/" || path.starts_with('@');
+            if permanent {
+                self.replace_acl(&path, |acl| Some(acl.with_owner(privileged)));
+            } else {
+                // Nothing happens if a node above it has gone with it already.
+                remove(&mut self.work, &mut self.stamp, &path);
+            }
+        }
+    }
+
+    fn remove_entries_of(&mut self, domid: DomId) {
+        for path in paths(&self.work.tree, |acl| acl.without(domid).is_some()) {
+            self.replace_acl(&path, |acl| acl.without(domid));
+        }
+    }
+
+    /// Changes a permission list without telling watchers.
+    fn replace_acl(&mut self, path: &str, change: impl FnOnce(&Acl) -> Option<Acl>) {
+        let Some(node) = self.work.tree.get_mut(path) else { return };
+        let Some(acl) = change(&node.acl) else { return };
+        let before = (node.acl.owner(), node.charge());
+        node.acl = acl;
+        let after = (node.acl.owner(), node.charge());
+        self.work.charges.add(before.0, -before.1);
+        self.work.charges.add(after.0, after.1);
+    }
+}
+
+/// Paths of the nodes whose permissions are looked for, in order of creation, parents first.
+fn paths(tree: &Tree, mut wanted: impl FnMut(&Acl) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for node in tree.special().filter(|node| wanted(&node.acl)) {
+        found.push(String::from(&*node.name));
+    }
+    let mut stack = alloc::vec![(String::from("/"), tree.root())];
+    while let Some((path, node)) = stack.pop() {
+        let prefix = if components(&path).next().is_none() { "" } else { &path };
+        let children = node.children.by_creation();
+        for child in children.into_iter().rev() {
+            stack.push((alloc::format!("{prefix}/{}", child.name), child));
+        }
+        if wanted(&node.acl) {
+            found.push(path);
+        }
+    }
+    found
+}

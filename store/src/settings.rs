@@ -1,0 +1,72 @@
+//! Features and quotas, global and of domains.
+
+use xenstore_protocol::{DomId, ErrorName, Quota, Reply, feature};
+
+use crate::connection::ConnId;
+use crate::domain::Host;
+use crate::engine::Engine;
+
+impl Engine {
+    pub(crate) fn get_feature(
+        &mut self,
+        conn: ConnId,
+        domid: Option<DomId>,
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        let Some(domid) = domid else { return Ok(Reply::Number(self.features(conn))) };
+        if !self.rights(conn).privileged {
+            return Err(ErrorName::Eacces);
+        }
+        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        Ok(Reply::Number(domain.features))
+    }
+
+    /// Features cannot change once a guest may have seen them.
+    pub(crate) fn set_feature(
+        &mut self,
+        domid: DomId,
+        value: u32,
+        host: &mut dyn Host,
+    ) -> Result<(), ErrorName> {
+        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        if domain.introduced {
+            return Err(ErrorName::Ebusy);
+        }
+        if value & !feature::ALL != 0 {
+            return Err(ErrorName::Einval);
+        }
+        domain.features = value;
+        Ok(())
+    }
+
+    pub(crate) fn get_quota(
+        &mut self,
+        domid: Option<DomId>,
+        quota: Option<Quota>,
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        let Some(quota) = quota else { return Ok(Reply::all_quota_names()) };
+        let quotas = match domid {
+            None => &self.domains.defaults,
+            Some(domid) => &self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas,
+        };
+        Ok(Reply::Number(quotas.get(quota)))
+    }
+
+    /// A new global value is what domains start with that appear later.
+    pub(crate) fn set_quota(
+        &mut self,
+        domid: Option<DomId>,
+        quota: Quota,
+        value: u32,
+        host: &mut dyn Host,
+    ) -> Result<(), ErrorName> {
+        let quotas = match domid {
+            None => &mut self.domains.defaults,
+            Some(domid) => &mut self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas,
+        };
+        quotas.set(quota, value);
+        self.epoch += 1;
+        Ok(())
+    }
+}

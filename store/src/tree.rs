@@ -1,0 +1,198 @@
+//! The tree of nodes: a persistent value whose clone is a snapshot.
+
+use alloc::sync::Arc;
+
+use xenstore_protocol::{Access, DomId, Perm};
+
+use crate::access::Acl;
+use crate::children::Children;
+use crate::node::Node;
+
+/// Events about domains that appear.
+pub(crate) const INTRODUCE: &str = "@introduceDomain";
+/// Events about domains that shut down or disappear.
+pub(crate) const RELEASE: &str = "@releaseDomain";
+
+/// All nodes. Cloning shares everything; changing copies what is shared, from the root to the
+/// place of the change. Paths are absolute and legal.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree {
+    root: Arc<Node>,
+    /// The special nodes, which have permissions and nothing else and are not below the root.
+    special: Arc<Children>,
+}
+
+/// Names on the way to a node.
+pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !name.is_empty())
+}
+
+/// Path of the parent; that of a special node is the root. None for the root.
+pub(crate) fn parent(path: &str) -> Option<&str> {
+    match path.rfind('/') {
+        _ if path == "/" => None,
+        None | Some(0) => Some("/"),
+        Some(at) => Some(&path[..at]),
+    }
+}
+
+impl Tree {
+    /// The tree that a server starts with: `/`, `/tool`, `/tool/xenstored` and the special nodes,
+    /// owned by `owner`. Everybody may watch `@releaseDomain`.
+    pub(crate) fn initial(owner: DomId) -> Tree {
+        let acl = Acl::private(owner);
+        let mut special = Children::default();
+        special.insert(Arc::new(Node::new(INTRODUCE, 0, acl.clone(), b"")));
+        let everybody = [(Access::None, owner), (Access::Read, DomId::ANY)];
+        let readable = Acl::new(everybody.map(|(access, domid)| Perm { access, domid }));
+        special.insert(Arc::new(Node::new(RELEASE, 0, readable.expect("two entries"), b"")));
+        let root = Arc::new(Node::new("", 0, acl.clone(), b""));
+        let mut tree = Tree { root, special: Arc::new(special) };
+        let mut stamp = 0;
+        tree.create("/tool/xenstored", &acl, b"", &mut stamp, |_| ());
+        tree
+    }
+
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    /// Is it the same snapshot?
+    pub(crate) fn is_same(&self, other: &Tree) -> bool {
+        let same_special =
+            || self.special.iter().zip(other.special.iter()).all(|(a, b)| Arc::ptr_eq(a, b));
+        Arc::ptr_eq(&self.root, &other.root) && same_special()
+    }
+
+    /// The special nodes, then every node of the tree, parents first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.special.iter().chain(self.root.descend())
+    }
+
+    pub(crate) fn special(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.special.iter()
+    }
+
+    /// The node at `path`, or else the nearest above it that exists, and how many names of the path
+    /// are missing below that one.
+    pub(crate) fn nearest(&self, path: &str) -> (&Arc<Node>, usize) {
+        if path.starts_with('@') {
+            return match self.special.get(path) {
+                Some(node) => (node, 0),
+                None => (&self.root, 1),
+            };
+        }
+        let mut node = &self.root;
+        let mut names = components(path);
+        while let Some(name) = names.next() {
+            match node.children.get(name) {
+                Some(child) => node = child,
+                None => return (node, 1 + names.count()),
+            }
+        }
+        (node, 0)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&Arc<Node>> {
+        match self.nearest(path) {
+            (node, 0) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The node at `path`, to be changed.
+    pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
+        if path.starts_with('@') {
+            self.special.get(path)?;
+            return Arc::make_mut(&mut self.special).get_mut(path);
+        }
+        // Looking first keeps a path that does not exist from copying anything.
+        self.get(path)?;
+        let mut node = Arc::make_mut(&mut self.root);
+        for name in components(path) {
+            node = node.children.get_mut(name)?;
+        }
+        Some(node)
+    }
+
+    /// Creates the node at `path` with this value, and those of its parents that are missing with
+    /// none. All get the same permissions. Tells `created` about each.
+    pub(crate) fn create(
+        &mut self,
+        path: &str,
+        acl: &Acl,
+        value: &[u8],
+        stamp: &mut u64,
+        mut created: impl FnMut(&Node),
+    ) {
+        let (_, missing) = self.nearest(path);
+        let existing = components(path).count() - missing;
+        let mut node = Arc::make_mut(&mut self.root);
+        let mut names = components(path);
+        for name in names.by_ref().take(existing) {
+            node = node.children.get_mut(name).expect("nearest() found it");
+        }
+        let mut left = missing;
+        for name in names {
+            left -= 1;
+            *stamp += 1;
+            let child = Node::new(name, *stamp, acl.clone(), if left == 0 { value } else { b"" });
+            created(&child);
+            node.listed = *stamp;
+            node.children.insert(Arc::new(child));
+            node = node.children.get_mut(name).expect("just inserted");
+        }
+    }
+
+    /// Removes the node at `path`, not the root, and all below it.
+    pub(crate) fn remove(&mut self, path: &str, stamp: &mut u64) -> Option<Arc<Node>> {
+        let name = components(path).last()?;
+        self.get(path)?;
+        let above = self.get_mut(parent(path)?)?;
+        *stamp += 1;
+        above.listed = *stamp;
+        above.children.remove(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    // Fails if the tree a client finds on a new server differs from C xenstored's, or if special
+    // nodes show up below the root.
+    #[test]
+    fn initial_tree_is_that_of_c_xenstored() {
+        let tree = Tree::initial(DomId(0));
+        let names: Vec<&str> = tree.root().descend().map(|n| &*n.name).collect();
+        assert_eq!(names, ["", "tool", "xenstored"]);
+        assert_eq!(tree.special().count(), 2);
+        assert_eq!(tree.get(RELEASE).unwrap().acl.perms().0.len(), 2);
+    }
+
+    // Fails if parents are computed wrongly.
+    #[test]
+    fn parents() {
+        assert_eq!(parent("/"), None);
+        assert_eq!(parent("/a"), Some("/"));
+        assert_eq!(parent("/a/b"), Some("/a"));
+        assert_eq!(parent("@x"), Some("/"));
+    }
+
+    // Fails if a snapshot sees a later change.
+    #[test]
+    fn snapshots_are_independent() {
+        let mut tree = Tree::initial(DomId(0));
+        let acl = Acl::private(DomId(0));
+        let mut stamp = 10;
+        tree.create("/a/b", &acl, b"1", &mut stamp, |_| ());
+        let snapshot = tree.clone();
+        tree.get_mut("/a/b").unwrap().value = b"2"[..].into();
+        tree.create("/a/c", &acl, b"", &mut stamp, |_| ());
+        tree.remove("/tool", &mut stamp);
+        assert_eq!(&*snapshot.get("/a/b").unwrap().value, b"1");
+        assert!(snapshot.get("/a/c").is_none() && snapshot.get("/tool").is_some());
+        assert_eq!(tree.nearest("/tool/xenstored/x").1, 3);
+    }
+}
