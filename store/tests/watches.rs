@@ -72,6 +72,7 @@ fn xsa_115_special_events_need_rights() {
     assert_eq!(store.events(guest), ["@releaseDomain r"], "everybody may watch releases");
     store.ok(dom0, PERMS, "@introduceDomain|n0|r5|");
     store.ok(dom0, PERMS, "@releaseDomain|n0|");
+    assert_eq!(store.events(guest), ["@introduceDomain i", "@releaseDomain r"], "of SET_PERMS");
     store.guest(6);
     store.kill(6);
     assert_eq!(store.events(guest), ["@introduceDomain i"]);
