@@ -1,0 +1,202 @@
+//! Unix sockets.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use async_io::Async;
+use futures_io::{AsyncRead, AsyncWrite};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::{Credentials, Peer, Transport};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A connected unix socket: close-on-exec and non-blocking.
+#[derive(Debug)]
+pub struct Socket {
+    stream: Async<UnixStream>,
+    peer: Peer,
+}
+
+impl Socket {
+    /// Connects to a server.
+    pub async fn connect(path: impl AsRef<Path>) -> io::Result<Socket> {
+        Socket::new(Async::<UnixStream>::connect(path).await?)
+    }
+
+    fn new(stream: Async<UnixStream>) -> io::Result<Socket> {
+        // Nothing depends on who it is, so a kernel that does not say is no reason to refuse.
+        let credentials = rustix::net::sockopt::socket_peercred(&stream).ok();
+        let credentials = credentials.map_or_else(Credentials::default, |ucred| Credentials {
+            pid: Some(ucred.pid.as_raw_nonzero().get()),
+            uid: Some(ucred.uid.as_raw()),
+            gid: Some(ucred.gid.as_raw()),
+        });
+        Ok(Socket { stream, peer: Peer::Process(credentials) })
+    }
+}
+
+impl Transport for Socket {
+    fn peer(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+/// A listening unix socket. Its file is removed when it is dropped, if it was made here.
+#[derive(Debug)]
+pub struct Listener {
+    listener: Async<UnixListener>,
+    /// The file to remove, and the inode that it had.
+    file: Option<(PathBuf, u64)>,
+}
+
+impl Listener {
+    /// Listens on `path`, readable and writable as `mode` says. A socket file that nobody listens
+    /// on any more is replaced; one that somebody answers on is an error.
+    pub async fn bind(path: impl AsRef<Path>, mode: u32) -> io::Result<Listener> {
+        let path = path.as_ref();
+        if let Ok(metadata) = std::fs::symlink_metadata(path) {
+            if !metadata.file_type().is_socket() {
+                let text = format!("{} is there and is not a socket", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            if Async::<UnixStream>::connect(path).await.is_ok() {
+                let text = format!("another server answers on {}", path.display());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        let mut listener = Listener::adopt(socket)?;
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path)?);
+        listener.file = Some((path.to_owned(), inode));
+        Ok(listener)
+    }
+
+    /// Takes over a socket that listens already, for example one from systemd. Its file is left to
+    /// whoever made it.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+        let listener = UnixListener::from(socket);
+        listener.local_addr()?;
+        Ok(Listener { listener: Async::new(listener)?, file: None })
+    }
+
+    /// Waits for the next client. An error is about that client, or says that the process has no
+    /// descriptors left; the caller should wait a little before it tries again.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        let (stream, _) = self.listener.accept().await?;
+        Socket::new(stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, inode)) = &self.file {
+            // Somebody else may have put another socket there.
+            let ours = std::fs::symlink_metadata(path)
+                .is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == *inode);
+            if ours {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+
+    // Fails if bytes, credentials, mode or the removal of the file go wrong.
+    #[test]
+    fn a_client_is_accepted_and_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        block_on(async {
+            let listener = Listener::bind(&path, 0o600).await.unwrap();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let mut client = Socket::connect(&path).await.unwrap();
+            let mut server = listener.accept().await.unwrap();
+            let Peer::Process(peer) = server.peer() else { panic!("not a process") };
+            assert_eq!(peer.pid, Some(i32::try_from(std::process::id()).unwrap()));
+            client.write_all(b"hello").await.unwrap();
+            drop(client);
+            let mut text = String::new();
+            server.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "hello");
+        });
+        assert!(!path.exists());
+    }
+
+    // Fails if a running server's socket, or a file that is none, is taken away.
+    #[test]
+    fn only_a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        block_on(async {
+            let running = Listener::bind(&path, 0o600).await.unwrap();
+            let error = Listener::bind(&path, 0o600).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            drop(running);
+            drop(UnixListener::bind(&path).unwrap()); // leaves its file behind
+            let again = Listener::bind(&path, 0o600).await.unwrap();
+            drop(again);
+            std::fs::write(&path, b"").unwrap();
+            let error = Listener::bind(&path, 0o600).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        });
+    }
+}
