@@ -1,1 +1,15 @@
 //! The XenStore daemon as a library.
+//!
+//! [`Server`] answers any number of connections over any transport, on one thread, with the engine
+//! of `xenstore-store`. Nothing here is global: any number of servers live in one process.
+//!
+//! For tests of XenStore clients there is [`embedded::Store`], a server in memory that needs
+//! neither Xen nor sockets nor an executor.
+
+mod connection;
+pub mod embedded;
+mod server;
+mod standalone;
+
+pub use server::{Clock, Server};
+pub use standalone::Standalone;

@@ -90,6 +90,11 @@ impl Engine {
         self.ready.remove(&conn);
     }
 
+    /// Is the connection open?
+    pub fn is_connected(&self, conn: ConnId) -> bool {
+        self.conns.contains_key(&conn)
+    }
+
     /// A connection for which events wait that did not at the last call.
     pub fn pop_ready(&mut self) -> Option<ConnId> {
         self.ready.pop_first()

@@ -1,0 +1,145 @@
+//! One connection: bytes in, answers and events out.
+
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use xenstore_protocol::{FrameTooLong, Operation, server};
+use xenstore_store::{ConnId, Host};
+use xenstore_transport::Transport;
+
+use crate::server::Server;
+
+/// Bytes that are read, and answered, at once. Others get their turn in between.
+pub(crate) const READ_MAX: usize = 16 * 1024;
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client closed it.
+    Closed,
+    /// Its domain is gone.
+    Released,
+    /// Bytes do not go through any more.
+    Io(io::Error),
+    /// The client broke the protocol.
+    Violation(FrameTooLong),
+    /// Answering a request failed in a way that nobody had thought of.
+    Panic,
+}
+
+/// The future of one connection. Written by hand because it waits for three things at once: input,
+/// room for output, and events.
+pub(crate) struct Connection<'a, H: Host, T> {
+    server: &'a Server<H>,
+    conn: ConnId,
+    transport: T,
+    state: server::Connection,
+    /// Input that waits until there is room for answers to it.
+    waiting: Vec<u8>,
+}
+
+impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
+    pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
+        let state = server::Connection::default();
+        Connection { server, conn, transport, state, waiting: Vec::new() }
+    }
+
+    /// Writes what is there to write; pending while the other side has no room for all of it.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.state.unsent().is_empty() {
+            let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.state.unsent()))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.state.sent(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Answers the frames in `input` as long as there is room for answers; the rest waits.
+    fn answer(&mut self, mut input: &[u8]) -> Result<(), End> {
+        while !self.state.is_full() {
+            match self.state.receive(&mut input) {
+                Err(too_long) => return Err(End::Violation(too_long)),
+                Ok(None) => return Ok(()),
+                Ok(Some((frame, out))) => {
+                    let (server, conn) = (self.server, self.conn);
+                    let answer = || server.handle(conn, &frame.header, frame.payload, out);
+                    // A mistake in answering one client must not end the others.
+                    if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+                        let name = Operation::from_wire(frame.header.ty).map(Operation::name);
+                        let payload = String::from_utf8_lossy(frame.payload);
+                        tracing::error!(%conn, header = ?frame.header, name, %payload,
+                            "panic while answering this request; please report it");
+                        server.check();
+                        return Err(End::Panic);
+                    }
+                }
+            }
+        }
+        self.waiting.extend_from_slice(input);
+        Ok(())
+    }
+
+    /// Reads once and answers what came; pending if there is nothing.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let server = self.server;
+        let mut buffer = server.buffer();
+        match ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buffer)) {
+            Ok(0) => Poll::Ready(Err(End::Closed)),
+            Ok(count) => Poll::Ready(self.answer(&buffer[..count])),
+            Err(error) => Poll::Ready(Err(End::Io(error))),
+        }
+    }
+}
+
+impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = &mut *self;
+        if !this.server.register(this.conn, cx.waker()) {
+            return Poll::Ready(End::Released);
+        }
+        let mut turns = 0;
+        loop {
+            let limit = server::Connection::HIGH_WATER;
+            if !this.state.is_full() {
+                this.server.emit_events(this.conn, limit, this.state.out());
+            }
+            if let Poll::Ready(Err(error)) = this.flush(cx) {
+                return Poll::Ready(End::Io(error));
+            }
+            if this.state.is_full() {
+                // No more requests until the client reads; writing has asked to be woken.
+                return Poll::Pending;
+            }
+            let waiting = std::mem::take(&mut this.waiting);
+            let progress = match waiting.is_empty() {
+                false => Poll::Ready(this.answer(&waiting)),
+                true => this.read(cx),
+            };
+            match progress {
+                Poll::Ready(Ok(())) => turns += 1,
+                Poll::Ready(Err(end)) => {
+                    // What was answered before is still delivered, if there is room for it.
+                    let _ = this.flush(cx);
+                    return Poll::Ready(end);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+            if turns == 1 && this.state.unsent().is_empty() {
+                continue;
+            }
+            // Answers go out at once; then it is the turn of others.
+            if let Poll::Ready(Err(error)) = this.flush(cx) {
+                return Poll::Ready(End::Io(error));
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+    }
+}

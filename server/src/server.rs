@@ -1,0 +1,202 @@
+//! A store and the connections to it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use smol::{LocalExecutor, Timer};
+use tracing::{debug, warn};
+use xenstore_protocol::{DomId, Header, Operation};
+use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
+use xenstore_transport::socket::Listener;
+use xenstore_transport::{Peer, Transport};
+
+use crate::connection::{Connection, End, READ_MAX};
+
+/// How long accepting rests after it failed, so that a process without free descriptors does not
+/// spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where the time comes from.
+#[derive(Debug)]
+pub enum Clock {
+    /// The machine's monotonic clock, from this moment on.
+    Real(Instant),
+    /// Whatever it was set to.
+    Manual(Cell<Millis>),
+}
+
+impl Clock {
+    /// Milliseconds.
+    pub fn now(&self) -> Millis {
+        match self {
+            Clock::Real(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(Millis::MAX),
+            Clock::Manual(now) => now.get(),
+        }
+    }
+}
+
+/// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.
+#[derive(Debug)]
+pub struct Server<H: Host>(Rc<Shared<H>>);
+
+impl<H: Host> Clone for Server<H> {
+    fn clone(&self) -> Self {
+        Server(self.0.clone())
+    }
+}
+
+#[derive(Debug)]
+struct Shared<H: Host> {
+    engine: RefCell<Engine>,
+    host: RefCell<H>,
+    clock: Clock,
+    /// Tasks of connections, to be woken when events wait for them or their domain is gone.
+    wakers: RefCell<BTreeMap<ConnId, Waker>>,
+    /// What all tasks read into; nothing is kept here between two polls.
+    buffer: RefCell<Box<[u8]>>,
+}
+
+impl<H: Host + 'static> Server<H> {
+    /// A server with an empty store.
+    pub fn new(config: &Config, host: H, clock: Clock) -> Self {
+        Server(Rc::new(Shared {
+            engine: RefCell::new(Engine::new(config)),
+            host: RefCell::new(host),
+            clock,
+            wakers: RefCell::default(),
+            buffer: RefCell::new(vec![0; READ_MAX].into()),
+        }))
+    }
+
+    /// Answers one client until it or its domain is gone.
+    pub async fn serve(&self, transport: impl Transport) {
+        let peer = transport.peer();
+        let caller = match peer {
+            Peer::Process(_) => Caller::Socket,
+            Peer::Domain(domid) => Caller::Domain(DomId(domid)),
+        };
+        let conn = self.0.engine.borrow_mut().connect(caller);
+        debug!(%conn, ?peer, "connected");
+        // Disconnects also when this future is dropped half-way.
+        let guard = Disconnect { server: self, conn };
+        match Connection::new(self, conn, transport).await {
+            End::Closed => debug!(%conn, "disconnected"),
+            End::Released => debug!(%conn, "its domain is gone"),
+            End::Io(error) => debug!(%conn, %error, "connection lost"),
+            End::Violation(error) => {
+                warn!(%conn, ?peer, %error, "connection ended: protocol error")
+            }
+            End::Panic => {
+                warn!(%conn, ?peer, "connection ended: the request could not be answered")
+            }
+        }
+        drop(guard);
+    }
+
+    /// Accepts clients for ever and answers each in a task of its own.
+    pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
+        loop {
+            match listener.accept().await {
+                Ok(socket) => executor.spawn(self.serve(socket)).detach(),
+                Err(error) => {
+                    warn!(%error, "cannot accept a client; trying again");
+                    Timer::after(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Runs a request of the machine's own, on behalf of the store's domain. The reply's type and
+    /// payload.
+    pub fn request(&self, op: Operation, payload: &[u8]) -> (u32, Vec<u8>) {
+        let conn = self.0.engine.borrow_mut().connect(Caller::Socket);
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header { ty: op.as_wire(), len, ..Header::default() };
+        let mut out = Vec::new();
+        self.handle(conn, &header, payload, &mut out);
+        self.0.engine.borrow_mut().disconnect(conn);
+        let ty = out.first_chunk().map_or(0, |header| Header::parse(header).ty);
+        (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
+    }
+
+    /// Answers one frame and wakes those whom it concerns.
+    pub(crate) fn handle(&self, conn: ConnId, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+        let shared = &self.0;
+        let now = shared.clock.now();
+        let mut host = shared.host.borrow_mut();
+        shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out);
+        drop(host);
+        self.wake();
+    }
+
+    /// Lets the engine and the machine change together, then wakes those whom it concerns.
+    pub fn with<T>(&self, change: impl FnOnce(&mut Engine, &mut H) -> T) -> T {
+        let result = change(&mut self.0.engine.borrow_mut(), &mut self.0.host.borrow_mut());
+        self.wake();
+        result
+    }
+
+    /// Where the time comes from.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn wake(&self) {
+        let mut engine = self.0.engine.borrow_mut();
+        let wakers = self.0.wakers.borrow();
+        while let Some(conn) = engine.pop_ready() {
+            if let Some(waker) = wakers.get(&conn) {
+                waker.wake_by_ref();
+            }
+        }
+        while let Some(conn) = engine.pop_closed() {
+            if let Some(waker) = wakers.get(&conn) {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Remembers whom to wake for `conn`. Is the connection still there?
+    pub(crate) fn register(&self, conn: ConnId, waker: &Waker) -> bool {
+        let mut wakers = self.0.wakers.borrow_mut();
+        match wakers.get_mut(&conn) {
+            Some(known) => known.clone_from(waker),
+            None => {
+                wakers.insert(conn, waker.clone());
+            }
+        }
+        self.0.engine.borrow().is_connected(conn)
+    }
+
+    /// Appends events for `conn` until `out` is `limit` bytes long.
+    pub(crate) fn emit_events(&self, conn: ConnId, limit: usize, out: &mut Vec<u8>) {
+        self.0.engine.borrow_mut().emit_events(conn, limit, out);
+    }
+
+    /// What all tasks read into.
+    pub(crate) fn buffer(&self) -> std::cell::RefMut<'_, Box<[u8]>> {
+        self.0.buffer.borrow_mut()
+    }
+
+    /// Looks for damage after a request could not be answered.
+    pub(crate) fn check(&self) {
+        if let Err(violation) = self.0.engine.borrow().check() {
+            tracing::error!(%violation, "the store is damaged; please report this");
+        }
+    }
+}
+
+struct Disconnect<'a, H: Host> {
+    server: &'a Server<H>,
+    conn: ConnId,
+}
+
+impl<H: Host> Drop for Disconnect<'_, H> {
+    fn drop(&mut self) {
+        self.server.0.engine.borrow_mut().disconnect(self.conn);
+        self.server.0.wakers.borrow_mut().remove(&self.conn);
+    }
+}

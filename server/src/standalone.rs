@@ -1,0 +1,58 @@
+//! The machine as a store without Xen sees it.
+
+use std::collections::BTreeMap;
+
+use xenstore_protocol::{DomId, ErrorName};
+use xenstore_store::{DomainInfo, Host};
+
+/// Every domain exists, each from the first time that it is looked at until it is released; there
+/// are no rings.
+#[derive(Debug, Default)]
+pub struct Standalone {
+    domains: BTreeMap<DomId, DomainInfo>,
+    last_id: u64,
+}
+
+impl Standalone {
+    /// The domain shuts down but still exists.
+    pub fn shut_down(&mut self, domid: u16) {
+        self.info(DomId(domid)).shutdown = true;
+    }
+
+    /// The domain is gone; one that appears with its domid is another one.
+    pub fn destroy(&mut self, domid: u16) {
+        self.domains.remove(&DomId(domid));
+    }
+
+    fn info(&mut self, domid: DomId) -> &mut DomainInfo {
+        self.domains.entry(domid).or_insert_with(|| {
+            self.last_id += 1;
+            DomainInfo { unique_id: self.last_id, shutdown: false }
+        })
+    }
+}
+
+impl Host for Standalone {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        Some(*self.info(domid))
+    }
+
+    fn introduce(&mut self, domid: DomId, _gfn: u64, _port: u32) -> Result<(), ErrorName> {
+        self.info(domid);
+        Ok(())
+    }
+
+    fn release(&mut self, domid: DomId) {
+        self.domains.remove(&domid);
+    }
+
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        match (command, args) {
+            (b"print", [text]) => {
+                tracing::info!(text = %String::from_utf8_lossy(text), "print");
+                Some(Ok(b"OK\0".to_vec()))
+            }
+            _ => None,
+        }
+    }
+}
