@@ -7,7 +7,13 @@
 //! neither Xen nor sockets nor an executor.
 
 mod connection;
+pub mod daemon;
 pub mod embedded;
+mod log;
+mod options;
+mod oxenstored_conf;
+mod pid_file;
+mod place;
 mod server;
 mod standalone;
 

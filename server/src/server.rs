@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
-use xenstore_protocol::{DomId, Header, Operation};
+use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
+use crate::log::Trace;
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -57,6 +58,7 @@ struct Shared<H: Host> {
     wakers: RefCell<BTreeMap<ConnId, Waker>>,
     /// What all tasks read into; nothing is kept here between two polls.
     buffer: RefCell<Box<[u8]>>,
+    trace: Option<Trace>,
 }
 
 impl<H: Host + 'static> Server<H> {
@@ -68,7 +70,16 @@ impl<H: Host + 'static> Server<H> {
             clock,
             wakers: RefCell::default(),
             buffer: RefCell::new(vec![0; READ_MAX].into()),
+            trace: None,
         }))
+    }
+
+    /// The same with a line for each request, to be called before there are connections.
+    pub(crate) fn traced(mut self, trace: Trace) -> Self {
+        if let Some(shared) = Rc::get_mut(&mut self.0) {
+            shared.trace = Some(trace);
+        }
+        self
     }
 
     /// Answers one client until it or its domain is gone.
@@ -126,9 +137,20 @@ impl<H: Host + 'static> Server<H> {
     pub(crate) fn handle(&self, conn: ConnId, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
         let shared = &self.0;
         let now = shared.clock.now();
-        let mut host = shared.host.borrow_mut();
-        shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out);
-        drop(host);
+        let start = out.len();
+        {
+            let mut host = shared.host.borrow_mut();
+            shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out);
+        }
+        if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
+            let who = format!("conn {conn}");
+            trace.frame("IN", &who, header, payload);
+            let mut written = &out[start..];
+            let mut deframer = Deframer::default();
+            while let Ok(Some(frame)) = deframer.next(&mut written) {
+                trace.frame("OUT", &who, &frame.header, frame.payload);
+            }
+        }
         self.wake();
     }
 

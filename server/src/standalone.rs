@@ -5,15 +5,23 @@ use std::collections::BTreeMap;
 use xenstore_protocol::{DomId, ErrorName};
 use xenstore_store::{DomainInfo, Host};
 
+use crate::log::Trace;
+
 /// Every domain exists, each from the first time that it is looked at until it is released; there
 /// are no rings.
 #[derive(Debug, Default)]
 pub struct Standalone {
     domains: BTreeMap<DomId, DomainInfo>,
     last_id: u64,
+    trace: Trace,
 }
 
 impl Standalone {
+    /// A machine whose CONTROL commands `log` and `logfile` are about this trace.
+    pub(crate) fn with_trace(trace: Trace) -> Standalone {
+        Standalone { trace, ..Standalone::default() }
+    }
+
     /// The domain shuts down but still exists.
     pub fn shut_down(&mut self, domid: u16) {
         self.info(DomId(domid)).shutdown = true;
@@ -52,7 +60,7 @@ impl Host for Standalone {
                 tracing::info!(text = %String::from_utf8_lossy(text), "print");
                 Some(Ok(b"OK\0".to_vec()))
             }
-            _ => None,
+            _ => self.trace.control(command, args),
         }
     }
 }

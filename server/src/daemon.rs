@@ -1,0 +1,189 @@
+//! The daemon's life: start, serve, stop.
+
+use std::io::{BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use async_signal::{Signal, Signals};
+use futures_lite::{StreamExt, future};
+use smol::LocalExecutor;
+use tracing::{error, info, warn};
+use xenstore_transport::socket::Listener;
+
+use crate::log::Trace;
+use crate::options::{Options, Settings};
+use crate::pid_file::PidFile;
+use crate::place::socket_path;
+use crate::server::{Clock, Server};
+use crate::standalone::Standalone;
+
+/// Set for the process in the background by the one that started it.
+const DETACHED: &str = "XENSTORED_DETACHED";
+/// A host without this device has no Xen.
+const EVTCHN: &str = "/dev/xen/evtchn";
+
+/// Exit status for a mistake on the command line or in the configuration.
+const USAGE: u8 = 2;
+
+/// The whole program. Returns its exit status: 0, 1 for trouble, 2 for a mistake in the options.
+pub fn main() -> ExitCode {
+    let options = match Options::parse_from_args(std::env::args_os()) {
+        Ok(options) => options,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return complain(&one_line(&error), USAGE),
+    };
+    let settings = match options.settle() {
+        Ok(settings) => settings,
+        Err(line) => return complain(&line, USAGE),
+    };
+    if settings.options.config_test {
+        return ExitCode::SUCCESS;
+    }
+    let detached = std::env::var_os(DETACHED).is_some();
+    if settings.options.pid_file.is_some() && !settings.options.no_fork && !detached {
+        return detach();
+    }
+    if detached {
+        let _ = rustix::process::setsid();
+    }
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    subscriber.with_max_level(tracing::Level::INFO).init();
+    match run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => complain(&line, 1),
+    }
+}
+
+/// A mistake as clap tells it, in one line.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    first.strip_prefix("error: ").unwrap_or(first).to_owned()
+}
+
+#[allow(clippy::print_stderr)] // the log is not set up yet, and a user is to read it
+fn complain(line: &str, status: u8) -> ExitCode {
+    eprintln!("xenstored: {line}");
+    ExitCode::from(status)
+}
+
+/// Starts the daemon again in the background and waits until it answers. A process with threads
+/// cannot simply fork.
+fn detach() -> ExitCode {
+    let start = || -> std::io::Result<ExitCode> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(DETACHED, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let ready = child.stdout.take().map(std::io::BufReader::new);
+        if ready.map_or(Ok(0), |mut out| out.read_line(&mut line))? > 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let status = child.wait()?.code().and_then(|code| u8::try_from(code).ok());
+        Ok(ExitCode::from(status.unwrap_or(1)))
+    };
+    start().unwrap_or_else(|error| complain(&format!("cannot go to the background: {error}"), 1))
+}
+
+/// Serves until a signal says to stop. An error is one line.
+fn run(settings: Settings) -> Result<(), String> {
+    let Settings { options, config, remarks } = settings;
+    for remark in remarks {
+        warn!("{remark}");
+    }
+    let on_xen = Path::new(EVTCHN).exists();
+    if options.require_xen && !on_xen {
+        return Err(format!("--require-xen: {EVTCHN} is missing, this is not a Xen host"));
+    }
+    raise_descriptor_limit();
+    let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let trace = Trace::new();
+    for switch in &options.trace_control {
+        trace.switch(switch);
+    }
+    if let Some(path) = &options.trace_file {
+        trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
+    }
+    let host = Standalone::with_trace(trace.clone());
+    let server = Server::new(&config, host, Clock::Real(Instant::now())).traced(trace.clone());
+    let executor = LocalExecutor::new();
+    smol::block_on(executor.run(async {
+        let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
+            .map_err(|error| format!("cannot wait for signals: {error}"))?;
+        let listener = listen(&options).await?;
+        if let Some((_, place)) = &listener {
+            announce(place, on_xen);
+        }
+        let accept = async {
+            match &listener {
+                Some((listener, _)) => server.accept(listener, &executor).await,
+                None => future::pending().await,
+            }
+        };
+        let stop = async {
+            while let Some(Ok(signal)) = signals.next().await {
+                if signal != Signal::Hup {
+                    info!(?signal, "stopping");
+                    return;
+                }
+                if let Err(error) = trace.reopen() {
+                    error!(%error, "cannot open the trace file again");
+                }
+            }
+        };
+        future::or(accept, stop).await;
+        Ok(())
+    }))
+}
+
+/// A socket from systemd, or one of our own; and how to name it.
+async fn listen(options: &Options) -> Result<Option<(Listener, String)>, String> {
+    if options.disable_socket {
+        return Ok(None);
+    }
+    if let Some(socket) = activated() {
+        let listener = Listener::adopt(socket);
+        let listener = listener.map_err(|error| format!("socket from systemd: {error}"))?;
+        return Ok(Some((listener, "the socket from systemd".into())));
+    }
+    let path = socket_path(options.socket.as_deref())?;
+    let listener = Listener::bind(&path, 0o600).await;
+    let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
+    Ok(Some((listener, path.display().to_string())))
+}
+
+/// The socket that systemd has opened for us, if any.
+fn activated() -> Option<OwnedFd> {
+    let mut descriptors = listenfd::ListenFd::from_env();
+    descriptors.take_unix_listener(0).ok().flatten().map(OwnedFd::from)
+}
+
+/// One line that says where, and what to do next; then whoever waits for the start is told.
+fn announce(place: &str, on_xen: bool) {
+    let kind = if on_xen { "store" } else { "standalone store (no Xen here)" };
+    let mut out = std::io::stdout();
+    let _ = writeln!(
+        out,
+        "xenstored: {kind} on {place} - try: XENSTORED_PATH={place} xenstore-ls -fp, or: xs --socket {place} ls"
+    );
+    let _ = out.flush();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}

@@ -1,0 +1,187 @@
+//! The log on standard error, and the trace of requests in a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use xenstore_protocol::{ErrorName, Header, Operation};
+
+/// Switches of C xenstored's trace, by the names that `xenstore-control log` uses. Only `io` does
+/// anything here: a line for each request and reply.
+const SWITCHES: [&str; 5] = ["obj", "io", "wrl", "acc", "tdb"];
+
+/// Takes `+name` or `-name` apart.
+pub(crate) fn check_switch(text: &str) -> Option<(bool, usize)> {
+    let on = match text.as_bytes().first()? {
+        b'+' => true,
+        b'-' => false,
+        _ => return None,
+    };
+    let at = SWITCHES.iter().position(|name| *name == &text[1..])?;
+    Some((on, at))
+}
+
+#[derive(Debug, Default)]
+struct State {
+    path: Option<PathBuf>,
+    file: Option<File>,
+    on: bool,
+    switches: [bool; SWITCHES.len()],
+}
+
+/// A line for each request, in a file. Clones are the same trace.
+#[derive(Clone, Debug, Default)]
+pub struct Trace(Arc<Mutex<State>>);
+
+impl Trace {
+    /// A trace that is off until it gets a file.
+    pub fn new() -> Trace {
+        let trace = Trace::default();
+        trace.lock().switches = [true; SWITCHES.len()];
+        trace
+    }
+
+    /// Appends to `path` from now on, readable by the user alone.
+    pub fn open(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.file = Some(append(path)?);
+        state.path = Some(path.to_owned());
+        state.on = true;
+        Ok(())
+    }
+
+    /// Opens the file again, after something else has moved it away (SIGHUP).
+    pub fn reopen(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        if let Some(path) = state.path.clone() {
+            state.file = Some(append(&path)?);
+        }
+        Ok(())
+    }
+
+    /// Turns a switch, such as `+io`.
+    pub fn switch(&self, text: &str) -> Option<()> {
+        let (on, at) = check_switch(text)?;
+        self.lock().switches[at] = on;
+        Some(())
+    }
+
+    /// Writes a line about a frame, if that is wanted.
+    pub(crate) fn frame(&self, direction: &str, who: &str, header: &Header, payload: &[u8]) {
+        let mut state = self.lock();
+        if !state.on || !state.switches[1] {
+            return;
+        }
+        let Some(file) = &mut state.file else { return };
+        let op = Operation::from_wire(header.ty).map_or("?", Operation::name);
+        let time = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        let text = payload.escape_ascii().to_string().replace("\\x00", " ");
+        let tx = header.tx_id;
+        // A full disk must not stop the store.
+        let _ = writeln!(file, "{time:.6} {direction} {who} {op} tx {tx} {text}");
+    }
+
+    /// Is a line wanted for each frame?
+    pub(crate) fn is_on(&self) -> bool {
+        let state = self.lock();
+        state.on && state.file.is_some()
+    }
+
+    /// CONTROL `log`, `logfile` and `memreport`.
+    pub(crate) fn control(
+        &self,
+        command: &[u8],
+        args: &[&[u8]],
+    ) -> Option<Result<Vec<u8>, ErrorName>> {
+        let done = |ok: Option<()>| Some(ok.map(|()| b"OK\0".to_vec()).ok_or(ErrorName::Einval));
+        match (command, args) {
+            (b"log", []) => Some(Ok(self.settings())),
+            (b"log", [arg]) => done(match *arg {
+                b"on" => Some(self.lock().on = true),
+                b"off" => Some(self.lock().on = false),
+                switch => std::str::from_utf8(switch).ok().and_then(|text| self.switch(text)),
+            }),
+            (b"logfile", [name]) => done(self.open_named(name).ok()),
+            (b"memreport", []) => done(self.report_memory(None).ok()),
+            (b"memreport", [name]) => done(self.report_memory(Some(name)).ok()),
+            (b"log" | b"logfile" | b"memreport", _) => Some(Err(ErrorName::Einval)),
+            _ => None,
+        }
+    }
+
+    fn settings(&self) -> Vec<u8> {
+        let state = self.lock();
+        let mut text = String::from("Log switch settings:\n");
+        for (name, on) in SWITCHES.iter().zip(state.switches) {
+            text += &format!("{name:<8}: {}\n", if on { "on" } else { "off" });
+        }
+        text.push('\0');
+        text.into_bytes()
+    }
+
+    fn open_named(&self, name: &[u8]) -> io::Result<()> {
+        self.open(&file_name(name)?)
+    }
+
+    /// What the kernel says about the memory of this process.
+    fn report_memory(&self, name: Option<&[u8]>) -> io::Result<()> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let lines = status.lines().filter(|line| line.starts_with("Vm") || line.starts_with("Rss"));
+        let report = lines.fold(String::new(), |text, line| text + line + "\n");
+        match name {
+            Some(name) => append(&file_name(name)?)?.write_all(report.as_bytes()),
+            None => match &mut self.lock().file {
+                Some(file) => file.write_all(report.as_bytes()),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A relative name is below the directory where C xenstored puts it.
+fn file_name(name: &[u8]) -> io::Result<PathBuf> {
+    let name = std::str::from_utf8(name).map_err(io::Error::other)?;
+    Ok(Path::new("/var/lib/xenstored").join(name))
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if xenstore-control cannot turn the trace, or a line is missing.
+    #[test]
+    fn the_trace_can_be_turned_and_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("1"), dir.path().join("2"));
+        let trace = Trace::new();
+        let header = Header { ty: 2, ..Header::default() };
+        trace.open(&first).unwrap();
+        trace.frame("IN", "conn 1", &header, b"/a\0");
+        for arg in ["off", "-io"] {
+            assert_eq!(trace.control(b"log", &[arg.as_bytes()]), Some(Ok(b"OK\0".to_vec())));
+            trace.frame("IN", "conn 1", &header, b"/hidden\0");
+            trace.control(b"log", &[b"on"]);
+        }
+        assert_eq!(trace.control(b"log", &[b"+io"]), Some(Ok(b"OK\0".to_vec())));
+        std::fs::rename(&first, &second).unwrap();
+        trace.reopen().unwrap();
+        trace.frame("OUT", "conn 1", &header, b"value");
+        let read = |path| std::fs::read_to_string(path).unwrap();
+        assert!(read(&second).ends_with("IN conn 1 READ tx 0 /a \n"));
+        assert!(read(&first).ends_with("OUT conn 1 READ tx 0 value\n"));
+        assert_eq!(trace.control(b"log", &[b"+bogus"]), Some(Err(ErrorName::Einval)));
+        assert_eq!(trace.control(b"print", &[]), None);
+    }
+}

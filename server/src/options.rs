@@ -1,0 +1,299 @@
+//! The command line: that of C xenstored, that of oxenstored, and what is our own.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+use xenstore_protocol::{DomId, Quota};
+use xenstore_store::{Config, Quotas};
+
+use crate::oxenstored_conf;
+
+/// XenStore daemon. Without Xen it serves a store of its own.
+#[derive(Parser, Debug, Default)]
+#[command(name = "xenstored", version, disable_help_flag = true)]
+pub struct Options {
+    /// Print this help.
+    #[arg(short = 'H', long, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// Stay in the foreground. Otherwise a daemon that has a pid file goes to the background as
+    /// soon as it answers.
+    #[arg(short = 'N', long)]
+    pub no_fork: bool,
+    /// Write the process id to this file and keep it locked.
+    #[arg(short = 'F', long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Listen on this socket. Otherwise $XENSTORED_PATH, $XENSTORED_RUNDIR/socket,
+    /// /run/xenstored/socket, or a place that the user may write to.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Do not listen on a socket.
+    #[arg(long)]
+    pub disable_socket: bool,
+    /// End with an error if this is not a Xen host.
+    #[arg(long)]
+    pub require_xen: bool,
+    /// Write a line for each request to this file.
+    #[arg(short = 'T', long, value_name = "FILE")]
+    pub trace_file: Option<PathBuf>,
+    /// Turn a trace switch on or off: +obj, -io, …
+    #[arg(long, value_name = "±SWITCH", allow_hyphen_values = true)]
+    pub trace_control: Vec<String>,
+    /// Take options from an oxenstored.conf.
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Check options and configuration file, then end.
+    #[arg(long)]
+    pub config_test: bool,
+    /// Limit a quota of domains: nodes, watches, outstanding, memory, transactions,
+    /// transaction-nodes, node-permissions, path-max, node-size. 0 is no limit.
+    #[arg(short = 'Q', long, value_name = "WHAT=N")]
+    quota: Vec<String>,
+    /// Warn when a domain exceeds this: memory.
+    #[arg(short = 'q', long, value_name = "WHAT=N")]
+    quota_soft: Vec<String>,
+    /// Limit the nodes that a domain owns.
+    #[arg(short = 'E', long, value_name = "N")]
+    entry_nb: Option<u32>,
+    /// Limit the size of a node, in bytes.
+    #[arg(short = 'S', long, value_name = "BYTES")]
+    entry_size: Option<u32>,
+    /// Limit the watches of a domain.
+    #[arg(short = 'W', long, value_name = "N")]
+    watch_nb: Option<u32>,
+    /// Limit the open transactions of a domain.
+    #[arg(short = 't', long, value_name = "N")]
+    transaction: Option<u32>,
+    /// Limit the permission entries of a node.
+    #[arg(short = 'A', long, value_name = "N")]
+    perm_nb: Option<u32>,
+    /// Limit the length of a path below the domain's own, in bytes; at most 2048.
+    #[arg(short = 'M', long, value_name = "BYTES")]
+    path_max: Option<u32>,
+    /// Taken and not used: events are never dropped.
+    #[arg(short = 'w', long, value_name = "WHAT=SECONDS")]
+    timeout: Vec<String>,
+    /// Give the nodes of a domain that is gone to the privileged domain.
+    #[arg(short = 'K', long)]
+    keep_orphans: bool,
+    /// Domain that the daemon runs in.
+    #[arg(short = 'm', long, value_name = "DOMID", default_value_t = 0)]
+    master_domid: u16,
+    /// Domain that may do everything.
+    #[arg(short = 'p', long, value_name = "DOMID", default_value_t = 0)]
+    priv_domid: u16,
+    /// Taken and not used: only a store in a domain of its own needs it.
+    #[arg(short = 'e', long, value_name = "PORT")]
+    event: Option<u32>,
+    /// Continue from the state of a running daemon.
+    #[arg(short = 'U', long)]
+    pub live_update: bool,
+    /// Taken from oxenstored and not used.
+    #[arg(long, hide = true)]
+    no_domain_init: bool,
+    /// Taken from oxenstored and not used.
+    #[arg(long, hide = true)]
+    reraise_top_level: bool,
+    /// Taken from oxenstored and not used: there is an access log only with --trace-file.
+    #[arg(long, hide = true)]
+    no_access_log: bool,
+    /// Continue from the state that oxenstored left.
+    #[arg(long, hide = true)]
+    pub restart: bool,
+    /// The same without listening anew.
+    #[arg(long, hide = true)]
+    pub live: bool,
+}
+
+/// Everything that options and configuration file decide.
+#[derive(Debug)]
+pub struct Settings {
+    /// The command line, with what the configuration file adds.
+    pub options: Options,
+    /// For the engine.
+    pub config: Config,
+    /// Things that were accepted and do nothing, one line each.
+    pub remarks: Vec<String>,
+}
+
+/// What ends the start, in one line.
+pub type Complaint = String;
+
+impl Options {
+    /// Reads a command line. An error is one line that names what is wrong; help and version are
+    /// errors of which `use_stderr` says no.
+    pub fn parse_from_args(
+        args: impl IntoIterator<Item = std::ffi::OsString>,
+    ) -> Result<Options, clap::Error> {
+        Options::try_parse_from(args)
+    }
+
+    /// Applies quotas, configuration file and defaults. Later options win over earlier ones, and
+    /// the command line over the file.
+    pub fn settle(mut self) -> Result<Settings, Complaint> {
+        let mut quotas = Quotas::default();
+        let mut remarks = Vec::new();
+        if let Some(path) = self.config_file.clone() {
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                format!("--config-file {}: cannot be read: {error}", path.display())
+            })?;
+            let file = oxenstored_conf::parse(&path.display().to_string(), &text)?;
+            if self.config_test
+                && let Some(unknown) = file.unknown.first()
+            {
+                return Err(unknown.clone());
+            }
+            quotas = file.quotas;
+            self.pid_file = self.pid_file.or(file.pid_file);
+            remarks.extend(file.unknown);
+        }
+        self.apply_quotas(&mut quotas, &mut remarks)?;
+        for switch in &self.trace_control {
+            crate::log::check_switch(switch)
+                .ok_or_else(|| format!("--trace-control {switch}: no such switch"))?;
+        }
+        for (name, id) in [("--master-domid", self.master_domid), ("--priv-domid", self.priv_domid)]
+        {
+            if !DomId(id).is_ordinary() {
+                return Err(format!("{name} {id}: not a domain id (0 to 32751)"));
+            }
+        }
+        for timeout in &self.timeout {
+            let seconds = timeout.split_once('=').filter(|(what, _)| *what == "watch-event");
+            if seconds.is_none_or(|(_, value)| value.parse::<u32>().is_err()) {
+                return Err(format!("--timeout {timeout}: expected watch-event=SECONDS"));
+            }
+        }
+        let config = Config {
+            privileged: DomId(self.priv_domid),
+            store: DomId(self.master_domid),
+            keep_orphans: self.keep_orphans,
+            quotas,
+        };
+        Ok(Settings { options: self, config, remarks })
+    }
+
+    fn apply_quotas(
+        &self,
+        quotas: &mut Quotas,
+        remarks: &mut Vec<String>,
+    ) -> Result<(), Complaint> {
+        let single = [
+            (Quota::Nodes, self.entry_nb),
+            (Quota::NodeSize, self.entry_size),
+            (Quota::Watches, self.watch_nb),
+            (Quota::Transactions, self.transaction),
+            (Quota::NodePermissions, self.perm_nb),
+            // A longer path than the protocol's could be created and not be named.
+            (Quota::PathMax, self.path_max.map(|max| max.min(2048))),
+        ];
+        for (quota, limit) in single {
+            if let Some(limit) = limit {
+                quotas.set(quota, limit);
+            }
+        }
+        let hard = self.quota.iter().map(|text| ("--quota", "", text));
+        let soft = self.quota_soft.iter().map(|text| ("--quota-soft", "soft-", text));
+        for (option, prefix, text) in hard.chain(soft) {
+            let limit = text
+                .split_once('=')
+                .and_then(|(name, value)| Some((format!("{prefix}{name}"), value.parse().ok()?)));
+            let Some((name, limit)) = limit else {
+                return Err(format!("{option} {text}: expected WHAT=N"));
+            };
+            match Quota::parse(name.as_bytes()) {
+                Some(quota) => quotas.set(quota, limit),
+                // Names come and go between Xen versions; a host must start all the same.
+                None => remarks.push(format!("{option} {text}: no such quota, ignored")),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settle(args: &[&str]) -> Result<Settings, String> {
+        let args = std::iter::once("xenstored").chain(args.iter().copied()).map(Into::into);
+        Options::parse_from_args(args).map_err(|e| crate::daemon::one_line(&e))?.settle()
+    }
+
+    // Fails if an option that launch-xenstore or an administrator of C xenstored uses is refused,
+    // or means something else.
+    #[test]
+    fn options_of_c_xenstored_are_taken() {
+        let settings = settle(&[
+            "--pid-file",
+            "/run/xen/xenstored.pid",
+            "-N",
+            "-T",
+            "/tmp/t",
+            "-E",
+            "1",
+            "-S",
+            "2",
+            "-W",
+            "3",
+            "-t",
+            "4",
+            "-A",
+            "5",
+            "-M",
+            "4096",
+            "-Q",
+            "memory=6",
+            "-q",
+            "memory=7",
+            "-w",
+            "watch-event=20",
+            "-K",
+            "-m",
+            "1",
+            "-p",
+            "2",
+            "-U",
+            "--trace-control=+io",
+            "-Q",
+            "new-in-4.30=1",
+            "-e",
+            "3",
+        ])
+        .unwrap();
+        let limit = |name: &[u8]| settings.config.quotas.get(Quota::parse(name).unwrap());
+        let limits: [&[u8]; 8] = [
+            b"nodes",
+            b"node-size",
+            b"watches",
+            b"transactions",
+            b"node-permissions",
+            b"path-max",
+            b"memory",
+            b"soft-memory",
+        ];
+        assert_eq!(limits.map(limit), [1, 2, 3, 4, 5, 2048, 6, 7]);
+        assert_eq!((settings.config.store, settings.config.privileged), (DomId(1), DomId(2)));
+        assert!(settings.config.keep_orphans && settings.options.no_fork);
+        assert_eq!(settings.remarks, ["--quota new-in-4.30=1: no such quota, ignored"]);
+        assert!(settle(&["--no-domain-init", "--no-access-log", "--disable-socket"]).is_ok());
+    }
+
+    // Fails if a mistake takes more than one line to tell, or the line does not name it.
+    #[test]
+    fn mistakes_are_told_in_one_line_that_names_them() {
+        for (args, name) in [
+            (&["--bogus"][..], "--bogus"),
+            (&["-E", "many"], "many"),
+            (&["-Q", "nodes"], "--quota nodes"),
+            (&["-Q", "nodes=x"], "--quota nodes=x"),
+            (&["-w", "watch-event"], "--timeout watch-event"),
+            (&["--trace-control=+bogus"], "+bogus"),
+            (&["-p", "40000"], "--priv-domid 40000"),
+            (&["--config-file", "/nonexistent"], "/nonexistent"),
+            (&["extra"], "extra"),
+        ] {
+            let text = settle(args).unwrap_err();
+            assert!(text.contains(name) && !text.trim_end().contains('\n'), "{args:?}: {text:?}");
+        }
+    }
+}
