@@ -32,18 +32,18 @@ struct State {
 
 /// A line for each request, in a file. Clones are the same trace.
 #[derive(Clone, Debug, Default)]
-pub struct Trace(Arc<Mutex<State>>);
+pub(crate) struct Trace(Arc<Mutex<State>>);
 
 impl Trace {
     /// A trace that is off until it gets a file.
-    pub fn new() -> Trace {
+    pub(crate) fn new() -> Trace {
         let trace = Trace::default();
         trace.lock().switches = [true; SWITCHES.len()];
         trace
     }
 
     /// Appends to `path` from now on, readable by the user alone.
-    pub fn open(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn open(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.file = Some(append(path)?);
         state.path = Some(path.to_owned());
@@ -52,7 +52,7 @@ impl Trace {
     }
 
     /// Opens the file again, after something else has moved it away (SIGHUP).
-    pub fn reopen(&self) -> io::Result<()> {
+    pub(crate) fn reopen(&self) -> io::Result<()> {
         let mut state = self.lock();
         if let Some(path) = state.path.clone() {
             state.file = Some(append(&path)?);
@@ -61,7 +61,7 @@ impl Trace {
     }
 
     /// Turns a switch, such as `+io`.
-    pub fn switch(&self, text: &str) -> Option<()> {
+    pub(crate) fn switch(&self, text: &str) -> Option<()> {
         let (on, at) = check_switch(text)?;
         self.lock().switches[at] = on;
         Some(())

@@ -11,39 +11,39 @@ use crate::oxenstored_conf;
 /// XenStore daemon. Without Xen it serves a store of its own.
 #[derive(Parser, Debug, Default)]
 #[command(name = "xenstored", version, disable_help_flag = true)]
-pub struct Options {
+pub(crate) struct Options {
     /// Print this help.
     #[arg(short = 'H', long, action = ArgAction::Help)]
     help: Option<bool>,
     /// Stay in the foreground. Otherwise a daemon that has a pid file goes to the background as
     /// soon as it answers.
     #[arg(short = 'N', long)]
-    pub no_fork: bool,
+    pub(crate) no_fork: bool,
     /// Write the process id to this file and keep it locked.
     #[arg(short = 'F', long, value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
     /// Listen on this socket. Otherwise $XENSTORED_PATH, $XENSTORED_RUNDIR/socket,
     /// /run/xenstored/socket, or a place that the user may write to.
     #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// Do not listen on a socket.
     #[arg(long)]
-    pub disable_socket: bool,
+    pub(crate) disable_socket: bool,
     /// End with an error if this is not a Xen host.
     #[arg(long)]
-    pub require_xen: bool,
+    pub(crate) require_xen: bool,
     /// Write a line for each request to this file.
     #[arg(short = 'T', long, value_name = "FILE")]
-    pub trace_file: Option<PathBuf>,
+    pub(crate) trace_file: Option<PathBuf>,
     /// Turn a trace switch on or off: +obj, -io, …
     #[arg(long, value_name = "±SWITCH", allow_hyphen_values = true)]
-    pub trace_control: Vec<String>,
+    pub(crate) trace_control: Vec<String>,
     /// Take options from an oxenstored.conf.
     #[arg(long, value_name = "FILE")]
-    pub config_file: Option<PathBuf>,
+    pub(crate) config_file: Option<PathBuf>,
     /// Check options and configuration file, then end.
     #[arg(long)]
-    pub config_test: bool,
+    pub(crate) config_test: bool,
     /// Limit a quota of domains: nodes, watches, outstanding, memory, transactions,
     /// transaction-nodes, node-permissions, path-max, node-size. 0 is no limit.
     #[arg(short = 'Q', long, value_name = "WHAT=N")]
@@ -86,7 +86,7 @@ pub struct Options {
     event: Option<u32>,
     /// Continue from the state of a running daemon.
     #[arg(short = 'U', long)]
-    pub live_update: bool,
+    pub(crate) live_update: bool,
     /// Taken from oxenstored and not used.
     #[arg(long, hide = true)]
     no_domain_init: bool,
@@ -98,30 +98,30 @@ pub struct Options {
     no_access_log: bool,
     /// Continue from the state that oxenstored left.
     #[arg(long, hide = true)]
-    pub restart: bool,
+    pub(crate) restart: bool,
     /// The same without listening anew.
     #[arg(long, hide = true)]
-    pub live: bool,
+    pub(crate) live: bool,
 }
 
 /// Everything that options and configuration file decide.
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The command line, with what the configuration file adds.
-    pub options: Options,
+    pub(crate) options: Options,
     /// For the engine.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Things that were accepted and do nothing, one line each.
-    pub remarks: Vec<String>,
+    pub(crate) remarks: Vec<String>,
 }
 
 /// What ends the start, in one line.
-pub type Complaint = String;
+pub(crate) type Complaint = String;
 
 impl Options {
     /// Reads a command line. An error is one line that names what is wrong; help and version are
     /// errors of which `use_stderr` says no.
-    pub fn parse_from_args(
+    pub(crate) fn parse_from_args(
         args: impl IntoIterator<Item = std::ffi::OsString>,
     ) -> Result<Options, clap::Error> {
         Options::try_parse_from(args)
@@ -129,7 +129,7 @@ impl Options {
 
     /// Applies quotas, configuration file and defaults. Later options win over earlier ones, and
     /// the command line over the file.
-    pub fn settle(mut self) -> Result<Settings, Complaint> {
+    pub(crate) fn settle(mut self) -> Result<Settings, Complaint> {
         let mut quotas = Quotas::default();
         let mut remarks = Vec::new();
         if let Some(path) = self.config_file.clone() {

@@ -1,0 +1,63 @@
+//! How values and permissions are shown.
+
+use xenstore_client::Perm;
+
+/// Text as it is; bytes that are none, and the backslash, as `\xHH`, `\n`, `\\`.
+pub(crate) fn escape(value: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in value.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '\n' => text.push_str("\\n"),
+                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// The bytes that [`escape`] was given; nothing if the text is not of its making.
+pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut value = Vec::new();
+    let mut rest = text;
+    while let Some((plain, escaped)) = rest.split_once('\\') {
+        value.extend_from_slice(plain.as_bytes());
+        let (byte, after) = match escaped.as_bytes().first()? {
+            b'\\' => (b'\\', &escaped[1..]),
+            b'n' => (b'\n', &escaped[1..]),
+            b'x' => (u8::from_str_radix(escaped.get(1..3)?, 16).ok()?, &escaped[3..]),
+            _ => return None,
+        };
+        value.push(byte);
+        rest = after;
+    }
+    value.extend_from_slice(rest.as_bytes());
+    Some(value)
+}
+
+/// As SET_PERMS takes it: `n0 r5`.
+pub(crate) fn perms(perms: &[Perm]) -> String {
+    perms.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a value does not survive being shown and taken back, or is shown raw.
+    #[test]
+    fn every_byte_can_be_shown_and_taken_back() {
+        let all: Vec<u8> = (0..=255).collect();
+        let text = escape(&all);
+        assert!(!text.chars().any(char::is_control));
+        assert_eq!(unescape(&text), Some(all));
+        assert_eq!(escape("ümlaut\n\\".as_bytes()), "ümlaut\\n\\\\");
+        assert_eq!(unescape("\\q"), None);
+        assert_eq!(unescape("\\x4"), None);
+    }
+}

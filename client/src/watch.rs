@@ -1,0 +1,61 @@
+//! Watches.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_lite::Stream;
+use xenstore_protocol::{Path, Request};
+
+use crate::client::Client;
+use crate::error::Error;
+
+/// Paths of nodes that changed, as they come. Equal ones that have not been taken yet are one. An
+/// event means "look again": nodes may have changed more than once, or back.
+#[derive(Debug)]
+pub struct Watch {
+    client: Client,
+    path: String,
+    token: Vec<u8>,
+}
+
+impl Watch {
+    pub(crate) async fn open(
+        client: Client,
+        path: Path<'_>,
+        depth: Option<u32>,
+    ) -> Result<Watch, Error> {
+        let token = client.shared.open_mailbox(path.as_str().as_bytes());
+        // From here on dropping it, also half-way, ends the watch at the server.
+        let watch = Watch { client, path: path.as_str().into(), token };
+        watch.client.done(0, Request::Watch { path, token: &watch.token, depth }).await?;
+        Ok(watch)
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> Result<String, Error> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<String, Error>> {
+        let event = self.client.shared.poll_event(cx, &self.token);
+        event.map_ok(|path| String::from_utf8_lossy(&path).into_owned())
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<String, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(cx).map(Some)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.client.shared.close_mailbox(&self.token);
+        if let Some(path) = Path::parse(self.path.as_bytes()) {
+            let request = Request::Unwatch { path, token: &self.token };
+            self.client.shared.start_and_forget(0, &request);
+        }
+    }
+}
