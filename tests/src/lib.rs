@@ -1,1 +1,15 @@
-//! Test support.
+//! What the project is tested with, and what anybody can test a XenStore daemon with.
+//!
+//! * [`raw`]: a client that speaks bytes. It shares no code with the `protocol` crate, so that it
+//!   cannot share its mistakes.
+//! * [`peers`]: runs C xenstored, oxenstored and our own daemon, without Xen.
+//! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
+//! * [`target`]: one face for all that can be tested.
+//! * [`conformance`]: the cases, and how they are run.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
+
+pub mod conformance;
+pub mod fake_guest;
+pub mod peers;
+pub mod raw;
+pub mod target;

@@ -1,0 +1,71 @@
+//! Holds a XenStore daemon against the conformance suite.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use xenstore_tests::conformance::{Verdict, cases, parse_differences, run};
+use xenstore_tests::peers::Kind;
+use xenstore_tests::target::Target;
+use xenstored::embedded::Store;
+
+const USAGE: &str = "usage: conformance [--socket PATH | --daemon memory|ours|c|ocaml] \
+                     [--differences FILE] [--filter TEXT] [--list]";
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(line) => {
+            eprintln!("conformance: {line}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start() -> Result<bool, String> {
+    let (mut socket, mut daemon, mut filter) = (None, None, String::new());
+    let mut differences = Default::default();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value; {USAGE}"));
+        match arg.as_str() {
+            "--socket" => socket = Some(PathBuf::from(value()?)),
+            "--daemon" => daemon = Some(value()?),
+            "--filter" => filter = value()?,
+            "--differences" => {
+                let path = value()?;
+                let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+                differences = parse_differences(&text)?;
+            }
+            "--list" => {
+                cases().for_each(|case| println!("{}", case.name));
+                return Ok(true);
+            }
+            _ => return Err(format!("{arg}: unknown; {USAGE}")),
+        }
+    }
+    let target = || match (&socket, daemon.as_deref()) {
+        (Some(path), None) => Ok(Target::Socket(path.clone())),
+        (None, Some("memory") | None) => Ok(Target::Memory(Store::start())),
+        (None, Some("ours")) => Target::start(Kind::Ours),
+        (None, Some("c")) => Target::start(Kind::C),
+        (None, Some("ocaml")) => Target::start(Kind::Ocaml),
+        _ => Err(USAGE.into()),
+    };
+    let mut counts = [0; 4];
+    run(target, &differences, &filter, |case, verdict| {
+        let (at, word, text) = match verdict {
+            Verdict::Passed => (0, "PASS", ""),
+            Verdict::Failed(why) => (1, "FAIL", why.as_str()),
+            Verdict::Skipped(why) => (2, "SKIP", *why),
+            Verdict::Differs(how) => (3, "DIFF", how.as_str()),
+        };
+        counts[at] += 1;
+        println!("{word} {:<60} {text}", case.name);
+    })?;
+    let [passed, failed, skipped, differ] = counts;
+    println!("{differ} differ as the list says");
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(failed == 0)
+}

@@ -1,0 +1,234 @@
+//! The conformance suite: what a XenStore daemon must do, one file per behaviour.
+//!
+//! A case says what our daemon does, which is what C xenstored of the newest Xen does but for the
+//! deliberate differences of `docs/differences.md`. For each other daemon a list names the cases in
+//! which it differs, with the reason; a case on the list that passes is a failure too, so that the
+//! lists stay true.
+
+mod advisories;
+mod control;
+mod directory;
+mod domains;
+mod events;
+mod framing;
+mod nodes;
+mod paths;
+mod perms;
+mod quotas;
+mod settings;
+mod transactions;
+mod tx_conflicts;
+mod watches;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::fake_guest::FakeGuest;
+use crate::raw::{Conn, op};
+use crate::target::Target;
+
+/// What a case says: nothing, or what went wrong.
+pub type Outcome = Result<(), String>;
+
+/// One case.
+pub struct Case {
+    /// `behaviour/what-must-be`.
+    pub name: &'static str,
+    /// Does it need a caller without privilege?
+    pub guests: bool,
+    run: fn(&mut Ctx<'_>) -> Outcome,
+}
+
+/// A case for which any connection will do.
+const fn case(name: &'static str, run: fn(&mut Ctx<'_>) -> Outcome) -> Case {
+    Case { name, guests: false, run }
+}
+
+/// A case that needs guests.
+const fn guest(name: &'static str, run: fn(&mut Ctx<'_>) -> Outcome) -> Case {
+    Case { name, guests: true, run }
+}
+
+/// All cases.
+pub fn cases() -> impl Iterator<Item = &'static Case> {
+    [
+        framing::CASES,
+        paths::CASES,
+        nodes::CASES,
+        directory::CASES,
+        perms::CASES,
+        watches::CASES,
+        events::CASES,
+        transactions::CASES,
+        tx_conflicts::CASES,
+        domains::CASES,
+        settings::CASES,
+        quotas::CASES,
+        control::CASES,
+        advisories::CASES,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// What a case works with.
+pub struct Ctx<'t> {
+    target: &'t Target,
+    /// A connection that may do everything.
+    pub dom0: Conn,
+    /// A node of its own, below which everything happens.
+    pub base: String,
+    /// Domains to be removed at the end.
+    domids: Vec<u16>,
+}
+
+/// A guest and its connection. Its home belongs to it.
+pub struct Guest {
+    /// Who.
+    pub domid: u16,
+    /// Its connection.
+    pub conn: Conn,
+    /// `/local/domain/N`.
+    pub home: String,
+}
+
+impl Ctx<'_> {
+    /// A path below the case's own node.
+    pub fn at(&self, name: &str) -> String {
+        format!("{}/{name}", self.base)
+    }
+
+    /// Another connection that may do everything.
+    pub fn another(&self) -> Result<Conn, String> {
+        self.target.dom0()
+    }
+
+    /// A domid that no domain has yet.
+    pub fn fresh_domid(&mut self) -> u16 {
+        let domid = self.target.fresh_domid();
+        self.domids.push(domid);
+        domid
+    }
+
+    /// Makes a domain exist without introducing it.
+    pub fn create(&mut self) -> Result<(u16, Option<FakeGuest>), String> {
+        let domid = self.fresh_domid();
+        Ok((domid, self.target.create(domid)?))
+    }
+
+    /// A guest.
+    pub fn guest(&mut self) -> Result<Guest, String> {
+        let domid = self.fresh_domid();
+        self.guest_as(domid)
+    }
+
+    /// A guest with this domid.
+    pub fn guest_as(&mut self, domid: u16) -> Result<Guest, String> {
+        let conn = self.target.guest(domid)?;
+        let home = format!("/local/domain/{domid}");
+        self.dom0.ok(op::WRITE, &format!("{home}|"))?;
+        self.dom0.ok(op::SET_PERMS, &format!("{home}|n{domid}|"))?;
+        Ok(Guest { domid, conn, home })
+    }
+
+    /// The domain shuts down.
+    pub fn shut_down(&self, domid: u16) -> Outcome {
+        self.target.set_state(domid, false)
+    }
+
+    /// The domain is destroyed; returns when the daemon has noticed.
+    pub fn destroy(&mut self, domid: u16) -> Outcome {
+        let mut watcher = self.another()?;
+        watcher.watch("@releaseDomain|destroy|")?;
+        self.target.set_state(domid, true)?;
+        watcher.event("@releaseDomain|destroy|")
+    }
+
+    /// Writes a node below the case's own with permissions; its path.
+    pub fn node(&mut self, name: &str, value: &str, perms: &str) -> Result<String, String> {
+        let path = self.at(name);
+        self.dom0.ok(op::WRITE, &format!("{path}|{value}"))?;
+        self.dom0.ok(op::SET_PERMS, &format!("{path}|{perms}"))?;
+        Ok(path)
+    }
+
+    fn clean_up(&mut self) {
+        let Ok(mut dom0) = self.target.dom0() else { return };
+        for domid in std::mem::take(&mut self.domids) {
+            let _ = dom0.tx(0, op::RELEASE, &format!("{domid}|"));
+            let _ = dom0.tx(0, op::RM, &format!("/local/domain/{domid}|"));
+        }
+        let _ = dom0.tx(0, op::RM, &format!("{}|", self.base));
+    }
+}
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it must be.
+    Passed,
+    /// Not as it must be, and why.
+    Failed(String),
+    /// Differs, as the list says, and how.
+    Differs(String),
+    /// Not run, and why.
+    Skipped(&'static str),
+}
+
+/// Cases in which a daemon differs, with the reason: `name<TAB>reason` lines.
+pub fn parse_differences(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut list = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (name, reason) = line.split_once('\t').ok_or(format!("{line}: no tab, no reason"))?;
+        if !cases().any(|case| case.name == name) {
+            return Err(format!("{name}: no such case"));
+        }
+        if list.insert(name.into(), reason.into()).is_some() {
+            return Err(format!("{name}: twice"));
+        }
+    }
+    Ok(list)
+}
+
+/// Runs the cases whose name contains `filter`, each on `target()`, which is asked again when the
+/// daemon does not answer any more.
+pub fn run(
+    mut start: impl FnMut() -> Result<Target, String>,
+    differences: &BTreeMap<String, String>,
+    filter: &str,
+    mut report: impl FnMut(&Case, &Verdict),
+) -> Result<(), String> {
+    let mut target = start()?;
+    for case in cases().filter(|case| case.name.contains(filter)) {
+        if case.guests && !target.has_guests() {
+            report(case, &Verdict::Skipped("needs guests"));
+            continue;
+        }
+        let outcome = run_one(&target, case);
+        let alive = target.dom0().and_then(|mut dom0| dom0.ok(op::READ, "/tool|"));
+        if alive.is_err() {
+            target = start()?;
+        }
+        let outcome =
+            outcome.and(alive.map(drop).map_err(|e| format!("no answer afterwards: {e}")));
+        let verdict = match (outcome, differences.contains_key(case.name)) {
+            (Ok(()), false) => Verdict::Passed,
+            (Err(why), false) => Verdict::Failed(why),
+            (Err(how), true) => Verdict::Differs(how),
+            (Ok(()), true) => Verdict::Failed("passes, but is on the list of differences".into()),
+        };
+        report(case, &verdict);
+    }
+    Ok(())
+}
+
+fn run_one(target: &Target, case: &Case) -> Outcome {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let base = format!("/conformance-{}-{number}", std::process::id());
+    let mut ctx = Ctx { target, dom0: target.dom0()?, base, domids: Vec::new() };
+    ctx.dom0.ok(op::MKDIR, &format!("{}|", ctx.base))?;
+    let outcome = (case.run)(&mut ctx);
+    ctx.clean_up();
+    outcome
+}

@@ -1,0 +1,140 @@
+//! A guest on the pretend Xen of the peers: its ring in a file, its event channel in FIFOs.
+//!
+//! The ring file is in the page cache, where reads and writes of ours and the daemon's mapping meet,
+//! so that nothing has to be mapped here.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+
+use crate::raw::{Link, PATIENCE};
+
+const SIZE: u32 = 1024;
+const REQUESTS: u64 = 0;
+const REPLIES: u64 = 1024;
+const REQ_CONS: u64 = 2048;
+const REQ_PROD: u64 = 2052;
+const RSP_CONS: u64 = 2056;
+const RSP_PROD: u64 = 2060;
+/// The event page: one word in each direction, set while an event is on its way.
+const TO_DAEMON: u64 = 4096;
+const TO_GUEST: u64 = 4100;
+
+/// Who sends when something has happened to a domain, and what.
+const VIRQ: [u32; 2] = [u32::MAX, 3];
+
+/// A guest's end of its ring.
+#[derive(Debug)]
+pub struct FakeGuest {
+    domid: u32,
+    ring: File,
+    events: File,
+    daemon: File,
+}
+
+/// The port that our guests have.
+pub const PORT: u32 = 1;
+
+impl FakeGuest {
+    /// Makes a domain in the directory of a pretend Xen, or takes up one that is there.
+    pub fn create(xen: &Path, domid: u16) -> io::Result<FakeGuest> {
+        let dir = xen.join(domid.to_string());
+        fs::create_dir_all(&dir)?;
+        let open = |path: &Path| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        };
+        let ring = open(&dir.join("ring"))?;
+        ring.set_len(8192)?;
+        let fifo = dir.join("events");
+        if !fifo.exists() {
+            rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from(0o600))?;
+        }
+        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+        let events =
+            OpenOptions::new().read(true).write(true).custom_flags(nonblock).open(&fifo)?;
+        let daemon = OpenOptions::new().read(true).write(true).open(xen.join("events"))?;
+        Ok(FakeGuest { domid: domid.into(), ring, events, daemon })
+    }
+
+    fn get(&self, at: u64) -> io::Result<u32> {
+        let mut word = [0; 4];
+        self.ring.read_exact_at(&mut word, at)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    fn put(&self, at: u64, word: u32) -> io::Result<()> {
+        self.ring.write_all_at(&word.to_le_bytes(), at)
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        if self.get(TO_DAEMON)? == 0 {
+            self.put(TO_DAEMON, 1)?;
+            let record = [self.domid, PORT].map(u32::to_le_bytes).concat();
+            self.daemon.write_all(&record)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        let limit = Timespec {
+            tv_sec: limit.as_secs().cast_signed(),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        if poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&limit))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut ports = [0; 4096];
+        let _ = self.events.read(&mut ports)?;
+        self.put(TO_GUEST, 0) // before looking at the ring
+    }
+}
+
+impl Link for FakeGuest {
+    fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (cons, prod) = (self.get(REQ_CONS)?, self.get(REQ_PROD)?);
+            let room = SIZE - prod.wrapping_sub(cons);
+            let at = prod % SIZE;
+            let count = (room.min(SIZE - at) as usize).min(bytes.len());
+            if count == 0 {
+                self.wait(PATIENCE)?;
+                continue;
+            }
+            let (now, rest) = bytes.split_at(count);
+            self.ring.write_all_at(now, REQUESTS + u64::from(at))?;
+            self.put(REQ_PROD, prod.wrapping_add(u32::try_from(count).expect("at most 1024")))?;
+            self.kick()?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
+        loop {
+            let (cons, prod) = (self.get(RSP_CONS)?, self.get(RSP_PROD)?);
+            let at = cons % SIZE;
+            let there = prod.wrapping_sub(cons).min(SIZE - at);
+            let count = (there as usize).min(buffer.len());
+            if count == 0 {
+                self.wait(limit)?;
+                continue;
+            }
+            self.ring.read_exact_at(&mut buffer[..count], REPLIES + u64::from(at))?;
+            self.put(RSP_CONS, cons.wrapping_add(u32::try_from(count).expect("at most 1024")))?;
+            self.kick()?;
+            return Ok(count);
+        }
+    }
+}
+
+/// Sets the state of a domain (`shutdown`, `dying`, `gone`) and lets the daemon notice.
+pub fn set_state(xen: &Path, domid: u16, state: &str) -> io::Result<()> {
+    fs::write(xen.join(domid.to_string()).join("state"), state)?;
+    let mut events = OpenOptions::new().read(true).write(true).open(xen.join("events"))?;
+    events.write_all(&VIRQ.map(u32::to_le_bytes).concat())
+}

@@ -1,0 +1,285 @@
+//! Runs daemons for tests: ours, and Debian's packaged C xenstored and oxenstored on a pretend Xen.
+//!
+//! The pretend Xen (`tests/peers/fakexen.c`) is loaded into the packaged daemons in place of the
+//! Xen libraries; see `tests/peers/README.md`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Where Debian puts the programs of Xen 4.17.
+pub const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
+
+/// Which daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Debian's C xenstored.
+    C,
+    /// Debian's oxenstored.
+    Ocaml,
+    /// The one of this project.
+    Ours,
+}
+
+impl Kind {
+    /// Its name in reports, and of its list of differences.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::C => "c-4.17",
+            Kind::Ocaml => "oxenstored-4.17",
+            Kind::Ours => "xenstored",
+        }
+    }
+}
+
+/// Are quotas on?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quotas {
+    /// The daemon's own defaults.
+    Default,
+    /// None, for load.
+    Off,
+}
+
+/// A daemon that runs until this is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Which.
+    pub kind: Kind,
+    child: Child,
+    dir: TempDir,
+}
+
+/// Why a daemon cannot be run here, if so.
+pub fn available(kind: Kind) -> Result<(), String> {
+    let program = match kind {
+        Kind::Ours => return Ok(()),
+        Kind::C => "xenstored",
+        Kind::Ocaml => "oxenstored",
+    };
+    let path = Path::new(XEN_BIN).join(program);
+    if !path.exists() {
+        return Err(format!("{} is missing (Debian package xen-utils-4.17)", path.display()));
+    }
+    if !Path::new("/usr/include/xenevtchn.h").exists() {
+        return Err("headers of Xen are missing (Debian package libxen-dev)".into());
+    }
+    fake_xen().map(|_| ())
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the project")
+}
+
+/// The pretend Xen as a library, built once.
+fn fake_xen() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
+        let source = project().join("tests/peers/fakexen.c");
+        let dir = project().join("target/peers");
+        fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        // Tests in several processes may build at the same time.
+        let (temporary, library) =
+            (dir.join(format!("fakexen.{}.so", std::process::id())), dir.join("fakexen.so"));
+        let compiler = env::var_os("CC").unwrap_or_else(|| OsString::from("cc"));
+        let flags =
+            ["-O2", "-g", "-fPIC", "-shared", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-o"];
+        let output = Command::new(&compiler)
+            .args(flags)
+            .arg(&temporary)
+            .arg(source)
+            .args(["-ldl", "-lpthread"])
+            .output()
+            .map_err(|e| format!("{}: {e} (Debian package gcc)", compiler.display()))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("tests/peers/fakexen.c cannot be built: {text}"));
+        }
+        fs::rename(&temporary, &library).map_err(|e| e.to_string())?;
+        Ok(library)
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+/// A program of this project, built if need be: with the profile that the caller is built with.
+pub fn program(name: &str) -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
+        let release = !cfg!(debug_assertions);
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(project()).args(["build", "--quiet", "-p", "xenstored"]);
+        cargo.args(["-p", "xenstore-client"]).args(release.then_some("--release"));
+        let status = cargo.status().map_err(|e| format!("cargo: {e}"))?;
+        if !status.success() {
+            return Err("cargo build failed".into());
+        }
+        let target = env::var_os("CARGO_TARGET_DIR").map_or(project().join("target"), Into::into);
+        Ok(target.join(if release { "release" } else { "debug" }))
+    };
+    BUILT.get_or_init(build).clone().map(|dir| dir.join(name))
+}
+
+/// All that the packaged C daemon can be told to do without.
+const C_UNLIMITED: &[&str] = &[
+    "-E",
+    "2000000000",
+    "-S",
+    "2000000000",
+    "-W",
+    "2000000000",
+    "-t",
+    "2000000000",
+    "-A",
+    "1000",
+    "-Q",
+    "transaction-nodes=2000000000",
+    "-Q",
+    "memory=2000000000",
+    "-Q",
+    "outstanding=2000000000",
+];
+/// The same for ours, where 0 is no limit.
+const OUR_UNLIMITED: &[&str] = &[
+    "-E",
+    "0",
+    "-S",
+    "0",
+    "-W",
+    "0",
+    "-t",
+    "0",
+    "-A",
+    "0",
+    "-Q",
+    "transaction-nodes=0",
+    "-Q",
+    "memory=0",
+    "-Q",
+    "outstanding=0",
+];
+/// The same for oxenstored.
+const OCAML_QUOTAS: &[&str] = &[
+    "quota-maxwatch",
+    "quota-transaction",
+    "quota-maxentity",
+    "quota-maxsize",
+    "quota-maxrequests",
+    "quota-maxoutstanding",
+    "quota-maxwatchevents",
+];
+
+impl Daemon {
+    /// Starts a daemon in a directory of its own and waits until it answers.
+    pub fn start(kind: Kind, quotas: Quotas) -> Result<Daemon, String> {
+        available(kind)?;
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let mut command = command(kind, quotas, dir.path()).map_err(|e| e.to_string())?;
+        let log = fs::File::create(dir.path().join("log")).map_err(|e| e.to_string())?;
+        let errors = log.try_clone().map_err(|e| e.to_string())?;
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
+        let mut daemon = Daemon { kind, child, dir };
+        daemon.wait().map(|()| daemon)
+    }
+
+    /// There is nothing to wait on but the socket itself.
+    fn wait(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(format!("{} ended: {status}\n{}", self.kind.name(), self.log()));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not answer\n{}", self.kind.name(), self.log()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("run/socket")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The directory of its pretend Xen.
+    pub fn xen(&self) -> PathBuf {
+        self.dir.path().join("xen")
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Does it still run?
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
+    let (run, xen) = (dir.join("run"), dir.join("xen"));
+    fs::create_dir_all(&run)?;
+    if kind == Kind::Ours {
+        let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
+        command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");
+        if quotas == Quotas::Off {
+            command.args(OUR_UNLIMITED);
+        }
+        return Ok(command);
+    }
+    fs::create_dir_all(xen.join("0"))?;
+    fs::File::create(xen.join("0/ring"))?.set_len(8192)?;
+    fs::write(xen.join("0/port"), "1")?; // no newline: one reader is strict
+    let mut command = match kind {
+        Kind::Ocaml => {
+            let mut conf = format!(
+                "pid-file = {0}/oxenstored.pid\nmerge-activate = true\nperms-activate = true\n\
+                 perms-watch-activate = true\nquota-activate = {1}\npersistent = false\n\
+                 xenstored-log-file = {0}/oxenstored.log\naccess-log-file = {0}/access.log\n\
+                 xenstored-kva = /proc/xen/xsd_kva\nxenstored-port = /proc/xen/xsd_port\n",
+                dir.display(),
+                quotas == Quotas::Default
+            );
+            if quotas == Quotas::Off {
+                OCAML_QUOTAS.iter().for_each(|key| conf += &format!("{key} = 2000000000\n"));
+            }
+            let path = dir.join("oxenstored.conf");
+            fs::write(&path, conf)?;
+            let mut command = Command::new(Path::new(XEN_BIN).join("oxenstored"));
+            command.args(["--no-fork", "--no-access-log", "--config-file"]).arg(path);
+            command.env("FAKEXEN_RUNDIR", run);
+            command
+        }
+        Kind::C | Kind::Ours => {
+            let mut command = Command::new(Path::new(XEN_BIN).join("xenstored"));
+            command.arg("-N").env("XENSTORED_RUNDIR", run);
+            if quotas == Quotas::Off {
+                command.args(C_UNLIMITED);
+            }
+            command
+        }
+    };
+    command.env("FAKEXEN_DIR", xen).env("LD_PRELOAD", fake_xen().map_err(std::io::Error::other)?);
+    Ok(command)
+}
