@@ -63,4 +63,13 @@ impl Host for Standalone {
             _ => self.trace.control(command, args),
         }
     }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("log", "[on|off|+<switch>|-<switch>]"),
+            ("logfile", "<file>"),
+            ("memreport", "[<file>]"),
+            ("print", "<string>"),
+        ]
+    }
 }

@@ -1,30 +1,188 @@
-//! CONTROL: commands to the server.
+//! CONTROL: commands to the server, with the names and forms of C xenstored, and inspectors.
 
 use alloc::borrow::Cow;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{Control, ErrorName, Reply};
+use xenstore_protocol::{Control, DomId, ErrorName, PAYLOAD_MAX, Quota, Reply, decimal};
 
-use crate::domain::Host;
+use crate::connection::Caller;
+use crate::domain::{Host, Usage};
 use crate::engine::{Engine, Millis};
+
+/// Commands that are answered here, with their arguments.
+const COMMANDS: &[(&str, &str)] = &[
+    ("check", ""),
+    ("connections", ""),
+    ("help", ""),
+    ("quota", "[set <name> <val>|<domid>|max [-r]]"),
+    ("quota-soft", "[set <name> <val>]"),
+    ("transactions", ""),
+    ("watches", ""),
+];
 
 impl Engine {
     pub(crate) fn control(
         &mut self,
         control: &Control<'_>,
-        _now: Millis,
+        now: Millis,
         host: &mut dyn Host,
     ) -> Result<Reply<'static>, ErrorName> {
         let args: Vec<&[u8]> = control.args().collect();
-        match (control.command(), args.as_slice()) {
-            (b"check", []) => match self.check() {
-                Ok(()) => Ok(Reply::Ok),
-                Err(_) => Err(ErrorName::Eio),
-            },
-            (command, args) => match host.control(command, args) {
-                Some(output) => Ok(Reply::Bytes(Cow::Owned(output?))),
-                None => Err(ErrorName::Einval),
-            },
+        let text = match (control.command(), args.as_slice()) {
+            (b"check", []) => {
+                self.check().map_err(|_| ErrorName::Eio)?;
+                return Ok(Reply::Ok);
+            }
+            (b"help", []) => help(host),
+            (b"quota", []) => self.quota_settings(false),
+            (b"quota-soft", []) => self.quota_settings(true),
+            (b"quota", [b"set", name, value]) => return self.quota_set("", name, value),
+            (b"quota-soft", [b"set", name, value]) => return self.quota_set("soft-", name, value),
+            (b"quota", [b"max"]) => self.quota_max(),
+            (b"quota", [b"max", b"-r"]) => {
+                let text = self.quota_max();
+                self.domains.known.values_mut().for_each(|domain| domain.peak = domain.usage);
+                text
+            }
+            (b"quota", [domid]) => self.quota_of(domid)?,
+            (b"watches", []) => self.show_watches(),
+            (b"transactions", []) => self.show_transactions(now),
+            (b"connections", []) => self.show_connections(),
+            (command, _) if COMMANDS.iter().any(|(name, _)| name.as_bytes() == command) => {
+                return Err(ErrorName::Einval);
+            }
+            (command, args) => {
+                return match host.control(command, args) {
+                    Some(output) => Ok(Reply::Bytes(Cow::Owned(output?))),
+                    None => Err(ErrorName::Einval),
+                };
+            }
+        };
+        Ok(Reply::Bytes(Cow::Owned(fitting(text))))
+    }
+
+    fn quota_settings(&self, soft: bool) -> String {
+        let title = if soft { "Soft quota settings:\n" } else { "Quota settings:\n" };
+        let quotas = Quota::ALL.iter().filter(|quota| is_soft(**quota) == soft);
+        quotas.fold(title.into(), |text, quota| {
+            let name = quota.name().trim_start_matches("soft-");
+            let limit = self.domains.defaults.get(*quota);
+            text + &format!("{name:<17}: {limit:>8} {}\n", quota.meaning())
+        })
+    }
+
+    fn quota_set(
+        &mut self,
+        prefix: &str,
+        name: &[u8],
+        value: &[u8],
+    ) -> Result<Reply<'static>, ErrorName> {
+        let quota = Quota::parse(&[prefix.as_bytes(), name].concat())
+            .filter(|quota| is_soft(*quota) != prefix.is_empty())
+            .ok_or(ErrorName::Einval)?;
+        let value = decimal(value).filter(|value| *value > 0).ok_or(ErrorName::Einval)?;
+        self.domains.defaults.set(quota, value);
+        self.epoch += 1;
+        Ok(Reply::Ok)
+    }
+
+    fn quota_of(&self, domid: &[u8]) -> Result<String, ErrorName> {
+        let domid = DomId(decimal(domid).ok_or(ErrorName::Einval)?);
+        let domain = self.domains.get(domid).ok_or(ErrorName::Enoent)?;
+        let counted = Quota::ALL.iter().filter_map(|quota| {
+            let max = domain.peak.of(*quota)?;
+            Some(format!("{:<17}: {:>8} (max {max:>8})\n", quota.name(), domain.usage.of(*quota)?))
+        });
+        Ok(counted.fold(format!("Domain {domid}:\n"), |text, line| text + &line))
+    }
+
+    fn quota_max(&self) -> String {
+        let privileged = self.config.privileged;
+        let domains = self.domains.known.iter().filter(|(domid, _)| **domid != privileged);
+        let max = domains.fold(Usage::default(), |max, (_, domain)| max.max(domain.peak));
+        let counted = Quota::ALL
+            .iter()
+            .filter_map(|quota| Some(format!("{:<17}: {:>8}\n", quota.name(), max.of(*quota)?)));
+        counted.fold("Max. seen accounting values:\n".into(), |text, line| text + &line)
+    }
+
+    fn show_watches(&self) -> String {
+        self.watches.all.values().fold(String::new(), |text, watch| {
+            let token = String::from_utf8_lossy(&watch.token);
+            let depth = watch.depth.map_or("-".into(), |depth| format!("{depth}"));
+            let (conn, path, waiting) = (watch.conn, &watch.path, watch.pending.len());
+            text + &format!("conn {conn} {path} {token} depth {depth} events {waiting}\n")
+        })
+    }
+
+    fn show_transactions(&self, now: Millis) -> String {
+        let mut text = String::new();
+        for (conn, connection) in &self.conns {
+            for (id, transaction) in &connection.transactions {
+                let age = now.saturating_sub(transaction.since) / 1000;
+                let requests = transaction.requests();
+                let changes = if transaction.has_changes() { "yes" } else { "no" };
+                text += &format!(
+                    "conn {conn} transaction {id} age {age} s requests {requests} changes {changes}\n"
+                );
+            }
         }
+        text
+    }
+
+    fn show_connections(&self) -> String {
+        self.conns.iter().fold(String::new(), |text, (conn, connection)| {
+            let who = match connection.caller {
+                Caller::Socket => "socket".into(),
+                Caller::Domain(domid) => format!("domain {domid}"),
+            };
+            let (watches, transactions) = (connection.watches.len(), connection.transactions.len());
+            let events = connection.events.len();
+            text + &format!(
+                "conn {conn} {who} watches {watches} transactions {transactions} events {events}\n"
+            )
+        })
+    }
+}
+
+fn is_soft(quota: Quota) -> bool {
+    quota == Quota::SoftMemory
+}
+
+fn help(host: &dyn Host) -> String {
+    let mut commands: Vec<(&str, &str)> = [COMMANDS, host.control_commands()].concat();
+    commands.sort_unstable();
+    commands.iter().fold(String::new(), |text, (name, args)| text + &format!("{name:<15} {args}\n"))
+}
+
+/// As many whole lines as fit a reply with its NUL; a last line says how many are missing.
+fn fitting(text: String) -> Vec<u8> {
+    let mut out = text.into_bytes();
+    if out.len() >= PAYLOAD_MAX {
+        let room = PAYLOAD_MAX - 40;
+        let end = out[..room].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let missing = out[end..].iter().filter(|b| **b == b'\n').count();
+        out.truncate(end);
+        out.extend_from_slice(format!("... {missing} more\n").as_bytes());
+    }
+    out.push(0);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a long listing is cut inside a line, exceeds a message, or hides that it was cut.
+    #[test]
+    fn long_listings_are_cut_at_a_line_and_say_so() {
+        let text: String = (0..1000).map(|i| format!("line {i}\n")).collect();
+        let out = fitting(text);
+        assert!(out.len() <= PAYLOAD_MAX && out.ends_with(b" more\n\0"));
+        let lines: Vec<&[u8]> = out.split(|b| *b == b'\n').collect();
+        let missing = format!("... {} more", 1000 - (lines.len() - 2));
+        assert_eq!(lines[lines.len() - 2], missing.as_bytes());
     }
 }

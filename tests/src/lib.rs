@@ -13,3 +13,10 @@ pub mod fake_guest;
 pub mod peers;
 pub mod raw;
 pub mod target;
+
+/// Says loudly that something is not tested here. With `XENSTORE_TESTS_REQUIRE` set, as where
+/// everything needed has been installed, it is a failure.
+pub fn skip(what: &str, why: &str) {
+    assert!(std::env::var_os("XENSTORE_TESTS_REQUIRE").is_none(), "{what} cannot run: {why}");
+    eprintln!("SKIPPED {what}: {why}");
+}

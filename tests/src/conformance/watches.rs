@@ -114,10 +114,10 @@ pub(super) const CASES: &[Case] = &[
     }),
     case("watch/created-parents-do-not-fire-by-themselves", |c| {
         c.dom0.watch(&format!("{}|t|", c.at("a")))?;
-        c.dom0.watch(&format!("{}|t|", c.at("a/b")))?;
+        c.dom0.watch(&format!("{}|u|", c.at("a/b")))?;
         let path = c.at("a/b/c");
         c.dom0.ok(op::WRITE, &format!("{path}|v"))?;
-        c.dom0.events(&[&format!("{path}|t|"), &format!("{path}|t|")])
+        c.dom0.events(&[&format!("{path}|t|"), &format!("{path}|u|")])
     }),
     case("watch/removal-fires-watches-on-what-was-below", |c| {
         let (a, ab) = (c.at("a"), c.at("a/b"));

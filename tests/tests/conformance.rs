@@ -1,0 +1,70 @@
+//! The conformance suite over everything that can be run here.
+
+use std::collections::BTreeMap;
+
+use xenstore_tests::conformance::{Verdict, parse_differences, run};
+use xenstore_tests::peers::{self, Kind};
+use xenstore_tests::skip;
+use xenstore_tests::target::Target;
+use xenstored::embedded::Store;
+
+fn hold(what: &str, start: impl FnMut() -> Result<Target, String>, list: &str) {
+    let differences = parse_differences(list).unwrap();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut failures = Vec::new();
+    run(start, &differences, "", |case, verdict| {
+        let word = match verdict {
+            Verdict::Passed => "passed",
+            Verdict::Differs(_) => "differ as listed",
+            Verdict::Skipped(_) => "skipped",
+            Verdict::Failed(why) => {
+                failures.push(format!("{}: {why}", case.name));
+                "failed"
+            }
+        };
+        *counts.entry(word).or_default() += 1;
+    })
+    .unwrap();
+    println!("{what}: {counts:?}");
+    assert!(failures.is_empty(), "{what}:\n{}", failures.join("\n"));
+    assert!(counts["passed"] > 100, "the suite has shrunk");
+}
+
+// Fails if the embedded store does anything else than the suite says.
+#[test]
+fn ours_in_memory() {
+    hold("memory", || Ok(Target::Memory(Store::start())), "");
+}
+
+// Fails if the daemon, over its socket, does anything else than the suite says.
+#[test]
+fn ours_over_a_socket() {
+    hold("socket", || Target::start(Kind::Ours), "");
+}
+
+// Fails if the suite and C xenstored differ elsewhere than the list says, so that what the suite
+// takes for right is held against a daemon that we did not write.
+#[test]
+fn c_xenstored() {
+    match peers::available(Kind::C) {
+        Err(why) => skip("conformance of C xenstored", &why),
+        Ok(()) => hold(
+            "C xenstored",
+            || Target::start(Kind::C),
+            include_str!("../differences/c-4.17.txt"),
+        ),
+    }
+}
+
+// The same for oxenstored.
+#[test]
+fn oxenstored() {
+    match peers::available(Kind::Ocaml) {
+        Err(why) => skip("conformance of oxenstored", &why),
+        Ok(()) => hold(
+            "oxenstored",
+            || Target::start(Kind::Ocaml),
+            include_str!("../differences/oxenstored-4.17.txt"),
+        ),
+    }
+}
