@@ -100,8 +100,10 @@ impl Trace {
         match (command, args) {
             (b"log", []) => Some(Ok(self.settings())),
             (b"log", [arg]) => done(match *arg {
-                b"on" => Some(self.lock().on = true),
-                b"off" => Some(self.lock().on = false),
+                b"on" | b"off" => {
+                    self.lock().on = *arg == b"on";
+                    Some(())
+                }
                 switch => std::str::from_utf8(switch).ok().and_then(|text| self.switch(text)),
             }),
             (b"logfile", [name]) => done(self.open_named(name).ok()),

@@ -1,10 +1,20 @@
 //! The invariants of an engine, checked from scratch.
 
+use alloc::collections::BTreeSet;
+use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
+use xenstore_protocol::Path;
+
 use crate::charge::Charges;
+use crate::connection::ConnId;
+use crate::domain::Usage;
 use crate::engine::Engine;
+use crate::tree::components;
+use crate::watch::WatchId;
+use crate::watch_requests::{event_cost, watch_cost};
 
 /// An invariant that does not hold; always a bug of this crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,22 +28,201 @@ impl fmt::Display for Violation {
 
 impl core::error::Error for Violation {}
 
+/// Says what is wrong unless `holds`.
+fn ensure(holds: bool, text: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation(text())) }
+}
+
 impl Engine {
     /// Checks everything that must hold between requests. Costs as much as the store is large.
     pub fn check(&self) -> Result<(), Violation> {
-        let mut charges = Charges::default();
-        for node in self.work.tree.all() {
-            charges.add(node.acl.owner(), node.charge());
-        }
+        self.check_tree()?;
+        self.check_watches()?;
+        self.check_usage()?;
+        ensure(self.work.charges.0.is_empty() && self.work.changes.is_empty(), || {
+            "charges or changes of a request are not settled".into()
+        })?;
         for (domid, domain) in &self.domains.known {
-            let nodes = charges.of(*domid).nodes;
-            if domain.usage.nodes != nodes {
-                let counted = domain.usage.nodes;
-                return Err(Violation(alloc::format!(
-                    "domain {domid} is charged for {counted} nodes and owns {nodes}"
-                )));
-            }
+            let target = domain.target.filter(|target| self.domains.get(*target).is_none());
+            ensure(target.is_none(), || format!("domain {domid} has a target that is gone"))?;
         }
         Ok(())
+    }
+
+    fn check_tree(&self) -> Result<(), Violation> {
+        for node in self.work.tree.all() {
+            let names: Vec<&str> = node.children.iter().map(|child| &*child.name).collect();
+            let name = &node.name;
+            ensure(names.windows(2).all(|pair| pair[0] < pair[1]), || {
+                format!("children of {name:?} are not in order: {names:?}")
+            })?;
+            let len: usize = names.iter().map(|name| name.len() + 1).sum();
+            ensure(len == node.children.names_len() && names.len() == node.children.len(), || {
+                format!("children of {name:?} are miscounted")
+            })?;
+            ensure(names.iter().all(|name| is_name(name)), || {
+                format!("a child of {name:?} has a name that is none: {names:?}")
+            })?;
+            let created = node.children.by_creation();
+            ensure(created.windows(2).all(|pair| pair[0].created < pair[1].created), || {
+                format!("children of {name:?} have no order of creation")
+            })?;
+            ensure(node.created <= self.stamp && node.listed <= self.stamp, || {
+                format!("{name:?} is from the future")
+            })?;
+            let owner = node.acl.owner();
+            ensure(self.domains.get(owner).is_some(), || {
+                format!("{name:?} belongs to domain {owner}, which is gone")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What is charged must be what is there.
+    fn check_usage(&self) -> Result<(), Violation> {
+        let mut nodes = Charges::default();
+        for node in self.work.tree.all() {
+            nodes.add(node.acl.owner(), node.charge());
+        }
+        for (domid, domain) in &self.domains.known {
+            let node = nodes.of(*domid);
+            let mut usage = Usage { nodes: node.nodes, bytes: node.bytes, ..Usage::default() };
+            let conns = self.conns.iter().filter(|(conn, _)| self.rights(**conn).domid == *domid);
+            for (conn, connection) in conns {
+                let watches = self.watches.all.values().filter(|watch| watch.conn == *conn);
+                for watch in watches {
+                    usage.watches += 1;
+                    usage.bytes += watch_cost(&watch.path, &watch.token);
+                    usage.bytes += watch.pending.iter().map(|path| event_cost(path)).sum::<i64>();
+                }
+                usage.transactions += crate::charge::bytes(connection.transactions.len());
+                usage.bytes += connection.transactions.values().map(|tx| tx.bytes).sum::<i64>();
+            }
+            let counted = domain.usage;
+            ensure(counted == usage, || {
+                format!("domain {domid} is charged for {counted:?} and has {usage:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Connections, watches, their index and the queues of events must agree.
+    fn check_watches(&self) -> Result<(), Violation> {
+        let known: Vec<WatchId> = self.watches.all.keys().copied().collect();
+        ensure(self.watches.indexed() == known, || "the index of watches is wrong".into())?;
+        let of_connections: BTreeSet<WatchId> = self
+            .conns
+            .values()
+            .flat_map(|connection| connection.watches.values().copied())
+            .collect();
+        ensure(of_connections.iter().eq(&known), || "connections and watches do not agree".into())?;
+        for (conn, connection) in &self.conns {
+            let conn: &ConnId = conn;
+            for ((path, token), id) in &connection.watches {
+                let agrees = self.watches.all.get(id).is_some_and(|watch| {
+                    watch.conn == *conn && *watch.path == **path && watch.token == *token
+                });
+                ensure(agrees, || format!("watch {path} of connection {conn} is confused"))?;
+            }
+            let waiting: usize = connection
+                .watches
+                .values()
+                .filter_map(|id| Some(self.watches.all.get(id)?.pending.len()))
+                .sum();
+            let queued = connection.events.iter().all(|event| {
+                let watch = self.watches.all.get(&event.watch);
+                watch.is_some_and(|watch| watch.pending.contains(&event.path))
+            });
+            ensure(queued && waiting == connection.events.len(), || {
+                format!("events of connection {conn} do not belong to its watches")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Is it one component of a path, or the name of a special node?
+fn is_name(name: &str) -> bool {
+    Path::parse(name.as_bytes()).is_some() && components(name).count() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::connection::Caller;
+    use alloc::sync::Arc;
+    use xenstore_protocol::DomId as Id;
+
+    fn broken(break_it: impl FnOnce(&mut Engine)) -> String {
+        let mut engine = Engine::new(&Config::default());
+        let conn = engine.connect(Caller::Socket);
+        let path = Path::parse(b"/a").unwrap();
+        engine.watch(conn, path, b"t", None).unwrap();
+        engine.check().unwrap();
+        break_it(&mut engine);
+        engine.check().unwrap_err().0
+    }
+
+    // Fails if one of these ways of being damaged goes unnoticed.
+    #[test]
+    fn damage_is_noticed() {
+        let node = |name: &str, stamp| {
+            Arc::new(crate::node::Node::new(name, stamp, crate::access::Acl::private(Id(0)), b""))
+        };
+        let cases = [
+            ("charged", broken(|e| e.domains.charge(Id(0), node("x", 1).charge()))),
+            ("charged", broken(|e| e.domains.count(Id(0), |usage| usage.watches += 1))),
+            (
+                "charged",
+                broken(|e| {
+                    e.work.tree.get_mut("/").unwrap().children.insert(node("x", 2));
+                }),
+            ),
+            (
+                "future",
+                broken(|e| {
+                    e.work.tree.get_mut("/").unwrap().children.insert(node("x", 99));
+                }),
+            ),
+            (
+                "name",
+                broken(|e| {
+                    e.work.tree.get_mut("/").unwrap().children.insert(node("x y", 2));
+                }),
+            ),
+            (
+                "gone",
+                broken(|e| {
+                    let acl = crate::access::Acl::private(Id(7));
+                    e.work.tree.get_mut("/tool").unwrap().acl = acl;
+                }),
+            ),
+            (
+                "target",
+                broken(|e| {
+                    e.domains.known.get_mut(&Id(0)).unwrap().target = Some(Id(7));
+                }),
+            ),
+            ("index", broken(|e| drop(e.watches.all.clear()))),
+            (
+                "agree",
+                broken(|e| {
+                    e.conns.values_mut().for_each(|connection| connection.watches.clear());
+                }),
+            ),
+            (
+                "events",
+                broken(|e| {
+                    let watch = WatchId(1);
+                    let event = crate::connection::Queued { watch, path: "/a".into() };
+                    e.conns.values_mut().for_each(|c| c.events.push_back(event.clone()));
+                }),
+            ),
+            ("settled", broken(|e| e.work.changes.push(crate::change::Change::written("/a")))),
+        ];
+        for (expected, violation) in cases {
+            assert!(violation.contains(expected), "{expected}: {violation}");
+        }
     }
 }

@@ -23,10 +23,6 @@ impl Children {
         self.count
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Bytes of the list of names as DIRECTORY sends it.
     pub(crate) fn names_len(&self) -> usize {
         self.names_len

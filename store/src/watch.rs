@@ -35,6 +35,9 @@ pub(crate) struct Watch {
     pub(crate) collapsed: bool,
 }
 
+/// Gets a path, the nodes that were at and above it, and the watches exactly on it.
+type Visit<'v> = dyn FnMut(&str, [&Arc<Node>; 2], &[WatchId]) + 'v;
+
 /// Watches below one path, by the names that follow.
 #[derive(Debug, Default)]
 struct Branch {
@@ -130,7 +133,7 @@ impl Watches {
         path: &str,
         before: &Arc<Node>,
         now: Option<&Arc<Node>>,
-        visit: &mut dyn FnMut(&str, [&Arc<Node>; 2], &[WatchId]),
+        visit: &mut Visit<'_>,
     ) {
         let mut branch = &self.root;
         for name in components(path) {
@@ -179,7 +182,7 @@ impl Branch {
         path: &str,
         before: &Arc<Node>,
         now: Option<&Arc<Node>>,
-        visit: &mut dyn FnMut(&str, [&Arc<Node>; 2], &[WatchId]),
+        visit: &mut Visit<'_>,
     ) {
         let mut watched: Vec<(&Branch, &Arc<Node>)> = self
             .below

@@ -16,12 +16,12 @@ use crate::tree::{Tree, parent};
 use crate::watch::{PENDING_MAX, Watch, WatchId};
 
 /// What a watch costs its domain.
-fn watch_cost(path: &str, token: &[u8]) -> i64 {
+pub(crate) fn watch_cost(path: &str, token: &[u8]) -> i64 {
     OVERHEAD + bytes(path.len() + token.len())
 }
 
 /// What an event that waits costs the domain that watches.
-fn event_cost(path: &str) -> i64 {
+pub(crate) fn event_cost(path: &str) -> i64 {
     OVERHEAD + bytes(path.len())
 }
 

@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_through_a_full_pipe() {
         let (mut a, mut b) = two();
-        let sent: Vec<u8> = (0..CAPACITY * 3 + 17).map(|i| (i % 251) as u8).collect();
+        let sent: Vec<u8> = (0..251_u8).cycle().take(CAPACITY * 3 + 17).collect();
         let expected = sent.clone();
         let writer = std::thread::spawn(move || {
             block_on(async {

@@ -1,2 +1,62 @@
 //! `cargo xtask`: the project's own commands.
-fn main() {}
+
+mod fuzz;
+mod packages;
+mod steps;
+mod test;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "cargo xtask COMMAND
+
+  test                    run everything that can be tested here; a summary at the end says what was
+                          skipped and why (installs the Debian packages that are needed, if it may)
+  conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
+                          --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
+  bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
+  fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
+  help                    this text";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    match args.first().map(String::as_str) {
+        Some("test") => test::run(),
+        Some("conformance") => tests_binary("conformance", rest),
+        Some("bench") => tests_binary("bench", rest),
+        Some("fuzz") => fuzz::run(rest),
+        None | Some("help" | "--help" | "-h") => {
+            println!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            eprintln!("xtask: no such command: {other}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The project's folder.
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ is in the project")
+}
+
+/// `cargo`, in the project's folder.
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project()).args(args);
+    command
+}
+
+/// Runs a program of `tests/`, optimised.
+fn tests_binary(name: &str, args: &[String]) -> ExitCode {
+    let run = ["run", "--release", "--quiet", "-p", "xenstore-tests", "--bin", name, "--"];
+    match cargo(&run).args(args).status() {
+        Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("xtask: cargo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Debian packages that the tests need.
+
+use std::process::{Command, Stdio};
+
+/// With the file that shows that one is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("xenstore-utils", "/usr/bin/xenstore-ls"),
+    ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
+    ("libxen-dev", "/usr/include/xenevtchn.h"),
+    ("gcc", "/usr/bin/gcc"),
+    ("python3", "/usr/bin/python3"),
+    ("python3-venv", "/usr/lib/python3/dist-packages/ensurepip"),
+];
+
+fn missing() -> Vec<&'static str> {
+    let absent = |(_, file): &&(&str, &str)| !std::path::Path::new(file).exists();
+    PACKAGES.iter().filter(absent).map(|(package, _)| *package).collect()
+}
+
+/// Installs what is missing, if this user may. What is still missing, and why.
+pub fn install() -> Result<(), String> {
+    let wanted = missing();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    if !is_root {
+        return Err(format!("not installed: {} (only root may)", wanted.join(" ")));
+    }
+    let apt = |args: &[&str]| {
+        Command::new("apt-get")
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    println!("installing {}", wanted.join(" "));
+    let _ = apt(&["update"]);
+    for package in &wanted {
+        // One by one: a distribution that lacks one may have the others.
+        let _ = apt(&["install", "-y", "--no-install-recommends", package]);
+    }
+    match missing() {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("cannot be installed here: {}", some.join(" "))),
+    }
+}
