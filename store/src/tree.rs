@@ -77,9 +77,10 @@ impl Tree {
     /// are missing below that one.
     pub(crate) fn nearest(&self, path: &str) -> (&Arc<Node>, usize) {
         if path.starts_with('@') {
-            return match self.special.get(path) {
-                Some(node) => (node, 0),
-                None => (&self.root, 1),
+            let mut names = components(path);
+            return match names.next().and_then(|name| self.special.get(name)) {
+                Some(node) => (node, names.count()),
+                None => (&self.root, components(path).count()),
             };
         }
         let mut node = &self.root;

@@ -6,10 +6,13 @@
 //! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
 //! * [`target`]: one face for all that can be tested.
 //! * [`conformance`]: the cases, and how they are run.
+//! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which holds ours against it.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
 
 pub mod conformance;
 pub mod fake_guest;
+pub mod fuzzing;
+pub mod model;
 pub mod peers;
 pub mod raw;
 pub mod target;

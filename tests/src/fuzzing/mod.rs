@@ -1,0 +1,12 @@
+//! What the fuzz targets of `fuzz/` do with their bytes. It is here, and not there, so that the
+//! committed corpora run as an ordinary test as well (`tests/tests/corpus.rs`).
+
+mod against_model;
+mod wire;
+
+pub use against_model::{canary, engine, merge};
+pub use wire::{packet, request};
+
+/// Every target by its name; the canary is not among them.
+pub const TARGETS: &[(&str, fn(&[u8]))] =
+    &[("packet", packet), ("request", request), ("engine", engine), ("merge", merge)];

@@ -1,0 +1,166 @@
+//! Watches and events.
+
+use super::parse::{number, path, strings};
+use super::{Entry, Model, Outcome, Tree, Watch, children, is_below, parent};
+
+impl Model {
+    pub(super) fn watch(&mut self, conn: u32, payload: &[u8]) -> Outcome {
+        let (texts, _) = strings(payload);
+        if texts.len() < 2 || texts.len() > 3 {
+            return Err("EINVAL");
+        }
+        let spelled = path(texts[0])?.to_owned();
+        let depth = match texts.get(2) {
+            Some(text) => Some(number(text, u32::MAX.into())?),
+            None => None,
+        };
+        if depth.is_some() && self.features(conn) & 4 == 0 {
+            return Err("EINVAL");
+        }
+        let path = self.resolve(conn, texts[0])?;
+        let token = texts[1].to_vec();
+        let of_domain = self.watches_of_domain(conn);
+        let watches = &mut self.conns.get_mut(&conn).expect("open").watches;
+        if watches.iter().any(|watch| watch.path == path && watch.token == token) {
+            return Err("EEXIST");
+        }
+        if self.exceeds(conn, "watches", of_domain + 1) {
+            return Err("ENOSPC");
+        }
+        let watch = Watch { spelled, path, token, depth };
+        self.conns.get_mut(&conn).expect("open").watches.push(watch);
+        Ok(b"OK\0".to_vec())
+    }
+
+    fn watches_of_domain(&self, conn: u32) -> usize {
+        let domid = self.domid(conn);
+        let conns = self.conns.keys().filter(|other| self.domid(**other) == domid);
+        conns.map(|conn| self.conns[conn].watches.len()).sum()
+    }
+
+    pub(super) fn unwatch(&mut self, conn: u32, payload: &[u8]) -> Outcome {
+        let (texts, _) = strings(payload);
+        if texts.len() != 2 {
+            return Err("EINVAL");
+        }
+        let path = self.resolve(conn, texts[0])?;
+        let conn = self.conns.get_mut(&conn).expect("open");
+        let wanted = |watch: &Watch| watch.path == path && watch.token == texts[1];
+        let Some(at) = conn.watches.iter().position(wanted) else { return Err("ENOENT") };
+        let watch = conn.watches.remove(at);
+        conn.events.retain(|(spelled, token)| !came_from(&watch, spelled, token));
+        Ok(b"OK\0".to_vec())
+    }
+
+    pub(super) fn reset(&mut self, conn: u32) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.watches.clear();
+            conn.transactions.clear();
+            conn.events.clear();
+        }
+    }
+
+    /// Tells all that changed between two trees.
+    pub(super) fn tell_changes(&mut self, changes: &[(String, bool)], old: &Tree, new: &Tree) {
+        let mut done: Vec<&str> = Vec::new();
+        for (path, _) in changes {
+            if done.contains(&path.as_str()) {
+                continue;
+            }
+            done.push(path);
+            let removed = changes.iter().any(|(other, removed)| other == path && *removed);
+            if removed && old.contains_key(path) {
+                self.tell_removed_below(path, old, new);
+            }
+            if !old.contains_key(path) && !new.contains_key(path) {
+                continue;
+            }
+            let lists: Vec<Vec<Entry>> = [old, new]
+                .iter()
+                .flat_map(|tree| {
+                    // The root is its own parent here, which makes no difference.
+                    [tree.get(path), tree.get(&parent(path))]
+                })
+                .flatten()
+                .map(|node| node.perms.clone())
+                .collect();
+            let distance = |above: &str| {
+                let depth = |p: &str| p.split('/').filter(|name| !name.is_empty()).count();
+                if path == above {
+                    Some(0)
+                } else {
+                    (!path.starts_with('@') && is_below(path, above))
+                        .then(|| depth(path) - depth(above))
+                }
+            };
+            self.tell(path, &lists, |watch| {
+                distance(&watch.path)
+                    .is_some_and(|far| watch.depth.is_none_or(|depth| depth >= far as u64))
+            });
+        }
+    }
+
+    fn tell_removed_below(&mut self, path: &str, old: &Tree, new: &Tree) {
+        for child in children(old, path) {
+            self.tell_removed_below(&child, old, new);
+            if new.contains_key(&child) {
+                continue;
+            }
+            let above = parent(&child);
+            let nodes = [old.get(&child), old.get(&above), new.get(&above)];
+            let lists: Vec<Vec<Entry>> =
+                nodes.into_iter().flatten().map(|node| node.perms.clone()).collect();
+            self.tell(&child, &lists, |watch| watch.path == child);
+        }
+    }
+
+    /// Tells about a domain.
+    pub(super) fn tell_special(&mut self, name: &str, domid: u16) {
+        let lists = [self.tree[name].perms.clone(), self.tree["/"].perms.clone()];
+        let with_domid = format!("{name}/{domid}");
+        let conns: Vec<u32> = self.conns.keys().copied().collect();
+        for conn in conns {
+            if !lists.iter().any(|perms| self.allowed(conn, perms, b'r')) {
+                continue;
+            }
+            for watch in self.conns[&conn].watches.clone() {
+                let bare = watch.depth.is_none_or(|depth| depth == 0);
+                let path = match () {
+                    () if watch.path == name && bare => name,
+                    () if watch.path == name || watch.path == with_domid => &with_domid,
+                    () => continue,
+                };
+                self.queue(conn, &watch, path);
+            }
+        }
+    }
+
+    fn tell(&mut self, path: &str, lists: &[Vec<Entry>], fires: impl Fn(&Watch) -> bool) {
+        let conns: Vec<u32> = self.conns.keys().copied().collect();
+        for conn in conns {
+            if !lists.iter().any(|perms| self.allowed(conn, perms, b'r')) {
+                continue;
+            }
+            for watch in self.conns[&conn].watches.clone() {
+                if fires(&watch) {
+                    self.queue(conn, &watch, path);
+                }
+            }
+        }
+    }
+
+    fn queue(&mut self, conn: u32, watch: &Watch, path: &str) {
+        let spelled = &path[watch.path.len() - watch.spelled.len()..];
+        let event = (spelled.to_owned(), watch.token.clone());
+        let conn = self.conns.get_mut(&conn).expect("open");
+        // Tokens are different for different watches of a connection, or events that look the same
+        // could not be told apart.
+        if !conn.events.contains(&event) {
+            conn.events.push(event);
+        }
+    }
+}
+
+fn came_from(watch: &Watch, _path: &str, token: &[u8]) -> bool {
+    watch.token == token
+}

@@ -1,0 +1,136 @@
+//! Transactions.
+
+use super::requests::{Place, owned};
+use super::{Model, Outcome, Transaction};
+
+impl Model {
+    pub(super) fn outside(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
+        let old = self.tree.clone();
+        let mut tree = old.clone();
+        let mut changes = Vec::new();
+        let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
+        let outcome = self.on_nodes(conn, &mut place, ty, payload);
+        self.tree = tree.clone();
+        self.tell_changes(&changes, &old, &tree);
+        outcome
+    }
+
+    pub(super) fn start(&mut self, conn: u32) -> Outcome {
+        let domid = self.domid(conn);
+        let conns = self.conns.keys().filter(|other| self.domid(**other) == domid);
+        let open: usize = conns.map(|conn| self.conns[conn].transactions.len()).sum();
+        if self.exceeds(conn, "transactions", open + 1) {
+            return Err("ENOSPC");
+        }
+        let transaction = Transaction {
+            snapshot: self.tree.clone(),
+            tree: self.tree.clone(),
+            changes: Vec::new(),
+            log: Vec::new(),
+            doomed: false,
+        };
+        let conn = self.conns.get_mut(&conn).expect("open");
+        conn.last_transaction += 1;
+        conn.transactions.insert(conn.last_transaction, transaction);
+        Ok(format!("{}\0", conn.last_transaction).into_bytes())
+    }
+
+    pub(super) fn in_transaction(
+        &mut self,
+        conn: u32,
+        tx: u32,
+        ty: u32,
+        payload: &[u8],
+    ) -> Outcome {
+        // A payload that is malformed is answered without the transaction taking notice.
+        self.well_formed(conn, ty, payload)?;
+        let open = &mut self.conns.get_mut(&conn).expect("open").transactions;
+        let mut transaction = open.remove(&tx).expect("checked");
+        let full = self.exceeds(conn, "transaction-nodes", transaction.log.len() + 1);
+        let outcome = if transaction.doomed || full {
+            transaction.doomed = true;
+            Err("ENOSPC")
+        } else {
+            let domid = self.domid(conn);
+            let elsewhere = owned(&self.tree, domid) - owned(&transaction.snapshot, domid);
+            let mut place = Place {
+                tree: &mut transaction.tree,
+                changes: &mut transaction.changes,
+                nodes_elsewhere: elsewhere,
+            };
+            let outcome = self.on_nodes(conn, &mut place, ty, payload);
+            transaction.log.push((ty, payload.to_vec(), outcome.clone()));
+            outcome
+        };
+        self.conns.get_mut(&conn).expect("open").transactions.insert(tx, transaction);
+        outcome
+    }
+
+    pub(super) fn end(&mut self, conn: u32, tx: u32, payload: &[u8]) -> Outcome {
+        let commit = match payload {
+            b"T\0" => true,
+            b"F\0" => false,
+            _ => return Err("EINVAL"),
+        };
+        let open = &mut self.conns.get_mut(&conn).expect("open").transactions;
+        let transaction = open.remove(&tx).ok_or("ENOENT")?;
+        let ok = || Ok(b"OK\0".to_vec());
+        if !commit {
+            return ok();
+        }
+        if transaction.doomed {
+            return Err("ENOSPC");
+        }
+        if transaction.changes.is_empty() {
+            return ok();
+        }
+        let old = self.tree.clone();
+        let mut tree = old.clone();
+        let mut changes = Vec::new();
+        for (ty, payload, before) in &transaction.log {
+            let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
+            let now = self.on_nodes(conn, &mut place, *ty, payload);
+            if now != *before {
+                return Err(if now == Err("ENOSPC") { "ENOSPC" } else { "EAGAIN" });
+            }
+        }
+        if self.planted_mistake
+            && transaction.log.len() > 1
+            && old.len() != transaction.snapshot.len()
+        {
+            return Err("EAGAIN");
+        }
+        self.tree = tree.clone();
+        self.tell_changes(&changes, &old, &tree);
+        ok()
+    }
+
+    /// Is the payload one that could be run? (EINVAL for a path that is too long is an answer like
+    /// any other, and logged.)
+    fn well_formed(&self, _conn: u32, ty: u32, payload: &[u8]) -> Result<(), &'static str> {
+        use super::parse::{domid, exactly, number, path, strings};
+        match ty {
+            11 => path(strings(payload).0.first().ok_or("EINVAL")?).map(drop),
+            14 => {
+                let (texts, _) = strings(payload);
+                path(texts.first().ok_or("EINVAL")?)?;
+                if texts.len() < 2 {
+                    return Err("EINVAL");
+                }
+                texts[1..].iter().try_for_each(|text| {
+                    let (letter, id) = text.split_first().ok_or("EINVAL")?;
+                    if !b"nrwb".contains(letter) {
+                        return Err("EINVAL");
+                    }
+                    domid(id).map(drop)
+                })
+            }
+            22 => {
+                let texts = exactly(payload, 2)?;
+                path(texts[0])?;
+                number(texts[1], u64::MAX).map(drop)
+            }
+            _ => path(exactly(payload, 1)?[0]).map(drop),
+        }
+    }
+}
