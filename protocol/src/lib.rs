@@ -28,6 +28,7 @@ mod quota;
 mod reply;
 mod request;
 pub mod server;
+pub mod stream;
 mod text;
 mod wire;
 

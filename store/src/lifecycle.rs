@@ -1,6 +1,5 @@
 //! Domains appear, get targets, shut down, resume and disappear.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, ErrorName};
@@ -10,7 +9,7 @@ use crate::connection::{Caller, ConnId};
 use crate::domain::Host;
 use crate::engine::Engine;
 use crate::execute::remove;
-use crate::tree::{INTRODUCE, RELEASE, Tree, components};
+use crate::tree::{INTRODUCE, RELEASE, paths};
 
 impl Engine {
     /// Introducing a domain again gives it a fresh connection: watches, transactions and events are
@@ -148,24 +147,4 @@ impl Engine {
         self.work.charges.add(before.0, -before.1);
         self.work.charges.add(after.0, after.1);
     }
-}
-
-/// Paths of the nodes whose permissions are looked for, in order of creation, parents first.
-fn paths(tree: &Tree, mut wanted: impl FnMut(&Acl) -> bool) -> Vec<String> {
-    let mut found = Vec::new();
-    for node in tree.special().filter(|node| wanted(&node.acl)) {
-        found.push(String::from(&*node.name));
-    }
-    let mut stack = alloc::vec![(String::from("/"), tree.root())];
-    while let Some((path, node)) = stack.pop() {
-        let prefix = if components(&path).next().is_none() { "" } else { &path };
-        let children = node.children.by_creation();
-        for child in children.into_iter().rev() {
-            stack.push((alloc::format!("{prefix}/{}", child.name), child));
-        }
-        if wanted(&node.acl) {
-            found.push(path);
-        }
-    }
-    found
 }

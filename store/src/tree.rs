@@ -1,6 +1,8 @@
 //! The tree of nodes: a persistent value whose clone is a snapshot.
 
+use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use xenstore_protocol::{Access, DomId, Perm};
 
@@ -156,10 +158,29 @@ impl Tree {
     }
 }
 
+/// Paths of the nodes whose permissions are looked for, in order of creation, parents first.
+pub(crate) fn paths(tree: &Tree, mut wanted: impl FnMut(&Acl) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for node in tree.special().filter(|node| wanted(&node.acl)) {
+        found.push(String::from(&*node.name));
+    }
+    let mut stack = alloc::vec![(String::from("/"), tree.root())];
+    while let Some((path, node)) = stack.pop() {
+        let prefix = if components(&path).next().is_none() { "" } else { &path };
+        let children = node.children.by_creation();
+        for child in children.into_iter().rev() {
+            stack.push((alloc::format!("{prefix}/{}", child.name), child));
+        }
+        if wanted(&node.acl) {
+            found.push(path);
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
 
     // Fails if the tree a client finds on a new server differs from C xenstored's, or if special
     // nodes show up below the root.

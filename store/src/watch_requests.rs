@@ -37,19 +37,35 @@ impl Engine {
         if depth.is_some() && self.features(conn) & feature::WATCH_DEPTH == 0 {
             return Err(ErrorName::Einval);
         }
-        let resolved = resolve(&rights, &self.quotas(rights.domid), path)?;
+        let quotas = self.quotas(rights.domid);
+        let resolved = resolve(&rights, &quotas, path)?;
+        let connection = self.conns.get(&conn).ok_or(ErrorName::Eio)?;
+        if connection.watches.contains_key(&(resolved.as_ref().into(), token.into())) {
+            return Err(ErrorName::Eexist);
+        }
+        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+        let fits = quotas.allows(Quota::Watches, usage.watches + 1)
+            && quotas.allows(Quota::Memory, usage.bytes + watch_cost(&resolved, token));
+        if !rights.privileged && !fits {
+            return Err(ErrorName::Enospc);
+        }
+        self.add_watch(conn, path, token, depth).map(drop)
+    }
+
+    /// Adds a watch, whatever the quotas.
+    pub(crate) fn add_watch(
+        &mut self,
+        conn: ConnId,
+        path: Path<'_>,
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<WatchId, ErrorName> {
+        let domid = self.rights(conn).domid;
+        let resolved = path.resolve(domid).ok_or(ErrorName::Einval)?.into_inner();
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let key = (resolved.as_ref().into(), token.into());
         if connection.watches.contains_key(&key) {
             return Err(ErrorName::Eexist);
-        }
-        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        let cost = watch_cost(&resolved, token);
-        let quotas = self.domains.get(rights.domid).map_or(self.domains.defaults, |d| d.quotas);
-        let fits = quotas.allows(Quota::Watches, usage.watches + 1)
-            && quotas.allows(Quota::Memory, usage.bytes + cost);
-        if !rights.privileged && !fits {
-            return Err(ErrorName::Enospc);
         }
         let relative = path.kind() == PathKind::Relative;
         let id = self.watches.add(Watch {
@@ -62,11 +78,11 @@ impl Engine {
             collapsed: false,
         });
         connection.watches.insert(key, id);
-        self.domains.count(rights.domid, |usage| {
+        self.domains.count(domid, |usage| {
             usage.watches += 1;
-            usage.bytes += cost;
+            usage.bytes += watch_cost(&resolved, token);
         });
-        Ok(())
+        Ok(id)
     }
 
     pub(crate) fn unwatch(
@@ -181,7 +197,7 @@ impl Engine {
         }
     }
 
-    fn queue(&mut self, id: WatchId, path: Arc<str>) {
+    pub(crate) fn queue(&mut self, id: WatchId, path: Arc<str>) {
         let Some(watch) = self.watches.all.get_mut(&id) else { return };
         let conn = watch.conn;
         if watch.collapsed || watch.pending.contains(&path) {

@@ -180,3 +180,30 @@ fn features_and_quotas_are_per_domain() {
     assert_eq!(store.ok(dom0, 25, "5|watches|"), "1|", "later global changes do not reach it");
     assert_eq!(store.err(dom0, 25, "9|watches|"), "ENOENT");
 }
+
+// Fails if a state that cannot be is taken, or the old tree shines through a restored one.
+#[test]
+fn impossible_states_are_refused() {
+    let engine = xenstore_store::Engine::new(&Config::default());
+    let good = engine.dump();
+    let refused = |change: &dyn Fn(&mut xenstore_store::State)| {
+        let mut state = good.clone();
+        change(&mut state);
+        xenstore_store::Engine::restore(&Config::default(), &state).err().map(|error| error.0)
+    };
+    assert_eq!(refused(&|_| ()), None);
+    assert_eq!(refused(&|s| s.nodes.retain(|n| n.path != "/tool/xenstored")), None);
+    for (what, change) in [
+        ("no parent", (&|s| s.nodes.retain(|n| n.path != "/tool")) as &dyn Fn(&mut _)),
+        ("twice", &|s: &mut xenstore_store::State| s.nodes.push(s.nodes[0].clone())),
+        ("no permissions", &|s| s.nodes[0].perms.clear()),
+        ("unknown", &|s| {
+            let caller = xenstore_store::Caller::Domain(xenstore_protocol::DomId(9));
+            let connection = xenstore_store::ConnectionState { caller, watches: Vec::new() };
+            s.connections.push(connection);
+        }),
+    ] {
+        let error = refused(change).unwrap_or_default();
+        assert!(error.contains(what), "{what}: {error}");
+    }
+}

@@ -33,7 +33,11 @@ fn cargo_fuzz(target: &str, seconds: u32) -> Command {
     let mut command = Command::new("cargo");
     // Set by the cargo that runs us; it would win over +nightly.
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
-    command.current_dir(project()).args(["+nightly", "fuzz", "run", target, "--"]);
+    // New inputs go to a scratch folder; the committed ones are only read.
+    let scratch = project().join("target/fuzz-corpus").join(target);
+    let _ = std::fs::create_dir_all(&scratch);
+    command.current_dir(project()).args(["+nightly", "fuzz", "run", target]);
+    command.arg(scratch).arg(format!("fuzz/corpus/{target}")).arg("--");
     command.args(["-dict=fuzz/xenstore.dict", "-max_len=4096", "-timeout=20", "-verbosity=0"]);
     command.arg(format!("-max_total_time={seconds}"));
     command

@@ -96,6 +96,21 @@ pub fn canary(data: &[u8]) {
     Pair::new(true).run(data, TRANSACTIONS);
 }
 
+/// The engine of a run, with the config that it was made with.
+pub(super) fn engine_after(data: &[u8]) -> (Engine, Config) {
+    let mut pair = Pair::new(false);
+    pair.run(data, ANYTHING);
+    (pair.engine, config())
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    for (name, limit) in QUOTAS {
+        config.quotas.set(Quota::parse(name.as_bytes()).expect("a quota"), *limit);
+    }
+    config
+}
+
 #[derive(Default)]
 struct Machine {
     domains: BTreeMap<u16, DomainInfo>,
@@ -152,16 +167,12 @@ impl<'a> Choices<'a> {
 
 impl Pair {
     fn new(planted_mistake: bool) -> Pair {
-        let mut config = Config::default();
-        for (name, limit) in QUOTAS {
-            config.quotas.set(Quota::parse(name.as_bytes()).expect("a quota"), *limit);
-        }
         let mut model = Model::new(QUOTAS);
         if planted_mistake {
             model.plant_mistake();
         }
         let mut pair = Pair {
-            engine: Engine::new(&config),
+            engine: Engine::new(&config()),
             machine: Machine::default(),
             model,
             slots: Vec::new(),

@@ -2,11 +2,18 @@
 //! committed corpora run as an ordinary test as well (`tests/tests/corpus.rs`).
 
 mod against_model;
+mod dump;
 mod wire;
 
 pub use against_model::{canary, engine, merge};
+pub use dump::dump;
 pub use wire::{packet, request};
 
 /// Every target by its name; the canary is not among them.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
-    &[("packet", packet), ("request", request), ("engine", engine), ("merge", merge)];
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("packet", packet),
+    ("request", request),
+    ("engine", engine),
+    ("merge", merge),
+    ("dump", dump),
+];

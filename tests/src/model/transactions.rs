@@ -94,10 +94,7 @@ impl Model {
                 return Err(if now == Err("ENOSPC") { "ENOSPC" } else { "EAGAIN" });
             }
         }
-        if self.planted_mistake
-            && transaction.log.len() > 1
-            && old.len() != transaction.snapshot.len()
-        {
+        if self.planted_mistake && old.len() != transaction.snapshot.len() {
             return Err("EAGAIN");
         }
         self.tree = tree.clone();

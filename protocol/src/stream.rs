@@ -1,0 +1,261 @@
+//! The migration stream: how one XenStore daemon hands its state to another.
+//!
+//! The format is that of `docs/designs/xenstore-migration.md` in the Xen sources, version 2: a
+//! header, then records of type, length and body, each padded to 8 bytes. Bodies are read in either
+//! byte order and written little-endian.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+/// What a record is about. Types that are not listed are skipped by a reader.
+#[allow(missing_docs)] // the names are those of the design document
+pub mod kind {
+    pub const END: u32 = 0;
+    pub const GLOBAL_DATA: u32 = 1;
+    pub const CONNECTION_DATA: u32 = 2;
+    pub const WATCH_DATA: u32 = 3;
+    pub const TRANSACTION_DATA: u32 = 4;
+    pub const NODE_DATA: u32 = 5;
+    pub const GLOBAL_QUOTA_DATA: u32 = 6;
+    pub const DOMAIN_DATA: u32 = 7;
+    pub const WATCH_DATA_EXTENDED: u32 = 8;
+    /// Our own: what is known of a domain besides its quotas. Others skip it.
+    pub const DOMAIN_IDENTITY: u32 = 0x8000_0001;
+}
+
+const IDENT: [u8; 8] = *b"xenstore";
+/// The newest version of the format.
+pub const VERSION: u32 = 2;
+
+/// What is wrong with a stream, and at which byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamError {
+    /// Byte of the stream.
+    pub offset: usize,
+    /// What is wrong there.
+    pub reason: &'static str,
+}
+
+impl fmt::Display for StreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "state at byte {}: {}", self.offset, self.reason)
+    }
+}
+
+impl core::error::Error for StreamError {}
+
+/// Writes a stream.
+#[derive(Debug)]
+pub struct Writer(Vec<u8>);
+
+impl Default for Writer {
+    fn default() -> Self {
+        let mut bytes = IDENT.to_vec();
+        bytes.extend_from_slice(&VERSION.to_be_bytes());
+        bytes.extend_from_slice(&0_u32.to_be_bytes()); // flags: little-endian
+        Writer(bytes)
+    }
+}
+
+impl Writer {
+    /// Writes a record. Its body is padded, and its length is that of the padded body, as C
+    /// xenstored writes it.
+    pub fn record(&mut self, kind: u32, body: &[u8]) {
+        let padded = body.len().next_multiple_of(8);
+        let len = u32::try_from(padded).expect("a record is far below 4 GiB");
+        self.0.extend_from_slice(&kind.to_le_bytes());
+        self.0.extend_from_slice(&len.to_le_bytes());
+        self.0.extend_from_slice(body);
+        self.0.resize(self.0.len() + padded - body.len(), 0);
+    }
+
+    /// Ends the stream.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.record(kind::END, &[]);
+        self.0
+    }
+}
+
+/// Reads a stream, record by record. Never keeps or allocates anything.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+    big_endian: bool,
+    ended: bool,
+}
+
+/// A record's type and a cursor on its body.
+#[derive(Clone, Debug)]
+pub struct Record<'a> {
+    /// Its type; see [`kind`].
+    pub kind: u32,
+    /// Its body.
+    pub body: Cursor<'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the header.
+    pub fn new(bytes: &'a [u8]) -> Result<Reader<'a>, StreamError> {
+        let mut header = Cursor { bytes, at: 0, offset: 0, big_endian: true };
+        if header.take(8)? != IDENT {
+            return Err(StreamError { offset: 0, reason: "not a XenStore state" });
+        }
+        if !(1..=VERSION).contains(&header.u32()?) {
+            return Err(StreamError { offset: 8, reason: "unknown version of the format" });
+        }
+        let big_endian = match header.u32()? {
+            0 => false,
+            1 => true,
+            _ => return Err(StreamError { offset: 12, reason: "unknown flags" }),
+        };
+        Ok(Reader { bytes, offset: 16, big_endian, ended: false })
+    }
+
+    /// The next record; nothing after the END record. A stream without one is an error.
+    pub fn next_record(&mut self) -> Result<Option<Record<'a>>, StreamError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let Reader { bytes, offset, big_endian, .. } = *self;
+        let mut head = Cursor { bytes: &bytes[offset..], at: 0, offset, big_endian };
+        let kind = head.u32()?;
+        let len = head.u32()? as usize;
+        let body = head.take(len)?;
+        let padding = len.next_multiple_of(8) - len;
+        head.take(padding)?;
+        self.offset = offset + 8 + len + padding;
+        self.ended = kind == kind::END;
+        let body = Cursor { bytes: body, at: 0, offset: offset + 8, big_endian };
+        Ok(if self.ended { None } else { Some(Record { kind, body }) })
+    }
+}
+
+/// Reads the fields of a record.
+#[derive(Clone, Debug)]
+pub struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Of the first byte, in the whole stream.
+    offset: usize,
+    big_endian: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// An error at the place of this cursor.
+    pub fn error(&self, reason: &'static str) -> StreamError {
+        StreamError { offset: self.offset + self.at, reason }
+    }
+
+    /// The next `count` bytes.
+    pub fn take(&mut self, count: usize) -> Result<&'a [u8], StreamError> {
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
+        let taken = &self.bytes[self.at..end.ok_or(self.error("it ends too early"))?];
+        self.at += count;
+        Ok(taken)
+    }
+
+    /// Bytes up to the next multiple of 8 of the record.
+    pub fn align(&mut self) -> Result<(), StreamError> {
+        self.take(self.at.next_multiple_of(8) - self.at).map(drop)
+    }
+
+    fn word<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        if self.big_endian {
+            bytes.reverse();
+        }
+        Ok(bytes)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Result<u8, StreamError> {
+        self.word().map(|[byte]| byte)
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self) -> Result<u16, StreamError> {
+        self.word().map(u16::from_le_bytes)
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self) -> Result<u32, StreamError> {
+        self.word().map(u32::from_le_bytes)
+    }
+
+    /// Eight bytes.
+    pub fn u64(&mut self) -> Result<u64, StreamError> {
+        self.word().map(u64::from_le_bytes)
+    }
+
+    /// A string of `len` bytes, the last of which is its only NUL.
+    pub fn string(&mut self, len: usize) -> Result<&'a [u8], StreamError> {
+        match self.take(len)?.split_last() {
+            Some((0, text)) if !text.contains(&0) => Ok(text),
+            _ => Err(self.error("a string without its NUL")),
+        }
+    }
+
+    /// A string that ends at the next NUL.
+    pub fn c_string(&mut self) -> Result<&'a [u8], StreamError> {
+        let rest = &self.bytes[self.at..];
+        let end =
+            rest.iter().position(|b| *b == 0).ok_or(self.error("a string without its NUL"))?;
+        self.string(end + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if header or records are laid out otherwise than in the design document.
+    #[test]
+    fn layout_is_that_of_the_design_document() {
+        let mut writer = Writer::default();
+        writer.record(kind::NODE_DATA, b"abc");
+        let bytes = writer.finish();
+        let expected = *b"xenstore\0\0\0\x02\0\0\0\0\
+                          \x05\0\0\0\x08\0\0\0abc\0\0\0\0\0\
+                          \0\0\0\0\0\0\0\0";
+        assert_eq!(bytes, expected);
+        let mut reader = Reader::new(&bytes).unwrap();
+        let mut record = reader.next_record().unwrap().unwrap();
+        assert_eq!((record.kind, record.body.take(3)), (kind::NODE_DATA, Ok(&b"abc"[..])));
+        assert!(reader.next_record().unwrap().is_none());
+        assert!(reader.next_record().unwrap().is_none());
+    }
+
+    // Fails if a stream that is cut anywhere is taken for a whole one, or panics.
+    #[test]
+    fn truncated_streams_are_errors() {
+        let mut writer = Writer::default();
+        writer.record(kind::WATCH_DATA, b"0123456789");
+        let bytes = writer.finish();
+        for len in 0..bytes.len() {
+            let read = || {
+                let mut reader = Reader::new(&bytes[..len])?;
+                while reader.next_record()?.is_some() {}
+                Ok::<(), StreamError>(())
+            };
+            assert!(read().is_err(), "{len} bytes");
+        }
+    }
+
+    // Fails if big-endian bodies are read wrongly, or lengths that are not rounded up.
+    #[test]
+    fn streams_of_other_writers_are_read() {
+        let bytes = *b"xenstore\0\0\0\x01\0\0\0\x01\
+                       \0\0\0\x07\0\0\0\x06\0\x05\0\0\0\x0e\0\0\
+                       \0\0\0\0\0\0\0\0";
+        let mut reader = Reader::new(&bytes).unwrap();
+        let mut record = reader.next_record().unwrap().unwrap();
+        assert_eq!(record.kind, kind::DOMAIN_DATA);
+        assert_eq!((record.body.u16(), record.body.u32()), (Ok(5), Ok(14)));
+        assert!(record.body.u8().is_err());
+        assert!(reader.next_record().unwrap().is_none());
+        assert!(Reader::new(b"xenstore\0\0\0\x03\0\0\0\0").is_err());
+        assert!(Reader::new(b"xenstorf\0\0\0\x02\0\0\0\0").is_err());
+    }
+}
