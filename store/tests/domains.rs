@@ -193,17 +193,19 @@ fn impossible_states_are_refused() {
     };
     assert_eq!(refused(&|_| ()), None);
     assert_eq!(refused(&|s| s.nodes.retain(|n| n.path != "/tool/xenstored")), None);
-    for (what, change) in [
-        ("no parent", (&|s| s.nodes.retain(|n| n.path != "/tool")) as &dyn Fn(&mut _)),
-        ("twice", &|s: &mut xenstore_store::State| s.nodes.push(s.nodes[0].clone())),
-        ("no permissions", &|s| s.nodes[0].perms.clear()),
-        ("unknown", &|s| {
+    type Change = fn(&mut xenstore_store::State);
+    let changes: [(&str, Change); 4] = [
+        ("no parent", |s| s.nodes.retain(|n| n.path != "/tool")),
+        ("twice", |s| s.nodes.push(s.nodes[0].clone())),
+        ("no permissions", |s| s.nodes[0].perms.clear()),
+        ("unknown", |s| {
             let caller = xenstore_store::Caller::Domain(xenstore_protocol::DomId(9));
             let connection = xenstore_store::ConnectionState { caller, watches: Vec::new() };
             s.connections.push(connection);
         }),
-    ] {
-        let error = refused(change).unwrap_or_default();
+    ];
+    for (what, change) in changes {
+        let error = refused(&change).unwrap_or_default();
         assert!(error.contains(what), "{what}: {error}");
     }
 }

@@ -9,8 +9,11 @@ pub use against_model::{canary, engine, merge};
 pub use dump::dump;
 pub use wire::{packet, request};
 
+/// What a target does with its bytes: panics, if they find something.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name; the canary is not among them.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("packet", packet),
     ("request", request),
     ("engine", engine),
