@@ -1,0 +1,245 @@
+//! The daemon as a process: start, stop, mistakes, abuse.
+#![allow(clippy::print_stderr)] // figures, for whoever reads the test's output
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+struct Daemon {
+    child: Child,
+    dir: TempDir,
+    line: String,
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
+    command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", dir);
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Daemon {
+    /// Starts one and waits for its one line.
+    fn start(args: &[&str]) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = command(dir.path()).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Daemon { child, dir, line }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.socket()).unwrap()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Resident memory in KiB.
+    fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn frame(ty: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    [&[ty, 1, 0, len].map(u32::to_le_bytes).concat(), payload].concat()
+}
+
+/// A request and its answer: type and payload.
+fn ask(stream: &mut UnixStream, ty: u32, payload: &[u8]) -> (u32, Vec<u8>) {
+    stream.write_all(&frame(ty, payload)).unwrap();
+    let mut header = [0; 16];
+    stream.read_exact(&mut header).unwrap();
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+    let mut payload = vec![0; word(12) as usize];
+    stream.read_exact(&mut payload).unwrap();
+    (word(0), payload)
+}
+
+const READ: u32 = 2;
+const WRITE: u32 = 11;
+
+// Fails if the one line does not say where and what next, or SIGTERM leaves anything behind.
+#[test]
+fn says_where_it_is_and_stops_on_sigterm() {
+    let mut daemon = Daemon::start(&["-N"]);
+    let socket = daemon.socket();
+    let path = socket.to_str().unwrap();
+    assert!(daemon.line.contains(path) && daemon.line.contains("xenstore-ls"), "{}", daemon.line);
+    assert_eq!(ask(&mut daemon.connect(), WRITE, b"/a\0v"), (WRITE, b"OK\0".to_vec()));
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(daemon.child.wait().unwrap().success());
+    assert!(!socket.exists());
+}
+
+// Fails if a daemon with a pid file does not go to the background, or two share a pid file.
+#[test]
+fn goes_to_the_background_with_a_locked_pid_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    let start = |run: &str| {
+        let mut command = command(&dir.path().join(run));
+        command.arg("--pid-file").arg(&pid_file).output().unwrap()
+    };
+    // The daemon keeps our end of standard error open, so that its end cannot be waited for.
+    let mut first = command(&dir.path().join("1"));
+    first.arg("--pid-file").arg(&pid_file).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(first.status().unwrap().success());
+    // It answers by the time that the first process has ended.
+    let mut stream = UnixStream::connect(dir.path().join("1/socket")).unwrap();
+    assert_eq!(ask(&mut stream, READ, b"/tool\0").0, READ);
+    let second = start("2");
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{text}");
+    assert!(text.contains("another daemon runs") && text.lines().count() == 1, "{text}");
+    let pid: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap(); // ends when the daemon does
+}
+
+// Fails if a mistake is not told in one line that names it, with status 2, or 1 for trouble.
+#[test]
+fn mistakes_are_one_line_and_a_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("conf");
+    fs::write(&conf, "quota-maxwatch = lots\n").unwrap();
+    let conf = conf.to_str().unwrap();
+    for (args, status, name) in [
+        (&["--bogus"][..], 2, "--bogus"),
+        (&["-W", "many"], 2, "many"),
+        (&["-Q", "nodes"], 2, "--quota nodes"),
+        (&["--config-file", conf], 2, "quota-maxwatch"),
+        (&["--config-file", "/nonexistent"], 2, "/nonexistent"),
+        (&["-T", "/nonexistent/trace"], 1, "/nonexistent/trace"),
+        (&["--socket", "/proc/socket"], 1, "/proc/socket"),
+    ] {
+        let output = command(dir.path()).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {text}");
+        assert!(text.contains(name) && text.lines().count() == 1, "{args:?}: {text}");
+    }
+}
+
+// Fails if garbage on one connection is felt by another, or ends anything but its own connection.
+#[test]
+fn garbage_ends_its_own_connection_only() {
+    let daemon = Daemon::start(&["-N"]);
+    let mut good = daemon.connect();
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut garbage = |len: usize| -> Vec<u8> {
+        let mut byte = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        };
+        (0..len).map(|_| byte()).collect()
+    };
+    for round in 0..200 {
+        let mut bad = daemon.connect();
+        let bytes = match round % 4 {
+            0 => garbage(500),
+            1 => frame(WRITE, b"/half\0")[..19].to_vec(),
+            2 => [2_u32, 1, 0, u32::MAX].map(u32::to_le_bytes).concat(),
+            _ => [2_u32, 1, 0, 4097].map(u32::to_le_bytes).concat(),
+        };
+        // The daemon may end it while we still write.
+        let _ = bad.write_all(&bytes);
+        if round % 4 > 1 {
+            let mut rest = Vec::new();
+            let _ = bad.read_to_end(&mut rest);
+            assert!(rest.is_empty(), "a frame that is too long is not answered");
+        }
+        assert_eq!(ask(&mut good, WRITE, b"/good\0yes").0, WRITE);
+    }
+    assert_eq!(ask(&mut good, READ, b"/good\0"), (READ, b"yes".to_vec()));
+    assert_eq!(ask(&mut good, READ, b"/half\0").0, 16);
+}
+
+// Fails if connections leave memory or descriptors behind.
+#[test]
+fn ten_thousand_connections_leave_nothing_behind() {
+    let daemon = Daemon::start(&["-N"]);
+    let mut good = daemon.connect();
+    let mut round = || {
+        for _ in 0..50 {
+            let streams: Vec<UnixStream> = (0..200).map(|_| daemon.connect()).collect();
+            drop(streams);
+        }
+        // Everything before has been accepted, and most of it ended.
+        assert_eq!(ask(&mut daemon.connect(), WRITE, b"/a\0v").0, WRITE);
+        assert_eq!(ask(&mut good, WRITE, b"/a\0v").0, WRITE);
+    };
+    round(); // lets the allocator settle
+    let (memory, mut descriptors) = (daemon.memory(), daemon.descriptors());
+    round();
+    // Descriptors are closed when their tasks get their turn; each answer gives them one.
+    let after = (0..10_000).find_map(|_| {
+        assert_eq!(ask(&mut good, READ, b"/a\0").0, READ);
+        descriptors = daemon.descriptors();
+        (descriptors < 20).then_some(daemon.memory())
+    });
+    let after = after.unwrap_or_else(|| panic!("{descriptors} descriptors are open"));
+    eprintln!(
+        "10,000 connections: {memory} KiB before, {after} KiB after, {descriptors} descriptors"
+    );
+    assert!(after < memory + 2048, "{memory} KiB became {after} KiB");
+}
+
+// Fails if a client that never reads makes the daemon keep its answers, or delays others.
+#[test]
+fn a_reader_that_never_reads_costs_a_bounded_amount() {
+    let daemon = Daemon::start(&["-N"]);
+    let mut good = daemon.connect();
+    let value = [b'v'; 4000];
+    assert_eq!(ask(&mut good, WRITE, &[b"/big\0", &value[..]].concat()).0, WRITE);
+    let mut greedy = daemon.connect();
+    greedy.set_nonblocking(true).unwrap();
+    let before = daemon.memory();
+    // 4,000 bytes for each 21: until the daemon takes no more.
+    let requests = frame(READ, b"/big\0").repeat(100);
+    let mut sent = 0;
+    let mut refused = 0;
+    while refused < 50 {
+        match greedy.write(&requests) {
+            Ok(count) => sent += count,
+            Err(_) => refused += 1,
+        }
+        assert_eq!(ask(&mut good, READ, b"/big\0").0, READ);
+    }
+    // The same with events: it watches and does not read.
+    let mut deaf = daemon.connect();
+    deaf.write_all(&frame(4, b"/\0token\0")).unwrap();
+    for i in 0..20_000 {
+        assert_eq!(ask(&mut good, WRITE, format!("/w/{}\0v", i % 5000).as_bytes()).0, WRITE);
+    }
+    let after = daemon.memory();
+    eprintln!("requests of {sent} bytes sent and not read: {before} KiB before, {after} KiB after");
+    assert!(after < before + 8192, "{before} KiB became {after} KiB");
+}
