@@ -1,6 +1,8 @@
 //! Clients that we did not write, against our daemon: Debian's xenstore-* tools, `test-xenstore`,
 //! `xenstore-control`, and the Python client pyxs.
 
+#![allow(clippy::print_stderr)] // it says what is skipped
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
