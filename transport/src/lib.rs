@@ -4,10 +4,13 @@
 //! nothing of frames. Everything here works with any executor.
 //!
 //! * [`memory`]: a pair of pipes within one process;
-//! * [`socket`]: a unix socket.
+//! * [`socket`]: a unix socket;
+//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
+pub mod fault;
 pub mod memory;
 pub mod socket;
+pub mod trace;
 
 use futures_io::{AsyncRead, AsyncWrite};
 

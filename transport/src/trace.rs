@@ -1,0 +1,101 @@
+//! A transport that tells what goes through it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_io::{AsyncRead, AsyncWrite};
+
+use crate::{Peer, Transport};
+
+/// Which way bytes went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Read from the other end.
+    In,
+    /// Written to the other end.
+    Out,
+}
+
+/// Wraps a transport; calls `sink` with all bytes that go through, after they have. The end of the
+/// stream is an empty read.
+#[derive(Debug)]
+pub struct Traced<T, S> {
+    inner: T,
+    sink: S,
+}
+
+impl<T: Transport, S: FnMut(Direction, &[u8])> Traced<T, S> {
+    /// Wraps `inner`.
+    pub fn new(inner: T, sink: S) -> Self {
+        Traced { inner, sink }
+    }
+}
+
+impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> Transport for Traced<T, S> {
+    fn peer(&self) -> Peer {
+        self.inner.peer()
+    }
+}
+
+impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> AsyncRead for Traced<T, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Poll::Ready(Ok(count)) = result {
+            (self.sink)(Direction::In, &buf[..count]);
+        }
+        result
+    }
+}
+
+impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> AsyncWrite for Traced<T, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = result {
+            (self.sink)(Direction::Out, &buf[..count]);
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::pair;
+    use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+
+    // Fails if bytes are told that did not go through, or the other way round.
+    #[test]
+    fn what_goes_through_is_told() {
+        let (a, mut b) = pair(Peer::Domain(0), Peer::Domain(5));
+        let mut told = Vec::new();
+        let mut a =
+            Traced::new(a, |direction, bytes: &[u8]| told.push((direction, bytes.to_vec())));
+        block_on(async {
+            a.write_all(b"hello").await.unwrap();
+            b.write_all(b"you").await.unwrap();
+            drop(b);
+            a.read_to_end(&mut Vec::new()).await.unwrap();
+        });
+        let _ = a;
+        let expected =
+            [(Direction::Out, &b"hello"[..]), (Direction::In, b"you"), (Direction::In, b"")];
+        assert_eq!(told, expected.map(|(direction, bytes)| (direction, bytes.to_vec())));
+    }
+}
