@@ -2,18 +2,32 @@
 
 use std::process::{Command, Stdio};
 
-/// With the file that shows that one is there.
+/// With the sign that one is there: a file, mostly.
 const PACKAGES: &[(&str, &str)] = &[
     ("xenstore-utils", "/usr/bin/xenstore-ls"),
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
     ("libxen-dev", "/usr/include/xenevtchn.h"),
     ("gcc", "/usr/bin/gcc"),
     ("python3", "/usr/bin/python3"),
-    ("python3-venv", "/usr/lib/python3/dist-packages/ensurepip"),
+    ("python3-venv", PYTHON_MODULES),
 ];
 
+/// In place of a file: modules that Python must have.
+const PYTHON_MODULES: &str = "import venv, ensurepip";
+
+fn present(sign: &str) -> bool {
+    match sign {
+        PYTHON_MODULES => Command::new("python3")
+            .args(["-c", sign])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success()),
+        file => std::path::Path::new(file).exists(),
+    }
+}
+
 fn missing() -> Vec<&'static str> {
-    let absent = |(_, file): &&(&str, &str)| !std::path::Path::new(file).exists();
+    let absent = |(_, sign): &&(&str, &str)| !present(sign);
     PACKAGES.iter().filter(absent).map(|(package, _)| *package).collect()
 }
 
