@@ -15,6 +15,10 @@ use crate::server::Server;
 /// Bytes that are read, and answered, at once. Others get their turn in between.
 pub(crate) const READ_MAX: usize = 16 * 1024;
 
+/// Batches that are answered before others get their turn. The second is mostly the one in which
+/// it turns out that there is nothing more, which is then known without another turn.
+const TURNS: usize = 2;
+
 /// Why a connection ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -131,7 +135,7 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
                 }
                 Poll::Pending => return Poll::Pending,
             }
-            if turns == 1 && this.state.unsent().is_empty() {
+            if turns < TURNS {
                 continue;
             }
             // Answers go out at once; then it is the turn of others.

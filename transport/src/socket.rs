@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use async_io::Async;
 use futures_io::{AsyncRead, AsyncWrite};
@@ -23,6 +23,9 @@ const BACKLOG: i32 = 128;
 pub struct Socket {
     stream: Async<UnixStream>,
     peer: Peer,
+    /// The last read took all that was there: the next would only hear that there is nothing, so
+    /// it waits first.
+    drained: bool,
 }
 
 impl Socket {
@@ -39,7 +42,7 @@ impl Socket {
             uid: Some(ucred.uid.as_raw()),
             gid: Some(ucred.gid.as_raw()),
         });
-        Ok(Socket { stream, peer: Peer::Process(credentials) })
+        Ok(Socket { stream, peer: Peer::Process(credentials), drained: false })
     }
 }
 
@@ -61,7 +64,12 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.drained {
+            ready!(self.stream.poll_readable(cx))?;
+        }
+        let count = ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.drained = count < buf.len();
+        Poll::Ready(Ok(count))
     }
 }
 
