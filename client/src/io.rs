@@ -193,9 +193,12 @@ impl State {
     fn step(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Error> {
         while !self.connection.unsent().is_empty() {
             let unsent = self.connection.unsent();
-            match Pin::new(&mut self.transport).poll_write(cx, unsent)? {
-                Poll::Ready(0) => return Err(Error::Closed),
-                Poll::Ready(count) => self.connection.sent(count),
+            let all = unsent.len();
+            match Pin::new(&mut self.transport).poll_write(cx, unsent).map_err(Error::from) {
+                // What the server has said before it went can still be read, up to the end.
+                Poll::Ready(Ok(0) | Err(Error::Closed)) => self.connection.sent(all),
+                Poll::Ready(Ok(count)) => self.connection.sent(count),
+                Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => break,
             }
         }

@@ -159,10 +159,39 @@ fn rough_transports_change_nothing() {
             client.transaction(0, async |tx| tx.rm("/r").await).await
         });
     }
-    let error = Fault::Error(std::io::ErrorKind::ConnectionReset);
-    let client = Client::new(Faulty::new(store.connect(0), move || error));
-    let kind = std::io::ErrorKind::ConnectionReset;
-    assert!(matches!(future::block_on(client.read("/")), Err(Error::Io(got, _)) if got == kind));
+    let failing = |kind| {
+        let client = Client::new(Faulty::new(store.connect(0), move || Fault::Error(kind)));
+        future::block_on(client.read("/")).unwrap_err()
+    };
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut};
+    assert!(matches!(failing(TimedOut), Error::Io(TimedOut, _)));
+    assert_eq!([failing(ConnectionReset), failing(BrokenPipe)], [Error::Closed, Error::Closed]);
+}
+
+// Fails if a server that goes away is told differently by whether a write or a read finds out, or
+// if what it said before is lost.
+#[test]
+fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
+    for _ in 0..50 {
+        let store = Store::start();
+        let guest = Client::new(store.connect(5));
+        assert_eq!(future::block_on(guest.read("/")), Err(Error::Store(ErrorName::Eacces)));
+        store.destroy(5);
+        assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
+    }
+    let (client, mut server) = pair(Peer::Domain(0), Peer::Domain(0));
+    let client = Client::new(client);
+    let mut first = Box::pin(client.read("/a"));
+    assert!(future::block_on(future::poll_once(&mut first)).is_none());
+    future::block_on(async {
+        let mut header = [0; 16];
+        server.read_exact(&mut header).await.unwrap();
+        let id = u32::from_le_bytes(header[4..8].try_into().unwrap());
+        server.write_all(&frame(2, id, b"v")).await.unwrap();
+    });
+    drop(server);
+    assert_eq!(future::block_on(client.read("/b")), Err(Error::Closed));
+    assert_eq!(future::block_on(first), Ok(b"v".to_vec()));
 }
 
 // Fails if a request that is given up confuses those that follow.
