@@ -119,6 +119,7 @@ fn run(options: &Options) -> Result<()> {
     pins.pin_client()?;
     subjects::raise_descriptor_limit();
     in_memory();
+    xenstore_tests::peers::program("xenstored")?; // built now rather than while it is measured
     let plan = Plan {
         rounds,
         round: Duration::from_secs_f64(seconds),

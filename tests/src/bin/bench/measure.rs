@@ -83,8 +83,8 @@ impl<'a> Instance<'a> {
 
     fn round(&mut self, plan: &Plan) {
         let Some((subject, load)) = &mut self.running else { return };
-        let start = Instant::now();
-        let mut meter = Meter::new(subject.pid(), plan.round, Deadline::after(plan.limit));
+        let (start, length) = (Instant::now(), plan.round * self.row.stretch);
+        let mut meter = Meter::new(subject.pid(), length, Deadline::after(plan.limit));
         match load.round(&mut meter) {
             Ok(()) => self.rounds.push(meter.figures()),
             Err(error) => self.failure = Some(error.to_string()),

@@ -85,10 +85,13 @@ impl Meter {
     pub(crate) fn figures(&mut self) -> Figures {
         let (ops, seconds) = (self.tally.ops as f64, self.measured.as_secs_f64());
         let some = |value: f64| (self.tally.ops > 0).then_some(value);
+        if self.tally.ops == 0 {
+            self.note = "none done within the round".into();
+        }
         self.tally.latencies.sort_unstable();
         let p99 = self.tally.latencies.get(self.tally.latencies.len() * 99 / 100);
         Figures {
-            rate: (seconds > 0.0).then_some(ops / seconds),
+            rate: some(ops / seconds),
             cpu: some(self.cpu as f64 / 1000.0 / ops),
             p99: p99.map(|latency| latency.as_secs_f64() * 1e6),
             retries: (seconds > 0.0).then_some(self.tally.retries as f64 / seconds),

@@ -46,8 +46,10 @@ pub(crate) struct Row {
     pub(crate) bars: Vec<Bar>,
     /// Of what there are [`crate::meter::Figures::bytes_each`].
     pub(crate) item: &'static str,
-    /// Rounds need nothing but themselves; some loads are too long for more than one.
+    /// It is too long for more than one round, or it cannot be done again.
     pub(crate) once: bool,
+    /// Its rounds are so many times as long.
+    pub(crate) stretch: u32,
     pub(crate) prepare: Box<Prepare>,
 }
 
@@ -62,6 +64,7 @@ pub(crate) fn row<L: Load + 'static>(
         bars: Vec::new(),
         item: "",
         once: false,
+        stretch: 1,
         prepare: Box::new(move |stage| Ok(Box::new(prepare(stage)?))),
     }
 }
@@ -80,6 +83,12 @@ impl Row {
 
     pub(crate) fn item(mut self, item: &'static str) -> Row {
         self.item = item;
+        self
+    }
+
+    /// Rounds five times as long, since operations are.
+    pub(crate) fn slow(mut self) -> Row {
+        self.stretch = 5;
         self
     }
 

@@ -119,8 +119,13 @@ impl Load for Batch {
                 if buffer != self.answers {
                     return Err("a request was answered in another way than before".into());
                 }
-                now = tally.done(now);
-                tally.ops += self.depth - 1;
+                now = match self.depth {
+                    1 => tally.done(now),
+                    many => {
+                        tally.ops += many;
+                        Instant::now()
+                    }
+                };
             }
             Ok(())
         })
@@ -168,6 +173,7 @@ impl Load for Quiet {
                 drive().map_err(|error| error.to_string())
             });
             let quiet = self.quiet.round(meter);
+            meter.note = "CPU with what the others cost".into();
             stop.store(true, Ordering::Relaxed);
             let greedy = greedy.join().map_err(|_| "the greedy clients have panicked")?;
             quiet.and(greedy.map_err(Into::into))

@@ -115,11 +115,20 @@ impl Subject {
         }
     }
 
-    /// The directory of its pretend Xen, if it has one.
-    pub(crate) fn xen(&self) -> Result<PathBuf> {
+    /// The directory of its pretend Xen.
+    pub(crate) fn xen_directory(&self) -> PathBuf {
         match &self.0 {
-            Server::Daemon(daemon) if daemon.xen().join("events").exists() => Ok(daemon.xen()),
-            _ => Err("no rings".into()),
+            Server::Daemon(daemon) => daemon.xen(),
+            Server::Echo(echo) => echo.socket().with_file_name("xen"),
+        }
+    }
+
+    /// The same, if it serves rings there.
+    pub(crate) fn xen(&self) -> Result<PathBuf> {
+        let xen = self.xen_directory();
+        match xen.join("events").exists() {
+            true => Ok(xen),
+            false => Err("no rings".into()),
         }
     }
 

@@ -15,12 +15,12 @@ use crate::wire::{Reply, connect};
 pub(crate) fn cases() -> Vec<Case> {
     let vms = |clients| move |stage: &Stage| starts(stage, clients);
     let writes = |writes, nodes| move |stage: &Stage| in_store(stage, writes, nodes);
-    let start = |name: &str, clients| case(GROUP, [row(name, vms(clients)).bar(NoRetries)]);
+    let start = |name: &str, clients| case(GROUP, [row(name, vms(clients)).slow().bar(NoRetries)]);
     let mut cases = vec![
         start("VM start transactions, 1 client", 1),
         start("VM start transactions, 8 clients", 8),
         start("VM start transactions, 64 clients", 64),
-        case(GROUP, [row("starts and stops of 300 VMs in parallel", starts_and_stops)]),
+        case(GROUP, [row("starts and stops of 300 VMs in parallel", starts_and_stops).slow()]),
         case(GROUP, [row("empty transaction", writes(0, 0)).bar(RateOfPeers(1.5))]),
         case(
             GROUP,
@@ -127,13 +127,13 @@ fn clients(
 
 /// Each client starts a domain of its own, again and again.
 fn starts(stage: &Stage, count: u32) -> Result<Clients> {
-    prepare_for_vms(&mut stage.connect()?)?;
+    prepare_for_vms(stage, count)?;
     clients(stage, count, |domid| vec![start_of_vm(domid)])
 }
 
 /// Each client starts and stops a domain of its own.
 fn starts_and_stops(stage: &Stage) -> Result<Clients> {
-    prepare_for_vms(&mut stage.connect()?)?;
+    prepare_for_vms(stage, 300)?;
     clients(stage, 300, |domid| vec![start_of_vm(domid), stop_of_vm(domid)])
 }
 

@@ -7,11 +7,14 @@
 use xenstore_tests::raw::op;
 
 use crate::meter::Result;
+use crate::ring::make_domain;
+use crate::rows::Stage;
 use crate::tx_loads::Requests;
-use crate::wire::Client;
 
-/// Nodes that are there on a host before its first VM.
-pub(crate) fn prepare_for_vms(dom0: &mut Client) -> Result<()> {
+/// Nodes that are there on a host before its first VM, and domains that are not introduced yet.
+pub(crate) fn prepare_for_vms(stage: &Stage, count: u32) -> Result<()> {
+    let (mut dom0, xen) = (stage.connect()?, stage.subject.xen_directory());
+    (1..=count).try_for_each(|domid| make_domain(&xen, domid))?;
     for path in ["/local/domain", "/local/domain/0/backend/vif", "/vm", "/libxl"] {
         dom0.ok(op::MKDIR, &format!("{path}|"))?;
     }
