@@ -105,32 +105,44 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
-        if !this.server.register(this.conn, cx.waker()) {
+        let end = this.turn(cx);
+        // Once a turn, after all that has been read and written.
+        match Pin::new(&mut this.transport).poll_flush(cx) {
+            Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),
+            _ => end,
+        }
+    }
+}
+
+impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
+    /// Answers until there is nothing more to do or it is the turn of others.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if !self.server.register(self.conn, cx.waker()) {
             return Poll::Ready(End::Released);
         }
         let mut turns = 0;
         loop {
             let limit = server::Connection::HIGH_WATER;
-            if !this.state.is_full() {
-                this.server.emit_events(this.conn, limit, this.state.out());
+            if !self.state.is_full() {
+                self.server.emit_events(self.conn, limit, self.state.out());
             }
-            if let Poll::Ready(Err(error)) = this.flush(cx) {
+            if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
-            if this.state.is_full() {
+            if self.state.is_full() {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }
-            let waiting = std::mem::take(&mut this.waiting);
+            let waiting = std::mem::take(&mut self.waiting);
             let progress = match waiting.is_empty() {
-                false => Poll::Ready(this.answer(&waiting)),
-                true => this.read(cx),
+                false => Poll::Ready(self.answer(&waiting)),
+                true => self.read(cx),
             };
             match progress {
                 Poll::Ready(Ok(())) => turns += 1,
                 Poll::Ready(Err(end)) => {
                     // What was answered before is still delivered, if there is room for it.
-                    let _ = this.flush(cx);
+                    let _ = self.flush(cx);
                     return Poll::Ready(end);
                 }
                 Poll::Pending => return Poll::Pending,
@@ -139,7 +151,7 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
                 continue;
             }
             // Answers go out at once; then it is the turn of others.
-            if let Poll::Ready(Err(error)) = this.flush(cx) {
+            if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
             cx.waker().wake_by_ref();

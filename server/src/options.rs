@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// End with an error if this is not a Xen host.
     #[arg(long)]
     pub(crate) require_xen: bool,
+    /// Use a pretend Xen made of files in this directory, for tests.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) pretend_xen: Option<PathBuf>,
     /// Write a line for each request to this file.
     #[arg(short = 'T', long, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,

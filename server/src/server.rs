@@ -2,16 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Peer, Transport};
+use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
 use crate::log::Trace;
@@ -82,8 +84,9 @@ impl<H: Host + 'static> Server<H> {
         self
     }
 
-    /// Answers one client until it or its domain is gone.
-    pub async fn serve(&self, transport: impl Transport) {
+    /// Answers one client until it or its domain is gone. One whose connection fails but whose
+    /// domain lives, as on a ring, is not heard until it starts anew; nobody is told (XSA-325).
+    pub async fn serve(&self, mut transport: impl Transport) {
         let peer = transport.peer();
         let caller = match peer {
             Peer::Process(_) => Caller::Socket,
@@ -92,19 +95,46 @@ impl<H: Host + 'static> Server<H> {
         let conn = self.0.engine.borrow_mut().connect(caller);
         debug!(%conn, ?peer, "connected");
         // Disconnects also when this future is dropped half-way.
-        let guard = Disconnect { server: self, conn };
-        match Connection::new(self, conn, transport).await {
-            End::Closed => debug!(%conn, "disconnected"),
-            End::Released => debug!(%conn, "its domain is gone"),
-            End::Io(error) => debug!(%conn, %error, "connection lost"),
-            End::Violation(error) => {
-                warn!(%conn, ?peer, %error, "connection ended: protocol error")
+        let _guard = Disconnect { server: self, conn };
+        loop {
+            let failure = match Connection::new(self, conn, &mut transport).await {
+                End::Closed => return debug!(%conn, "disconnected"),
+                End::Released => return debug!(%conn, "its domain is gone"),
+                End::Io(error) => {
+                    debug!(%conn, ?peer, %error, "connection lost");
+                    Failure::Transport
+                }
+                End::Violation(error) => {
+                    warn!(%conn, ?peer, %error, "connection ended: protocol error");
+                    Failure::Protocol
+                }
+                End::Panic => {
+                    warn!(%conn, ?peer, "connection ended: the request could not be answered");
+                    Failure::Protocol
+                }
+            };
+            self.0.engine.borrow_mut().restart(conn);
+            if !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await {
+                return;
             }
-            End::Panic => {
-                warn!(%conn, ?peer, "connection ended: the request could not be answered")
-            }
+            debug!(%conn, ?peer, "starts anew");
+            // A guest that does nothing else must not keep others from their turn.
+            yield_now().await;
         }
-        drop(guard);
+    }
+
+    /// Waits for a failed connection to start anew; false if that will not happen.
+    fn poll_recover(
+        &self,
+        cx: &mut Context<'_>,
+        conn: ConnId,
+        transport: &mut impl Transport,
+        failure: Failure,
+    ) -> Poll<bool> {
+        match self.register(conn, cx.waker()) {
+            true => transport.poll_recover(cx, failure),
+            false => Poll::Ready(false),
+        }
     }
 
     /// Accepts clients for ever and answers each in a task of its own.

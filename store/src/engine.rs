@@ -90,6 +90,11 @@ impl Engine {
         self.ready.remove(&conn);
     }
 
+    /// The connection starts anew: its watches, transactions and events go.
+    pub fn restart(&mut self, conn: ConnId) {
+        self.reset_watches(conn);
+    }
+
     /// Is the connection open?
     pub fn is_connected(&self, conn: ConnId) -> bool {
         self.conns.contains_key(&conn)

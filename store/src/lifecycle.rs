@@ -24,11 +24,10 @@ impl Engine {
         if !domid.is_ordinary() {
             return Err(ErrorName::Einval);
         }
-        host.introduce(domid, gfn, port)?;
-        let again = match self.domains.find(domid, host) {
-            Some(domain) => core::mem::replace(&mut domain.introduced, true),
-            None => return Err(ErrorName::Enoent),
-        };
+        self.forget_predecessor(domid, host);
+        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        host.introduce(domid, gfn, port, domain.features)?;
+        let again = core::mem::replace(&mut domain.introduced, true);
         self.epoch += 1;
         if again {
             for conn in self.connections_of(domid) {
@@ -38,6 +37,16 @@ impl Engine {
             self.fire_special(INTRODUCE, domid);
         }
         Ok(())
+    }
+
+    /// Forgets a domain that another has taken the place of before its death was told, so that the
+    /// new one starts with nothing of it (XSA-322).
+    fn forget_predecessor(&mut self, domid: DomId, host: &mut dyn Host) {
+        let own = [self.config.privileged, self.config.store].contains(&domid);
+        let Some(domain) = self.domains.get(domid).filter(|_| !own) else { return };
+        if host.domain(domid).is_none_or(|info| info.unique_id != domain.unique_id) {
+            self.destroy(domid, host);
+        }
     }
 
     pub(crate) fn release(&mut self, domid: DomId, host: &mut dyn Host) -> Result<(), ErrorName> {

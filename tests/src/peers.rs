@@ -240,17 +240,18 @@ impl Drop for Daemon {
 fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
     let (run, xen) = (dir.join("run"), dir.join("xen"));
     fs::create_dir_all(&run)?;
+    fs::create_dir_all(xen.join("0"))?;
+    fs::File::create(xen.join("0/ring"))?.set_len(8192)?;
+    fs::write(xen.join("0/port"), "1")?; // no newline: one reader is strict
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
         command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");
+        command.arg("--pretend-xen").arg(xen);
         if quotas == Quotas::Off {
             command.args(OUR_UNLIMITED);
         }
         return Ok(command);
     }
-    fs::create_dir_all(xen.join("0"))?;
-    fs::File::create(xen.join("0/ring"))?.set_len(8192)?;
-    fs::write(xen.join("0/port"), "1")?; // no newline: one reader is strict
     let mut command = match kind {
         Kind::Ocaml => {
             let mut conf = format!(

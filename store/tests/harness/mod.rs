@@ -20,7 +20,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
         self.refuse_introduce.map_or(Ok(()), Err)
     }
     fn release(&mut self, domid: DomId) {
