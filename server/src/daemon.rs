@@ -12,6 +12,7 @@ use smol::channel::Sender;
 use tracing::{error, info, warn};
 use xenstore_protocol::DomId;
 use xenstore_store::{Config, Host};
+use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::xen::XenRing;
 
@@ -109,16 +110,19 @@ fn run(settings: Settings) -> Result<(), String> {
     if let Some(path) = &options.trace_file {
         trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
     }
+    let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
     let (fresh, rings) = smol::channel::unbounded();
     let Surroundings { host, kind, events, waiting } =
-        surroundings(&options, &config, fresh, &trace)?;
-    let server = Server::new(&config, host, Clock::Real(Instant::now())).traced(trace.clone());
+        surroundings(&options, &config, fresh, &trace, &driver)?;
+    let server = Server::new(&config, host, Clock::Real(Instant::now()))
+        .driven(driver.clone())
+        .traced(trace.clone());
     let executor = LocalExecutor::new();
-    smol::block_on(executor.run(async {
+    driver.block_on(executor.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         xen::introduce_all(&server, &waiting);
-        let listener = listen(&options).await?;
+        let listener = listen(&options, &driver)?;
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let accept = async {
             match &listener {
@@ -170,10 +174,11 @@ fn surroundings(
     config: &Config,
     fresh: Sender<XenRing>,
     trace: &Trace,
+    driver: &Driver,
 ) -> Result<Surroundings, String> {
     let machine = match &options.pretend_xen {
-        Some(dir) => xenstore_transport::xen::pretend(dir),
-        None => xenstore_transport::xen::host(),
+        Some(dir) => xenstore_transport::xen::pretend(dir, driver),
+        None => xenstore_transport::xen::host(driver),
     };
     let machine = match machine {
         Ok(machine) => machine,
@@ -194,17 +199,17 @@ fn surroundings(
 }
 
 /// A socket from systemd, or one of our own; and how to name it.
-async fn listen(options: &Options) -> Result<Option<(Listener, String)>, String> {
+fn listen(options: &Options, driver: &Driver) -> Result<Option<(Listener, String)>, String> {
     if options.disable_socket {
         return Ok(None);
     }
     if let Some(socket) = activated() {
-        let listener = Listener::adopt(socket);
+        let listener = Listener::adopt(socket, driver);
         let listener = listener.map_err(|error| format!("socket from systemd: {error}"))?;
         return Ok(Some((listener, "the socket from systemd".into())));
     }
     let path = socket_path(options.socket.as_deref())?;
-    let listener = Listener::bind(&path, 0o600).await;
+    let listener = Listener::bind(&path, 0o600, driver);
     let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
     Ok(Some((listener, path.display().to_string())))
 }

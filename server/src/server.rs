@@ -12,6 +12,7 @@ use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
+use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
@@ -21,6 +22,10 @@ use crate::log::Trace;
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Requests that are answered in one turn, when nobody else has anything to do and at least.
+const TURN: u32 = 128;
+const TURN_MIN: u32 = 8;
 
 /// Where the time comes from.
 #[derive(Debug)]
@@ -61,6 +66,7 @@ struct Shared<H: Host> {
     /// What all tasks read into; nothing is kept here between two polls.
     buffer: RefCell<Box<[u8]>>,
     trace: Option<Trace>,
+    driver: Driver,
 }
 
 impl<H: Host + 'static> Server<H> {
@@ -73,7 +79,16 @@ impl<H: Host + 'static> Server<H> {
             wakers: RefCell::default(),
             buffer: RefCell::new(vec![0; READ_MAX].into()),
             trace: None,
+            driver: Driver::any_executor(),
         }))
+    }
+
+    /// The same, on the loop of this driver, to be called before there are connections.
+    pub(crate) fn driven(mut self, driver: Driver) -> Self {
+        if let Some(shared) = Rc::get_mut(&mut self.0) {
+            shared.driver = driver;
+        }
+        self
     }
 
     /// The same with a line for each request, to be called before there are connections.
@@ -226,6 +241,17 @@ impl<H: Host + 'static> Server<H> {
     /// Appends events for `conn` until `out` is `limit` bytes long.
     pub(crate) fn emit_events(&self, conn: ConnId, limit: usize, out: &mut Vec<u8>) {
         self.0.engine.borrow_mut().emit_events(conn, limit, out);
+    }
+
+    /// How many requests a connection may have answered before it is the turn of others: many while
+    /// it is alone, few in a crowd, so that nobody waits long for a turn.
+    pub(crate) fn turn(&self) -> u32 {
+        (TURN / self.0.driver.crowd().max(1)).max(TURN_MIN)
+    }
+
+    /// Asks for another turn, after those for whom something has come.
+    pub(crate) fn later(&self, waker: &Waker) {
+        self.0.driver.later(waker);
     }
 
     /// What all tasks read into.

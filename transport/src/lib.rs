@@ -6,8 +6,10 @@
 //! * [`memory`]: a pair of pipes within one process;
 //! * [`socket`]: a unix socket;
 //! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
+//! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
+pub mod driver;
 pub mod fault;
 pub mod memory;
 mod raw;

@@ -3,14 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use async_io::Async;
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 
 use super::{EVTCHN_DEVICE, Evtchn};
+use crate::driver::{Driver, Source};
 use crate::raw::call;
 
 const BIND_VIRQ: Opcode = 0x0004_4500;
@@ -27,12 +27,12 @@ const PORTS: usize = 1024;
 /// The device. Close-on-exec: whoever hands it on says so.
 #[derive(Debug)]
 pub(crate) struct Device {
-    device: Async<File>,
+    device: Source<File>,
     buffer: Mutex<Vec<u8>>,
 }
 
 impl Device {
-    pub(crate) fn open() -> io::Result<Device> {
+    pub(crate) fn open(driver: &Driver) -> io::Result<Device> {
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let device = OpenOptions::new()
             .read(true)
@@ -40,7 +40,7 @@ impl Device {
             .custom_flags(flags)
             .open(EVTCHN_DEVICE)
             .map_err(|error| io::Error::new(error.kind(), format!("{EVTCHN_DEVICE}: {error}")))?;
-        Ok(Device { device: Async::new(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
+        Ok(Device { device: driver.source(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
     }
 
     fn bound(&self, opcode: Opcode, argument: &mut [u32; 2]) -> io::Result<u32> {
@@ -67,31 +67,27 @@ impl Evtchn for Device {
     }
 
     fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>> {
-        loop {
-            let mut buffer = self.buffer.lock().unwrap_or_else(|e| e.into_inner());
-            match self.device.get_ref().read(&mut buffer) {
-                Ok(count) => {
-                    let words = buffer[..count].as_chunks::<4>().0;
-                    ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    drop(buffer);
-                    ready!(self.device.poll_readable(cx))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Kernels before 4.4 have room for a fixed number of events, and say so once it is
-                // used up: the ports that were lost stay masked, and are unmasked by a reset.
-                Err(error) if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) => {
-                    call(&self.device, RESET, &mut [])?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempt = |mut device: &File| match device.read(&mut buffer) {
+            // Kernels before 4.4 have room for a fixed number of events, and say so once it is used
+            // up: the ports that were lost stay masked, and are unmasked by a reset.
+            Err(error) if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) => {
+                call(device, RESET, &mut [])?;
+                device.read(&mut buffer)
             }
+            result => result,
+        };
+        let count = ready!(self.device.poll_read(cx, attempt))?;
+        if count < buffer.len() {
+            self.device.drained();
         }
+        let words = buffer[..count].as_chunks::<4>().0;
+        ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        Poll::Ready(Ok(()))
     }
 
     fn unmask(&self, ports: &[u32]) -> io::Result<()> {
         let bytes: Vec<u8> = ports.iter().flat_map(|port| port.to_ne_bytes()).collect();
-        self.device.get_ref().write_all(&bytes)
+        self.device.get().write_all(&bytes)
     }
 }

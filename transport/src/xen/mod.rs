@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 
 use xenstore_protocol::ring::{Side, Word};
 
+use crate::driver::Driver;
 use crate::raw::Mapping;
 use crate::ring::{Doorbell, Line, Page, Ring};
 
@@ -80,9 +81,9 @@ pub struct Machine {
 pub use pretend::pretend;
 
 /// The Xen that this machine runs on. An error says which device is missing or refuses.
-pub fn host() -> io::Result<Machine> {
+pub fn host(driver: &Driver) -> io::Result<Machine> {
     Ok(Machine {
-        evtchn: Arc::new(evtchn::Device::open()?),
+        evtchn: Arc::new(evtchn::Device::open(driver)?),
         memory: Box::new(memory::Devices::open()?),
         domains: Box::new(domctl::Hypervisor::open()?),
     })

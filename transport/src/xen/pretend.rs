@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use async_io::Async;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
+use crate::driver::{Driver, Source};
 use crate::raw::Mapping;
 
 const PAGE_SIZE: usize = 4096;
@@ -35,7 +35,7 @@ const PORTS: u32 = 32767;
 const RECORDS: usize = 4096;
 
 /// A Xen of the files in `dir`, which is made if it is not there.
-pub fn pretend(dir: &Path) -> io::Result<Machine> {
+pub fn pretend(dir: &Path, driver: &Driver) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(dir.to_owned());
     let fifo = files.fifo("events")?;
@@ -44,8 +44,12 @@ pub fn pretend(dir: &Path) -> io::Result<Machine> {
     while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     let open = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("ports"));
     let table = open?;
-    let evtchn =
-        Channels { files: files.clone(), fifo: Async::new(fifo)?, table, ports: Mutex::default() };
+    let evtchn = Channels {
+        files: files.clone(),
+        fifo: driver.source(fifo)?,
+        table,
+        ports: Mutex::default(),
+    };
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
@@ -112,7 +116,7 @@ struct Ports {
 #[derive(Debug)]
 struct Channels {
     files: Files,
-    fifo: Async<File>,
+    fifo: Source<File>,
     table: File,
     ports: Mutex<Ports>,
 }
@@ -152,7 +156,7 @@ impl Evtchn for Channels {
         let guest = Some((words, fifo));
         let number = self.add(Port { kind: INTERDOMAIN, domid, remote, guest })?;
         let record = [domid, remote].map(u32::to_le_bytes).concat();
-        self.fifo.get_ref().write_all(&record)?;
+        self.fifo.get().write_all(&record)?;
         Ok(number)
     }
 
@@ -182,15 +186,10 @@ impl Evtchn for Channels {
 
     fn poll_ports(&self, cx: &mut Context<'_>, found: &mut Vec<u32>) -> Poll<io::Result<()>> {
         let mut records = [0; RECORDS];
-        let count = loop {
-            match self.fifo.get_ref().read(&mut records) {
-                Ok(count) => break count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.fifo.poll_readable(cx))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        };
+        let count = ready!(self.fifo.poll_read(cx, |mut fifo| fifo.read(&mut records)))?;
+        if count < RECORDS {
+            self.fifo.drained();
+        }
         let ports = self.ports();
         for record in records[..count].as_chunks::<8>().0 {
             let [domid, remote] = [&record[..4], &record[4..]]
