@@ -110,7 +110,7 @@ impl Engine {
 
     fn show_watches(&self) -> String {
         self.watches.all.values().fold(String::new(), |text, watch| {
-            let token = String::from_utf8_lossy(&watch.token);
+            let token = watch.token.escape_ascii();
             let depth = watch.depth.map_or("-".into(), |depth| format!("{depth}"));
             let (conn, path, waiting) = (watch.conn, &watch.path, watch.pending.len());
             text + &format!("conn {conn} {path} {token} depth {depth} events {waiting}\n")

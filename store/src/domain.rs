@@ -9,10 +9,13 @@ use xenstore_protocol::{DomId, ErrorName, Quota, feature};
 use crate::charge::Charge;
 use crate::config::Quotas;
 
+/// In place of the identity of a domain in a state that does not say it.
+pub(crate) const UNKNOWN_ID: u64 = 0;
+
 /// What the machine says about a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainInfo {
-    /// Tells a domain from an earlier one with the same domid.
+    /// Tells a domain from an earlier one with the same domid; 0 is unknown.
     pub unique_id: u64,
     /// It has shut down, for whatever reason, and still exists.
     pub shutdown: bool,

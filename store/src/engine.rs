@@ -75,11 +75,17 @@ impl Engine {
         }
     }
 
-    /// Opens a connection.
+    /// Opens a connection. That of a domain which is not introduced has ended already.
     pub fn connect(&mut self, caller: Caller) -> ConnId {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        self.conns.insert(conn, Connection::new(caller));
+        let exists = match caller {
+            Caller::Socket => true,
+            Caller::Domain(domid) => self.domains.introduced(domid).is_some(),
+        };
+        if exists {
+            self.conns.insert(conn, Connection::new(caller));
+        }
         conn
     }
 
@@ -126,6 +132,9 @@ impl Engine {
         out: &mut Vec<u8>,
     ) {
         let frame = Frame { header: *header, payload };
+        if !self.is_connected(conn) {
+            return Reply::Error(ErrorName::Eio).emit(header, out);
+        }
         let privileged = self.rights(conn).privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
@@ -190,11 +199,12 @@ impl Engine {
         Ok(Reply::Ok)
     }
 
-    /// On whose behalf a connection speaks.
+    /// On whose behalf a connection speaks; one that has ended, on nobody's.
     pub(crate) fn rights(&self, conn: ConnId) -> Rights {
         let domid = match self.conns.get(&conn).map(|connection| connection.caller) {
             Some(Caller::Domain(domid)) => domid,
-            Some(Caller::Socket) | None => self.config.store,
+            Some(Caller::Socket) => self.config.store,
+            None => DomId::INVALID,
         };
         let target = self.domains.get(domid).and_then(|domain| domain.target);
         Rights { privileged: domid == self.config.privileged, domid, target }
@@ -227,14 +237,14 @@ impl Engine {
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         let quotas = self.quotas(rights.domid);
         let domains = &mut self.domains;
-        let mut exists = |domid| domains.find(domid, host).is_some();
+        let mut identity = |domid| domains.find(domid, host).map(|domain| domain.unique_id);
         let mut cx = Context {
             rights,
             quotas,
             usage,
             any_domid,
             stamp: &mut self.stamp,
-            exists: &mut exists,
+            identity: &mut identity,
         };
         run(&mut self.work, &mut cx)
     }

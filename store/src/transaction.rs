@@ -6,9 +6,10 @@
 //! changed nothing always commits, as if it had happened at its start.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{ErrorName, Operation, Quota, Reply, Request};
+use xenstore_protocol::{DomId, ErrorName, Operation, Quota, Reply, Request};
 
 use crate::charge::{OVERHEAD, bytes};
 use crate::engine::Millis;
@@ -32,6 +33,9 @@ pub(crate) struct Transaction {
     epoch: u64,
     work: Work,
     log: Vec<Logged>,
+    /// The domains that its permission lists name, and which they were then: rights are not passed
+    /// on to a later domain with the same domid (XSA-417).
+    named: BTreeMap<DomId, Option<u64>>,
     /// A limit was reached: nothing but END is answered any more, and END T fails as well.
     doomed: bool,
     pub(crate) since: Millis,
@@ -46,6 +50,7 @@ impl Transaction {
             epoch,
             work: Work::new(tree.clone()),
             log: Vec::new(),
+            named: BTreeMap::new(),
             doomed: false,
             since,
             bytes: OVERHEAD,
@@ -77,7 +82,18 @@ impl Transaction {
             self.doomed = true;
             return Err(ErrorName::Enospc);
         }
+        if let Request::SetPerms { perms, .. } = request {
+            for perm in &perms.0 {
+                let identity = (cx.identity)(perm.domid);
+                self.named.entry(perm.domid).or_insert(identity);
+            }
+        }
+        let before = self.work.charges.growth();
+        // Nodes that it has made are looked at by themselves.
+        cx.usage.bytes -= before;
         let answer = execute(&mut self.work, cx, request);
+        // What it has made is only its own until it is committed.
+        self.bytes += self.work.charges.growth() - before;
         self.bytes += cost + answer.as_ref().map_or(0, size_of_answer);
         let op = request.operation();
         self.log.push(Logged { op, payload: payload.into(), answer: answer.clone() });
@@ -96,6 +112,9 @@ impl Transaction {
         }
         if !self.has_changes() {
             return Ok(None);
+        }
+        if self.named.iter().any(|(domid, identity)| (cx.identity)(*domid) != *identity) {
+            return Err(ErrorName::Eagain);
         }
         if self.epoch == epoch && self.snapshot.is_same(tree) {
             return Ok(Some(self.work));

@@ -104,6 +104,8 @@ impl Engine {
     pub(crate) fn reset_watches(&mut self, conn: ConnId) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         let watches = core::mem::take(&mut connection.watches);
+        // All of them belong to these watches.
+        connection.events.clear();
         let transactions = core::mem::take(&mut connection.transactions);
         for id in watches.into_values() {
             self.forget_watch(conn, id);
@@ -143,11 +145,17 @@ impl Engine {
             if change.removed
                 && let Some(old) = old
             {
-                let mut events = Vec::new();
-                self.watches.removed_below(&change.path, old, new, &mut |path, nodes, ids| {
-                    let acls = nodes.map(|node| node.acl.clone());
-                    events.push((Arc::<str>::from(path), acls, ids.to_vec()));
-                });
+                let removed = self.watches.removed_below(&change.path, old, new);
+                let events: Vec<_> = removed
+                    .into_iter()
+                    .map(|gone| {
+                        (
+                            gone.path.clone(),
+                            gone.nodes.map(|n| n.acl.clone()),
+                            gone.ids.iter().copied().collect::<Vec<_>>(),
+                        )
+                    })
+                    .collect();
                 for (path, acls, ids) in events {
                     // Rights on the parent as it is now count as well.
                     let above = parent(&path).and_then(|above| tree.get(above));

@@ -201,3 +201,98 @@ fn restored_watches_fire_once() {
     assert_eq!(&out[16..], b"a\0t\0");
     assert_eq!(Quota::ALL.len(), 10, "a new quota wants a test here");
 }
+
+// Fails if a connection that has ended, or one of a domain that is not introduced, may do anything.
+#[test]
+fn connections_that_have_ended_may_do_nothing() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    store.ok(dom0, WRITE, "/secret|top");
+    let guest = store.guest(5);
+    store.kill(5);
+    for conn in [guest, store.engine.connect(Caller::Domain(DomId(7)))] {
+        assert_eq!(store.err(conn, READ, "/secret|"), "EIO");
+        assert_eq!(store.err(conn, WRITE, "/secret|1"), "EIO");
+        assert_eq!(store.err(conn, 0, "quota|"), "EIO");
+        assert!(!store.engine.is_connected(conn));
+    }
+}
+
+// Fails if rights that a transaction gives to a domain reach a later one with its domid (XSA-417).
+#[test]
+fn xsa_417_a_transaction_gives_no_rights_to_a_successor() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    store.ok(dom0, WRITE, "/secret|top");
+    store.guest(5);
+    let tx = store.start(dom0);
+    store.tx(dom0, tx, SET_PERMS, "/secret|n0|r5|").unwrap();
+    store.kill(5);
+    let successor = store.guest(5);
+    assert_eq!(store.end(dom0, tx, true), Err("EAGAIN".into()));
+    assert_eq!(store.err(successor, READ, "/secret|"), "EACCES");
+}
+
+// Fails if a domain of a state that does not say which it was is taken for another at the first
+// look, and all that it owns goes.
+#[test]
+fn domains_without_identity_are_taken_for_those_that_are_there() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    store.ok(guest, WRITE, "mine|1");
+    let mut state = store.engine.dump();
+    state.domains.iter_mut().for_each(|domain| domain.unique_id = 0);
+    let (engine, _) = Engine::restore(&Config::default(), &state).unwrap();
+    store.engine = engine;
+    store.dom0 = store.engine.connect(Caller::Socket);
+    store.engine.domains_changed(&mut store.machine);
+    assert_eq!(store.ok(store.dom0, READ, "/local/domain/5/mine|"), "1");
+    store.create(5); // another one
+    store.engine.domains_changed(&mut store.machine);
+    assert_eq!(store.err(store.dom0, READ, "/local/domain/5/mine|"), "ENOENT");
+}
+
+// Fails if a token can forge lines or reach the terminal of whoever looks at the watches.
+#[test]
+fn tokens_are_shown_escaped() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    store.watch(guest, "a|x\nconn 1 /forged \x1b[31m|");
+    let shown = store.ok(store.dom0, 0, "watches|");
+    assert_eq!(shown.lines().count(), 2, "one line, and the NUL: {shown}");
+    assert!(shown.contains(r"x\nconn 1 /forged \x1b[31m"), "{shown}");
+}
+
+// Fails if the limit on paths can be stretched with zeroes (XSA-323).
+#[test]
+fn xsa_323_zeroes_do_not_stretch_a_path() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    let (zeroes, rest) = ("0".repeat(2000), "x".repeat(500));
+    assert_eq!(store.err(guest, WATCH, &format!("/local/domain/{zeroes}5/{rest}|t|")), "EINVAL");
+}
+
+// Fails if ending a connection takes time that grows with the square of its watches.
+#[test]
+fn many_watches_with_events_end_quickly() {
+    let mut store = Store::new();
+    let many = store.engine.connect(Caller::Socket);
+    let header = |ty, len: usize| xenstore_protocol::Header {
+        ty,
+        len: len.try_into().unwrap(),
+        ..Default::default()
+    };
+    // Without the check of all invariants after each request that the harness makes.
+    let send = |store: &mut Store, conn, ty, payload: &[u8]| {
+        let (mut out, header) = (Vec::new(), header(ty, payload.len()));
+        store.engine.handle(conn, &header, payload, 0, &mut store.machine, &mut out);
+    };
+    for i in 0..100_000 {
+        send(&mut store, many, WATCH, format!("/a\0{i}\0").as_bytes());
+    }
+    let dom0 = store.dom0;
+    send(&mut store, dom0, WRITE, b"/a\0");
+    // With the square of them this would take minutes.
+    store.engine.disconnect(many);
+    store.engine.check().unwrap();
+}

@@ -4,6 +4,7 @@ mod fuzz;
 mod packages;
 mod steps;
 mod test;
+mod xen;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -16,6 +17,8 @@ const HELP: &str = "cargo xtask COMMAND
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
+  xen [OPTIONS]           boot the real Xen in QEMU with our daemon and run a scenario: -s NAME (smoke,
+                          lifecycle, …), -i for a shell; see tests/xen/README.md
   help                    this text";
 
 fn main() -> ExitCode {
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
         Some("conformance") => tests_binary("conformance", rest),
         Some("bench") => tests_binary("bench", rest),
         Some("fuzz") => fuzz::run(rest),
+        Some("xen") => xen::run(rest),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");
             ExitCode::SUCCESS

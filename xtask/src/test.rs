@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::steps::{Steps, Verdict, succeed};
-use crate::{cargo, fuzz, packages, project};
+use crate::{cargo, fuzz, packages, project, xen};
 
 /// Seconds for each fuzz target.
 const FUZZ_SECONDS: u32 = 10;
@@ -13,7 +13,7 @@ pub fn run() -> ExitCode {
     let mut steps = Steps::default();
     let mut installed = Ok(());
     steps.step("packages for interop", || {
-        installed = packages::install();
+        installed = packages::install(packages::FOR_INTEROP);
         match &installed {
             Ok(()) => Verdict::Pass,
             Err(why) => Verdict::Skip(why.clone()),
@@ -34,6 +34,9 @@ pub fn run() -> ExitCode {
     let example = ["run", "--quiet", "-p", "xenstore-client", "--example", "test_without_xen"];
     steps.command("example", &mut cargo(&example));
     steps.step("xs against a daemon", xs);
+    for scenario in xen::SCENARIOS {
+        steps.step(&format!("real Xen: {scenario}"), || xen::scenario(scenario));
+    }
     match fuzz::available() {
         Err(why) => steps.step("fuzz", || Verdict::Skip(why)),
         Ok(()) => {
