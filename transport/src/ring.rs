@@ -243,3 +243,6 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
         self.poll_flush(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;
