@@ -111,6 +111,7 @@ impl<H: Host + 'static> Server<H> {
         debug!(%conn, ?peer, "connected");
         // Disconnects also when this future is dropped half-way.
         let _guard = Disconnect { server: self, conn };
+        let mut told = false;
         loop {
             let failure = match Connection::new(self, conn, &mut transport).await {
                 End::Closed => return debug!(%conn, "disconnected"),
@@ -120,7 +121,11 @@ impl<H: Host + 'static> Server<H> {
                     Failure::Transport
                 }
                 End::Violation(error) => {
-                    warn!(%conn, ?peer, %error, "connection ended: protocol error");
+                    // A guest can do this as often as it likes: the log must not grow with it.
+                    match std::mem::replace(&mut told, true) {
+                        false => warn!(%conn, ?peer, %error, "connection ended: protocol error"),
+                        true => debug!(%conn, ?peer, %error, "protocol error again"),
+                    }
                     Failure::Protocol
                 }
                 End::Panic => {

@@ -183,7 +183,9 @@ impl Host for Xen {
         if let Some(port) = port {
             self.ports.borrow_mut().remove(&port);
         }
-        // The page goes with the connection, which ends now.
+        // The page goes with the connection, which ends now; or as soon as somebody serves it, if
+        // the domain is released right after it was introduced.
+        line.close();
         line.doorbell().replace(None);
     }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
@@ -87,6 +87,7 @@ pub struct Line<P, D> {
     tells_errors: bool,
     /// Grows whenever the rings start anew. What was under way before is over.
     starts: AtomicU32,
+    closed: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -96,8 +97,8 @@ impl<P: Page, D: Doorbell> Line<P, D> {
     pub fn new(page: P, doorbell: D, features: u32) -> Arc<Self> {
         page.store(Word::ServerFeatures, features);
         let tells_errors = features & xenstore_protocol::feature::ERROR != 0;
-        let line =
-            Line { page, doorbell, tells_errors, starts: 0.into(), waker: AtomicWaker::new() };
+        let (starts, closed, waker) = (0.into(), false.into(), AtomicWaker::new());
+        let line = Line { page, doorbell, tells_errors, starts, closed, waker };
         line.start();
         Arc::new(line)
     }
@@ -124,6 +125,12 @@ impl<P: Page, D: Doorbell> Line<P, D> {
             self.page.store(Word::Connection, connection::CONNECTED);
             self.doorbell.ring();
         }
+        self.waker.wake();
+    }
+
+    /// The domain is gone: whoever serves the ring lets it go, and does not look at the page again.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.waker.wake();
     }
 }
@@ -155,6 +162,9 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
     ) -> Poll<io::Result<usize>> {
         // Before looking, so that nothing that comes afterwards is missed.
         self.line.waker.register(cx.waker());
+        if self.line.closed.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         if self.line.page.load(Word::Connection) == connection::RECONNECT {
             self.line.start();
         }
@@ -179,6 +189,9 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         self.line.waker.register(cx.waker());
+        if self.line.closed.load(Ordering::Acquire) {
+            return Poll::Ready(false);
+        }
         if self.line.page.load(Word::Connection) == connection::RECONNECT {
             self.line.start();
         }
@@ -230,3 +243,6 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
         self.poll_flush(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;
