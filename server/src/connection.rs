@@ -135,10 +135,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         }
         let mut left = self.server.turn();
         loop {
-            let limit = server::Connection::HIGH_WATER;
-            if !self.state.is_full() {
-                self.server.emit_events(self.conn, limit, self.state.out());
-            }
+            let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
@@ -146,9 +143,15 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }
+            // Events that were there before wake nobody.
+            let again = more && self.state.unsent().is_empty();
+            left = left.saturating_sub(again.into());
             if left == 0 {
                 self.server.later(cx.waker());
                 return Poll::Pending;
+            }
+            if again {
+                continue;
             }
             match self.advance(cx, &mut left) {
                 Poll::Ready(Ok(())) => {}

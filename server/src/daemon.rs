@@ -47,13 +47,18 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let detached = std::env::var_os(DETACHED).is_some();
-    if settings.options.pid_file.is_some() && !settings.options.no_fork && !detached {
+    // A socket from systemd is for this very process.
+    let activated = std::env::var_os("LISTEN_PID").is_some();
+    let background = settings.options.pid_file.is_some() && !settings.options.no_fork;
+    if background && !activated && !detached {
         return detach();
     }
     if detached {
         let _ = rustix::process::setsid();
     }
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    // A log that cannot be written is no reason to end.
+    let subscriber = subscriber.log_internal_errors(false);
     subscriber.with_max_level(tracing::Level::INFO).init();
     match run(settings) {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,6 +106,8 @@ fn run(settings: Settings) -> Result<(), String> {
     for remark in remarks {
         warn!("{remark}");
     }
+    // Before anything else has one of the descriptors.
+    let activated = activated()?;
     raise_descriptor_limit();
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
     let trace = Trace::new();
@@ -122,7 +129,7 @@ fn run(settings: Settings) -> Result<(), String> {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         xen::introduce_all(&server, &waiting);
-        let listener = listen(&options, &driver)?;
+        let listener = listen(&options, activated, &driver)?;
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let accept = async {
             match &listener {
@@ -199,14 +206,19 @@ fn surroundings(
 }
 
 /// A socket from systemd, or one of our own; and how to name it.
-fn listen(options: &Options, driver: &Driver) -> Result<Option<(Listener, String)>, String> {
+fn listen(
+    options: &Options,
+    activated: Option<OwnedFd>,
+    driver: &Driver,
+) -> Result<Option<(Listener, String)>, String> {
     if options.disable_socket {
         return Ok(None);
     }
-    if let Some(socket) = activated() {
+    if let Some(socket) = activated {
         let listener = Listener::adopt(socket, driver);
         let listener = listener.map_err(|error| format!("socket from systemd: {error}"))?;
-        return Ok(Some((listener, "the socket from systemd".into())));
+        let place = listener.path().map_or("?".into(), |path| path.display().to_string());
+        return Ok(Some((listener, place)));
     }
     let path = socket_path(options.socket.as_deref())?;
     let listener = Listener::bind(&path, 0o600, driver);
@@ -215,9 +227,14 @@ fn listen(options: &Options, driver: &Driver) -> Result<Option<(Listener, String
 }
 
 /// The socket that systemd has opened for us, if any.
-fn activated() -> Option<OwnedFd> {
+fn activated() -> Result<Option<OwnedFd>, String> {
     let mut descriptors = listenfd::ListenFd::from_env();
-    descriptors.take_unix_listener(0).ok().flatten().map(OwnedFd::from)
+    if descriptors.len() > 1 {
+        return Err(format!("systemd gave {} sockets, one is wanted", descriptors.len()));
+    }
+    let socket = descriptors.take_unix_listener(0);
+    let socket = socket.map_err(|error| format!("socket from systemd: {error}"))?;
+    Ok(socket.map(OwnedFd::from))
 }
 
 /// One line that says where, and what to do next; then whoever waits for the start is told.

@@ -101,7 +101,8 @@ impl<H: Host + 'static> Server<H> {
 
     /// Answers one client until it or its domain is gone. One whose connection fails but whose
     /// domain lives, as on a ring, is not heard until it starts anew; nobody is told (XSA-325).
-    pub async fn serve(&self, mut transport: impl Transport) {
+    /// The connection is there from this call on, also if the future is polled later.
+    pub fn serve<'a>(&'a self, transport: impl Transport + 'a) -> impl Future<Output = ()> + 'a {
         let peer = transport.peer();
         let caller = match peer {
             Peer::Process(_) => Caller::Socket,
@@ -109,8 +110,17 @@ impl<H: Host + 'static> Server<H> {
         };
         let conn = self.0.engine.borrow_mut().connect(caller);
         debug!(%conn, ?peer, "connected");
-        // Disconnects also when this future is dropped half-way.
-        let _guard = Disconnect { server: self, conn };
+        // Disconnects also when the future is dropped half-way.
+        self.answer_all(Disconnect { server: self, conn }, peer, transport)
+    }
+
+    async fn answer_all(
+        &self,
+        guard: Disconnect<'_, H>,
+        peer: Peer,
+        mut transport: impl Transport,
+    ) {
+        let conn = guard.conn;
         let mut told = false;
         loop {
             let failure = match Connection::new(self, conn, &mut transport).await {
@@ -161,7 +171,11 @@ impl<H: Host + 'static> Server<H> {
     pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
         loop {
             match listener.accept().await {
-                Ok(socket) => executor.spawn(self.serve(socket)).detach(),
+                Ok(socket) => {
+                    executor.spawn(self.serve(socket)).detach();
+                    // Those who connect without end must not keep others from their turn.
+                    yield_now().await;
+                }
                 Err(error) => {
                     warn!(%error, "cannot accept a client; trying again");
                     Timer::after(ACCEPT_PAUSE).await;
@@ -243,9 +257,10 @@ impl<H: Host + 'static> Server<H> {
         self.0.engine.borrow().is_connected(conn)
     }
 
-    /// Appends events for `conn` until `out` is `limit` bytes long.
-    pub(crate) fn emit_events(&self, conn: ConnId, limit: usize, out: &mut Vec<u8>) {
-        self.0.engine.borrow_mut().emit_events(conn, limit, out);
+    /// Appends some of the events that wait for `conn`. Are there more?
+    pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> bool {
+        let limit = out.len() + xenstore_protocol::server::Connection::HIGH_WATER;
+        self.0.engine.borrow_mut().emit_events(conn, limit, out)
     }
 
     /// How many requests a connection may have answered before it is the turn of others: many while

@@ -10,8 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use async_io::Async;
+use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -20,6 +21,13 @@ use crate::{Credentials, Peer, Transport};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long a client waits before it tries a busy server again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+fn is_busy(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotConnected | io::ErrorKind::WouldBlock)
+}
 
 /// A connected unix socket: close-on-exec and non-blocking.
 #[derive(Debug)]
@@ -31,7 +39,14 @@ pub struct Socket {
 impl Socket {
     /// Connects to a server, from any executor.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<Socket> {
-        Socket::new(Source::from(Async::<UnixStream>::connect(path).await?))
+        loop {
+            match Async::<UnixStream>::connect(&path).await {
+                Ok(stream) => return Socket::new(Source::from(stream)),
+                // The server has no room for another that waits, which async-io tells like this.
+                Err(error) if is_busy(error.kind()) => drop(Timer::after(BUSY_PAUSE).await),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn new(stream: Source<UnixStream>) -> io::Result<Socket> {
@@ -137,6 +152,11 @@ impl Listener {
         listener.set_nonblocking(true)?;
         let (listener, driver) = (driver.source(listener)?, driver.clone());
         Ok(Listener { listener, driver, file: None })
+    }
+
+    /// The path that it listens on, if it has one.
+    pub fn path(&self) -> Option<PathBuf> {
+        Some(self.listener.get().local_addr().ok()?.as_pathname()?.to_owned())
     }
 
     /// Waits for the next client. An error is about that client, or says that the process has no
