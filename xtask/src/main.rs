@@ -1,6 +1,9 @@
 //! `cargo xtask`: the project's own commands.
 
+mod deb;
+mod deb_check;
 mod fuzz;
+mod licences;
 mod packages;
 mod steps;
 mod test;
@@ -15,6 +18,7 @@ const HELP: &str = "cargo xtask COMMAND
   conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
+  deb                     build the Debian package
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
   help                    this text";
 
@@ -25,6 +29,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(),
         Some("conformance") => tests_binary("conformance", rest),
         Some("bench") => tests_binary("bench", rest),
+        Some("deb") => deb::run(),
         Some("fuzz") => fuzz::run(rest),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");
