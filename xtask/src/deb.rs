@@ -132,16 +132,17 @@ fn install(from: &Path, root: &Path, to: &str, mode: &str) -> Result<(), String>
     Ok(())
 }
 
-/// The time that the package bears: `$SOURCE_DATE_EPOCH`, else that of the last commit.
+/// The time that the package bears: `$SOURCE_DATE_EPOCH`, else that of the last commit, else, without
+/// git, that of the changelog.
 fn epoch() -> Result<String, String> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(epoch) => Ok(epoch),
-        Err(_) => {
-            let mut git = Command::new("git");
-            output(git.current_dir(project()).args(["log", "-1", "--format=%ct"]))
-                .map_err(|why| format!("SOURCE_DATE_EPOCH is not set, and {why}"))
-        }
+    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+        return Ok(epoch);
     }
+    let mut commit = Command::new("git");
+    commit.current_dir(project()).args(["log", "-1", "--format=%ct"]);
+    let mut changelog = Command::new("date");
+    changelog.current_dir(project()).args(["-r", "CHANGELOG.md", "+%s"]);
+    output(&mut commit).or_else(|_| output(&mut changelog))
 }
 
 /// What a command prints. An error is its complaint.
