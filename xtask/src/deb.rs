@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use crate::steps::Steps;
 use crate::{cargo, licences, project};
 
 /// Programs that make the package, and Debian's packages that have them.
@@ -30,8 +31,20 @@ const FILES: &[(&str, &str, &str)] = &[
     ("CHANGELOG.md", "usr/share/doc/xenstored/changelog.gz", "644"),
 ];
 
-/// `cargo xtask deb`.
-pub fn run() -> ExitCode {
+/// `cargo xtask deb [check]`.
+pub fn run(args: &[String]) -> ExitCode {
+    match args.first().map(String::as_str) {
+        Some("check") => {
+            let mut steps = Steps::default();
+            crate::deb_check::steps(&mut steps);
+            return steps.summary();
+        }
+        Some(_) => {
+            eprintln!("xtask: deb [check]");
+            return ExitCode::from(2);
+        }
+        None => {}
+    }
     match build() {
         Ok(package) => {
             println!("{}", package.display());

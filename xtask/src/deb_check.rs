@@ -6,10 +6,22 @@ use std::process::{Command, Stdio};
 
 use crate::deb::{self, output};
 use crate::project;
-use crate::steps::{Verdict, succeed};
+use crate::steps::{Steps, Verdict, succeed};
 
 /// Whose files must not be touched, even if they are not installed by the time that ours is.
 const XEN: [&str; 3] = ["xen-utils-4.17", "xen-utils-common", "xenstore-utils"];
+
+/// All of it.
+pub fn steps(steps: &mut Steps) {
+    match deb::available() {
+        Err(why) => steps.step("Debian package", || Verdict::Skip(why)),
+        Ok(()) => {
+            steps.step("Debian package", content);
+            steps.step("Debian's files and the package's", collisions);
+            steps.step("Debian's start scripts with the package", start_up);
+        }
+    }
+}
 
 fn verdict(checks: Result<(), String>) -> Verdict {
     checks.map_or_else(Verdict::Fail, |()| Verdict::Pass)
@@ -21,7 +33,7 @@ fn unpacked() -> PathBuf {
 }
 
 /// The package is the same when made again, is root's, and its parts work where they are put.
-pub fn content() -> Verdict {
+fn content() -> Verdict {
     verdict((|| {
         let package = deb::build()?;
         let bytes = |path: &Path| fs::read(path).map_err(|error| error.to_string());
@@ -81,7 +93,7 @@ fn lintian(package: &Path) -> Result<(), String> {
 }
 
 /// No file of the package belongs to another one.
-pub fn collisions() -> Verdict {
+fn collisions() -> Verdict {
     let installed = |package: &&&str| {
         let mut query = Command::new("dpkg-query");
         query.arg("-L").arg(package).stdout(Stdio::null()).stderr(Stdio::null());
@@ -112,7 +124,7 @@ pub fn collisions() -> Verdict {
 }
 
 /// Debian's `/etc/init.d/xen` and `launch-xenstore` start what they are told to.
-pub fn start_up() -> Verdict {
+fn start_up() -> Verdict {
     let unshare = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let mut probe = Command::new("unshare");
     probe.args(unshare).arg("true").stderr(Stdio::null());

@@ -18,7 +18,8 @@ const HELP: &str = "cargo xtask COMMAND
   conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
-  deb                     build the Debian package
+  deb [check]             build the Debian package; check: and hold it against Debian's files, and
+                          Debian's start scripts against it
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
   help                    this text";
 
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(),
         Some("conformance") => tests_binary("conformance", rest),
         Some("bench") => tests_binary("bench", rest),
-        Some("deb") => deb::run(),
+        Some("deb") => deb::run(rest),
         Some("fuzz") => fuzz::run(rest),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");

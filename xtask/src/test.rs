@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::steps::{Steps, Verdict, succeed};
-use crate::{cargo, deb, deb_check, fuzz, packages, project};
+use crate::{cargo, deb_check, fuzz, packages, project};
 
 /// Seconds for each fuzz target.
 const FUZZ_SECONDS: u32 = 10;
@@ -34,14 +34,7 @@ pub fn run() -> ExitCode {
     let example = ["run", "--quiet", "-p", "xenstore-client", "--example", "test_without_xen"];
     steps.command("example", &mut cargo(&example));
     steps.step("xs against a daemon", xs);
-    match deb::available() {
-        Err(why) => steps.step("Debian package", || Verdict::Skip(why)),
-        Ok(()) => {
-            steps.step("Debian package", deb_check::content);
-            steps.step("Debian's files and the package's", deb_check::collisions);
-            steps.step("Debian's start scripts with the package", deb_check::start_up);
-        }
-    }
+    deb_check::steps(&mut steps);
     match fuzz::available() {
         Err(why) => steps.step("fuzz", || Verdict::Skip(why)),
         Ok(()) => {
