@@ -237,8 +237,11 @@ fn activated() -> Result<Option<OwnedFd>, String> {
     Ok(socket.map(OwnedFd::from))
 }
 
-/// One line that says where, and what to do next; then whoever waits for the start is told.
+/// Whoever waits for the start is told; then one line says where, and what to do next. The line
+/// comes last because it lets the process in the foreground end, and systemd counts a start as
+/// failed that ends before it was told.
 fn announce(place: Option<&str>, kind: &str) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut out = std::io::stdout();
     let _ = match place {
         Some(place) => writeln!(
@@ -248,7 +251,6 @@ fn announce(place: Option<&str>, kind: &str) {
         None => writeln!(out, "xenstored: {kind}, without a socket"),
     };
     let _ = out.flush();
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
 /// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.

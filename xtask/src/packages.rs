@@ -18,6 +18,8 @@ pub const FOR_INTEROP: &[Package] = &[
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
     ("libxen-dev", "/usr/include/xenevtchn.h"),
     ("gcc", "/usr/bin/gcc"),
+    ("dpkg-dev", "/usr/bin/dpkg-shlibdeps"),
+    ("binutils", "/usr/bin/strip"),
     ("python3", "/usr/bin/python3"),
     ("python3-venv", PYTHON_MODULES),
 ];
