@@ -237,14 +237,14 @@ impl Engine {
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         let quotas = self.quotas(rights.domid);
         let domains = &mut self.domains;
-        let mut identity = |domid| domains.find(domid, host).map(|domain| domain.unique_id);
+        let mut exists = |domid| domains.find(domid, host).is_some();
         let mut cx = Context {
             rights,
             quotas,
             usage,
             any_domid,
             stamp: &mut self.stamp,
-            identity: &mut identity,
+            exists: &mut exists,
         };
         run(&mut self.work, &mut cx)
     }

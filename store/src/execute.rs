@@ -45,8 +45,8 @@ pub(crate) struct Context<'a> {
     pub(crate) any_domid: bool,
     /// Grows with every change.
     pub(crate) stamp: &'a mut u64,
-    /// Which domain has this domid now, if any.
-    pub(crate) identity: &'a mut dyn FnMut(DomId) -> Option<u64>,
+    /// Is there such a domain?
+    pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
 }
 
 type Result<T> = core::result::Result<T, ErrorName>;
@@ -278,12 +278,12 @@ fn set_perms(
 ) -> Result<Reply<'static>> {
     cx.check(Quota::NodePermissions, bytes(perms.0.len()))?;
     let owner = perms.0[0].domid;
-    if (cx.identity)(owner).is_none() {
+    if !(cx.exists)(owner) {
         return Err(ErrorName::Enoent);
     }
     let mut entry = |perm: &xenstore_protocol::Perm| {
         let everybody = perm.domid == DomId::ANY && cx.any_domid;
-        AclEntry { perm: *perm, ignored: !everybody && (cx.identity)(perm.domid).is_none() }
+        AclEntry { perm: *perm, ignored: !everybody && !(cx.exists)(perm.domid) }
     };
     let entries: Vec<AclEntry> = perms.0.iter().map(&mut entry).collect();
     let acl = Acl::from_entries(entries).ok_or(ErrorName::Einval)?;

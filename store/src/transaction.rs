@@ -6,10 +6,9 @@
 //! changed nothing always commits, as if it had happened at its start.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, Operation, Quota, Reply, Request};
+use xenstore_protocol::{ErrorName, Operation, Quota, Reply, Request};
 
 use crate::charge::{OVERHEAD, bytes};
 use crate::engine::Millis;
@@ -33,9 +32,6 @@ pub(crate) struct Transaction {
     epoch: u64,
     work: Work,
     log: Vec<Logged>,
-    /// The domains that its permission lists name, and which they were then: rights are not passed
-    /// on to a later domain with the same domid (XSA-417).
-    named: BTreeMap<DomId, Option<u64>>,
     /// A limit was reached: nothing but END is answered any more, and END T fails as well.
     doomed: bool,
     pub(crate) since: Millis,
@@ -50,7 +46,6 @@ impl Transaction {
             epoch,
             work: Work::new(tree.clone()),
             log: Vec::new(),
-            named: BTreeMap::new(),
             doomed: false,
             since,
             bytes: OVERHEAD,
@@ -82,12 +77,6 @@ impl Transaction {
             self.doomed = true;
             return Err(ErrorName::Enospc);
         }
-        if let Request::SetPerms { perms, .. } = request {
-            for perm in &perms.0 {
-                let identity = (cx.identity)(perm.domid);
-                self.named.entry(perm.domid).or_insert(identity);
-            }
-        }
         let before = self.work.charges.growth();
         // Nodes that it has made are looked at by themselves.
         cx.usage.bytes -= before;
@@ -112,9 +101,6 @@ impl Transaction {
         }
         if !self.has_changes() {
             return Ok(None);
-        }
-        if self.named.iter().any(|(domid, identity)| (cx.identity)(*domid) != *identity) {
-            return Err(ErrorName::Eagain);
         }
         if self.epoch == epoch && self.snapshot.is_same(tree) {
             return Ok(Some(self.work));

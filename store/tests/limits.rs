@@ -218,21 +218,6 @@ fn connections_that_have_ended_may_do_nothing() {
     }
 }
 
-// Fails if rights that a transaction gives to a domain reach a later one with its domid (XSA-417).
-#[test]
-fn xsa_417_a_transaction_gives_no_rights_to_a_successor() {
-    let mut store = Store::new();
-    let dom0 = store.dom0;
-    store.ok(dom0, WRITE, "/secret|top");
-    store.guest(5);
-    let tx = store.start(dom0);
-    store.tx(dom0, tx, SET_PERMS, "/secret|n0|r5|").unwrap();
-    store.kill(5);
-    let successor = store.guest(5);
-    assert_eq!(store.end(dom0, tx, true), Err("EAGAIN".into()));
-    assert_eq!(store.err(successor, READ, "/secret|"), "EACCES");
-}
-
 // Fails if a domain of a state that does not say which it was is taken for another at the first
 // look, and all that it owns goes.
 #[test]
