@@ -14,6 +14,7 @@ pub(crate) const ROWS: &[(&str, Row)] = &[
     ("empty transaction", empty_transaction),
     ("VM start", start_vms),
     ("transaction with writes", transactions),
+    ("transaction with 100 READs, 10 DIRECTORYs, 1 write, beside a WRITE", mostly_reading),
     ("create a child", create_child),
     ("remove a node with children", remove_children),
     ("DIRECTORY", directory),
@@ -78,10 +79,10 @@ fn start_vms(name: &str) {
     // All 64 are open at the same time, and take turns request by request.
     let time = measure(20, |_| {
         let open: Vec<u32> = clients.iter().map(|client| store.start(*client)).collect();
-        for step in 0..scripts[0].len() {
-            for (i, client) in clients.iter().enumerate() {
-                let (ty, payload) = &scripts[i][step];
-                store.call(*client, *ty, open[i], payload);
+        for step in 0..40 {
+            for ((client, tx), script) in clients.iter().zip(&open).zip(&scripts) {
+                let (ty, payload) = &script[step];
+                store.call(*client, *ty, *tx, payload);
             }
         }
         for (client, tx) in clients.iter().zip(open) {
@@ -113,6 +114,21 @@ fn transactions(name: &str) {
             show(&format!("{name}: {writes}, {nodes} nodes{beside}"), time);
         }
     }
+}
+
+fn mostly_reading(name: &str) {
+    let mut store = Store::with_nodes(10_000);
+    let dom0 = store.dom0;
+    let keys: Vec<String> = (0..100).map(|i| format!("/n/{i}/key-5\0")).collect();
+    let time = measure(1_000, |_| {
+        let tx = store.start(dom0);
+        keys.iter().for_each(|key| store.ok(dom0, op::READ, tx, key.as_bytes()));
+        (0..10).for_each(|i| store.ok(dom0, op::DIRECTORY, tx, format!("/n/{i}\0").as_bytes()));
+        store.ok(dom0, op::WRITE, tx, b"/n/5/key-5\0x");
+        store.ok(dom0, op::WRITE, 0, b"/n/0/key-9\0x");
+        assert!(!store.commit(dom0, tx));
+    });
+    show(name, time);
 }
 
 fn create_child(name: &str) {
