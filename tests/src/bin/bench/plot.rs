@@ -96,7 +96,9 @@ impl Scale {
     fn x(&self, ratio: f64) -> i32 {
         let share = (ratio.log10().max(self.from) - self.from) / (self.to - self.from);
         // Room for the value behind the longest bar.
-        NAMES + (share * f64::from(WIDTH.cast_signed() - NAMES - 60)).round() as i32
+        #[allow(clippy::cast_possible_truncation)] // within the picture
+        let x = (share * f64::from(WIDTH.cast_signed() - NAMES - 60)).round() as i32;
+        NAMES + x
     }
 
     fn draw(&self, area: &Area, bottom: i32) -> Result<()> {

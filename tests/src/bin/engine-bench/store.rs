@@ -11,7 +11,7 @@ impl Host for Everybody {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         Some(DomainInfo { unique_id: 1, shutdown: false })
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
