@@ -130,7 +130,7 @@ impl Engine {
         let before = self.work.tree.clone();
         self.remove_nodes_of(domid);
         self.remove_entries_of(domid);
-        self.settle(Some(&before));
+        self.settle(Some(&before), None);
         let introduced = self.domains.known.remove(&domid).is_some_and(|d| d.introduced);
         if introduced {
             host.release(domid);

@@ -134,12 +134,14 @@ impl Engine {
     }
 
     /// Tells the watchers of changes. `before` is needed where rights or nodes can have gone.
-    pub(crate) fn fire(&mut self, changes: Vec<Change>, before: Option<&Tree>) {
+    /// Gives back each path once.
+    pub(crate) fn fire(&mut self, changes: Vec<Change>, before: Option<&Tree>) -> Vec<Change> {
+        let changes = merge(changes);
         if self.watches.all.is_empty() {
-            return;
+            return changes;
         }
         let tree = self.work.tree.clone();
-        for change in merge(changes) {
+        for change in &changes {
             let old = before.and_then(|before| before.get(&change.path));
             let new = tree.get(&change.path);
             if change.removed
@@ -178,6 +180,7 @@ impl Engine {
             let acls: Vec<&Acl> = nodes.flatten().map(|node| &node.acl).collect();
             self.tell(&change.path.as_str().into(), &ids, &acls);
         }
+        changes
     }
 
     /// Tells the watchers of a special node about a domain.

@@ -281,3 +281,18 @@ fn many_watches_with_events_end_quickly() {
     store.engine.disconnect(many);
     store.engine.check().unwrap();
 }
+
+// Fails if a list that is being read in parts is taken for that of another node: the newest child
+// was made at the same moment as its parent's list.
+#[test]
+fn lists_in_parts_are_not_mixed_up() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    for i in 0..1000 {
+        store.ok(dom0, WRITE, &format!("/d/child-{i}|"));
+    }
+    let part = store.ok(dom0, DIRECTORY_PART, "/d|0|");
+    assert!(part.contains("|child-0|") && !part.ends_with("||"));
+    let part = store.ok(dom0, DIRECTORY_PART, "/d/child-999|0|");
+    assert!(part.ends_with("||") && !part.contains("child"), "{part:.60}");
+}

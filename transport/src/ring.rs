@@ -16,6 +16,11 @@ use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, s
 
 use crate::{Failure, Peer, Transport};
 
+/// How words of the page are read: what the guest did before it wrote one has been done.
+pub(crate) const READ: Ordering = Ordering::Acquire;
+/// How words of the page are written: what we did before has been done for whoever reads it.
+pub(crate) const WRITE: Ordering = Ordering::Release;
+
 /// The shared page. Words are read with acquire and written with release ordering; bytes have no
 /// order of their own.
 pub trait Page {
@@ -244,5 +249,7 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
     }
 }
 
+#[cfg(all(test, xenstore_loom))]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,7 @@ pub fn run() -> ExitCode {
         tests.env("XENSTORE_TESTS_REQUIRE", "1");
     }
     steps.command("tests", tests.args(["--", "--nocapture", "--test-threads=2"]));
+    steps.step("model of the ring", ring_model);
     let example = ["run", "--quiet", "-p", "xenstore-client", "--example", "test_without_xen"];
     steps.command("example", &mut cargo(&example));
     steps.step("xs against a daemon", xs);
@@ -74,6 +75,15 @@ fn without_std() -> Verdict {
             succeed(cargo(&["build", "--quiet", "--target", target]).args(crates))
         }
     }
+}
+
+/// Every way in which a guest and the server can overlap in the ring page.
+fn ring_model() -> Verdict {
+    let test = ["test", "--quiet", "-p", "xenstore-transport", "--lib", "model"];
+    // Other flags build everything anew, which must not undo the other builds.
+    let target = project().join("target/model");
+    let flags = "--cfg xenstore_loom -Copt-level=2";
+    succeed(cargo(&test).arg("--target-dir").arg(target).env("RUSTFLAGS", flags))
 }
 
 /// The README's first command, and a word with it.

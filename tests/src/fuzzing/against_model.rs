@@ -310,6 +310,9 @@ impl Pair {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: 5, tx_id: tx, len };
         let mut out = Vec::new();
+        if ty == op::TRANSACTION_END {
+            self.engine.check_commit(conn, tx, &mut self.machine).expect("as by replay");
+        }
         self.engine.handle(conn, &header, payload, 0, &mut self.machine, &mut out);
         let mut frames = frames(&out);
         let what = format!("connection {slot} type {ty} tx {tx} {:?}", text(payload));
@@ -390,9 +393,9 @@ fn payload(ty: u32, choices: &mut Choices<'_>) -> Vec<u8> {
             let whose = choices.of(&["", "1|", "2|", "3|"]);
             format!("{whose}{name}|{}|", choices.of(&["0", "2", "8", "70", "x"]))
         }
-        op::CONTROL => {
-            choices.of(&["check|", "quota|", "watches|", "help|", "quota|1|", "x"]).into()
-        }
+        op::CONTROL => choices
+            .of(&["check|", "quota|", "conflicts|", "watches|", "help|", "quota|1|", "x"])
+            .into(),
         _ => format!("{path}|"),
     };
     crate::raw::bytes(&text)

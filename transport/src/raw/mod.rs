@@ -10,6 +10,10 @@
 
 mod ioctl;
 mod mapping;
+#[cfg(all(test, xenstore_loom))]
+mod model;
 
 pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
+#[cfg(all(test, xenstore_loom))]
+pub(crate) use model::Byte;

@@ -11,7 +11,6 @@ mod pretend;
 
 use std::fmt::Debug;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -19,7 +18,7 @@ use xenstore_protocol::ring::{Side, Word};
 
 use crate::driver::Driver;
 use crate::raw::Mapping;
-use crate::ring::{Doorbell, Line, Page, Ring};
+use crate::ring::{self, Doorbell, Line, Page, Ring};
 
 /// A host with Xen has this device.
 pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
@@ -99,11 +98,11 @@ pub struct SharedPage {
 
 impl Page for SharedPage {
     fn load(&self, word: Word) -> u32 {
-        self.mapping.word(word.offset()).load(Ordering::Acquire)
+        self.mapping.word(word.offset()).load(ring::READ)
     }
 
     fn store(&self, word: Word, value: u32) {
-        self.mapping.word(word.offset()).store(value, Ordering::Release);
+        self.mapping.word(word.offset()).store(value, ring::WRITE);
     }
 
     fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {

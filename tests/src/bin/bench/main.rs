@@ -1,142 +1,160 @@
 //! Our daemon beside C xenstored, oxenstored, and a bare echo server as the floor.
 //!
-//! Client and daemon share one core, quotas are off, the daemons take turns in every round, and the
-//! medians of the rounds are shown: requests per second, and the daemon's own CPU time for each.
+//! Quotas are off, the daemons take turns in every round, and the medians of the rounds are shown;
+//! `docs/benchmarks/README.md` says what is measured and how.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
 
+mod bars;
+mod domain_loads;
+mod drive;
 mod echo;
-mod load;
+mod holder;
+mod measure;
+mod memory;
+mod meter;
+mod page;
+mod plot;
+mod report;
+mod ring;
+mod ring_loads;
+mod rows;
+mod socket_loads;
+mod subjects;
+mod tree_loads;
+mod tx_loads;
+mod vm;
+mod watch_loads;
+mod wire;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
-use xenstore_tests::peers::{Daemon, Kind, Quotas};
+use clap::Parser;
 
-use load::{Figures, LOADS, Load};
+use measure::Plan;
+use meter::Result;
+use subjects::{Cores, Pins};
 
-const USAGE: &str = "usage: bench [--rounds N] [--seconds S] [--only TEXT]";
-
-/// Who is measured.
-enum Subject {
-    Daemon(Daemon),
-    Echo(echo::Echo),
+/// Compares our daemon with C xenstored, oxenstored and a bare echo server.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// Only rows whose name is this, or contains it, and those that they are compared with.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Print the names of the rows.
+    #[arg(long)]
+    list: bool,
+    /// Short rounds, and little patience with slow daemons: about three minutes.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// Long rounds and much patience: about an hour.
+    #[arg(long)]
+    full: bool,
+    /// Rounds of each load.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Length of a round.
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+    /// A daemon that has not been prepared for a row after this time is left out of it.
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<f64>,
+    /// Where client and daemon run.
+    #[arg(long, value_enum, default_value = "same")]
+    cores: Cores,
+    /// Write a page with plots as well, into this directory or into docs/benchmarks.
+    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1,
+          default_missing_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks"))]
+    page: Option<PathBuf>,
 }
 
-impl Subject {
-    fn name(&self) -> &'static str {
-        match self {
-            Subject::Daemon(daemon) => match daemon.kind {
-                Kind::Ours => "ours",
-                Kind::C => "C",
-                Kind::Ocaml => "O",
-            },
-            Subject::Echo(_) => "echo",
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        match self {
-            Subject::Daemon(daemon) => daemon.socket(),
-            Subject::Echo(echo) => echo.socket(),
-        }
-    }
-
-    fn pid(&self) -> u32 {
-        match self {
-            Subject::Daemon(daemon) => daemon.pid(),
-            Subject::Echo(echo) => echo.pid(),
-        }
+impl Options {
+    /// Rounds, their length and the limit, in seconds.
+    fn times(&self) -> (usize, f64, f64) {
+        let (rounds, seconds, limit) = match (self.quick, self.full) {
+            (true, _) => (3, 0.1, 4.0),
+            (_, true) => (5, 1.0, 180.0),
+            _ => (3, 0.4, 15.0),
+        };
+        (
+            self.rounds.unwrap_or(rounds),
+            self.seconds.unwrap_or(seconds),
+            self.limit.unwrap_or(limit),
+        )
     }
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(echo::ARGUMENT) {
-        return echo::serve(std::env::args_os().nth(2).unwrap_or_default().into());
+    // The servers and helpers that are measured run this same program.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [echo::ARGUMENT, socket] => return echo::serve(socket.into()),
+        [holder::ARGUMENT, socket, count] => {
+            return holder::hold(Path::new(socket), count.parse().unwrap_or(0));
+        }
+        _ => {}
     }
-    match run() {
+    match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
-            eprintln!("bench: {line}");
+        Err(error) => {
+            eprintln!("bench: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run() -> Result<(), String> {
-    let (mut rounds, mut seconds, mut only) = (3_usize, 1.0_f64, String::new());
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let value = args.next().ok_or(USAGE)?;
-        match arg.as_str() {
-            "--rounds" => rounds = value.parse().map_err(|_| USAGE)?,
-            "--seconds" => seconds = value.parse().map_err(|_| USAGE)?,
-            "--only" => only = value,
-            _ => return Err(format!("{arg}: unknown; {USAGE}")),
-        }
+fn run(options: &Options) -> Result<()> {
+    let cases = rows::selected(&options.only);
+    if cases.is_empty() {
+        return Err(format!("no row has {:?} in its name; --list shows them", options.only).into());
     }
-    pin()?;
-    load::raise_descriptor_limit();
-    println!("{}", machine());
-    println!(
-        "{rounds} rounds of {seconds} s, client and daemon on one core, quotas off; medians\n"
-    );
-    println!(
-        "{:<44} {:>6} {:>10} {:>9}  ratio of operations to C, O, echo",
-        "load", "", "ops/s", "µs CPU"
-    );
-    for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
-        measure(load, rounds, Duration::from_secs_f64(seconds))?;
+    if options.list {
+        cases.iter().flat_map(|case| &case.rows).for_each(|row| println!("{}", row.name));
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Starts everybody anew for each load, so that none inherits the tree of the one before.
-fn measure(load: &Load, rounds: usize, time: Duration) -> Result<(), String> {
-    let mut subjects = Vec::new();
-    for kind in [Kind::Ours, Kind::C, Kind::Ocaml] {
-        match Daemon::start(kind, Quotas::Off) {
-            Ok(daemon) => subjects.push(Subject::Daemon(daemon)),
-            Err(why) => eprintln!("{} is left out: {why}", kind.name()),
-        }
+    let (rounds, seconds, limit) = options.times();
+    let pins = Pins::choose(options.cores)?;
+    pins.pin_client()?;
+    subjects::raise_descriptor_limit();
+    in_memory();
+    xenstore_tests::peers::program("xenstored")?; // built now rather than while it is measured
+    let plan = Plan {
+        rounds,
+        round: Duration::from_secs_f64(seconds),
+        limit: Duration::from_secs_f64(limit),
+        pins,
+    };
+    let cores = match options.cores {
+        Cores::Same => "client and daemon on one core",
+        Cores::Split => "client and daemon on a core each",
+    };
+    let how = format!("{rounds} rounds of {seconds} s, {cores}, quotas off; medians");
+    report::machine().iter().for_each(|(what, value)| println!("{what:>8}: {value}"));
+    println!("{:>8}: {how}", "how");
+    report::print_head();
+    let (start, mut all) = (Instant::now(), Vec::new());
+    for case in &cases {
+        let measured = measure::measure(case, &plan);
+        measured.iter().for_each(report::print);
+        all.extend(measured);
     }
-    if !load.watches {
-        subjects.push(Subject::Echo(echo::Echo::start()?));
-    }
-    let mut results: Vec<Vec<Figures>> = subjects.iter().map(|_| Vec::new()).collect();
-    for _ in 0..rounds {
-        for (subject, results) in subjects.iter().zip(&mut results) {
-            let figures = load::run(load, &subject.socket(), subject.pid(), time);
-            results.push(figures.map_err(|e| format!("{}, {}: {e}", load.name, subject.name()))?);
-        }
-    }
-    let medians: Vec<Figures> = results.into_iter().map(load::median).collect();
-    for (at, (subject, figures)) in subjects.iter().zip(&medians).enumerate() {
-        let name = if at == 0 { load.name } else { "" };
-        print!("{name:<44} {:>6} {:>10.0} {:>9.1}", subject.name(), figures.rate, figures.cpu);
-        if subject.name() == "ours" {
-            for other in &medians[1..] {
-                print!("  {:.2}", figures.rate / other.rate);
-            }
-        }
-        println!();
+    println!("\n{}; {:.0} s", report::counts(&all), start.elapsed().as_secs_f64());
+    if let Some(dir) = &options.page {
+        let cores = if options.cores == Cores::Split { " --cores split" } else { "" };
+        let command = format!(
+            "cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{cores}"
+        );
+        page::write(dir, &all, &how, &command)?;
     }
     Ok(())
 }
 
-/// This process and all that it starts share the last core.
-fn pin() -> Result<(), String> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut set = CpuSet::new();
-    set.set(cores - 1);
-    sched_setaffinity(None, &set).map_err(|error| format!("cannot pin to a core: {error}"))
-}
-
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{}, Linux {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
+/// Ring pages are files of the pretend Xen; writing them back to a disk would disturb.
+fn in_memory() {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        let _ = tempfile::env::override_temp_dir(memory);
+    }
 }

@@ -1,0 +1,187 @@
+//! Many clients at once, each in a closed loop: what it sends next depends on what was answered.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use rustix::event::{Timespec, epoll};
+use xenstore_tests::raw::op;
+
+use crate::meter::{Result, Tally};
+use crate::wire::{Inbox, PATIENCE, Reply, SILENT};
+
+/// Bytes to a daemon and back.
+pub(crate) trait Link {
+    /// Can be read when something may have come.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Waits until something may have come, unless [`Link::receive`] waits.
+    fn wait(&self) -> Result<()>;
+    /// Takes what is there, if anything.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize>;
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl Link for UnixStream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self.read(room)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => Ok(count),
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+}
+
+/// What an answer was to its client.
+pub(crate) enum Step {
+    /// There is more to do; it has been appended.
+    More,
+    /// A transaction failed; it is done again, from the request that has been appended.
+    Again,
+    /// The operation is done.
+    Done,
+}
+
+/// What a client does.
+pub(crate) trait Script {
+    /// Appends the first request of an operation.
+    fn begin(&mut self, out: &mut Vec<u8>);
+    /// Takes an answer and appends the request after it, if there is one.
+    fn reply(&mut self, reply: &Reply<'_>, out: &mut Vec<u8>) -> Result<Step>;
+}
+
+/// The same request again and again.
+pub(crate) struct Repeat {
+    pub(crate) ty: u32,
+    pub(crate) frame: Vec<u8>,
+}
+
+impl Script for Repeat {
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.frame);
+    }
+
+    fn reply(&mut self, reply: &Reply<'_>, _: &mut Vec<u8>) -> Result<Step> {
+        reply.expect(self.ty)?;
+        Ok(Step::Done)
+    }
+}
+
+struct Client<L, S> {
+    link: L,
+    script: S,
+    inbox: Inbox,
+    /// When its operation began.
+    since: Instant,
+}
+
+/// The clients, and what they wait on.
+///
+/// They stop where they are when their time is over, and go on from there when they are driven
+/// again.
+pub(crate) struct Driver<L, S> {
+    clients: Vec<Client<L, S>>,
+    epoll: OwnedFd,
+    depth: usize,
+    begun: bool,
+}
+
+impl<L: Link, S: Script> Driver<L, S> {
+    /// Clients with `depth` operations under way each; more than one only for [`Repeat`].
+    pub(crate) fn new(links: Vec<(L, S)>, depth: usize) -> Result<Driver<L, S>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let now = Instant::now();
+        let client = |(link, script)| Client { link, script, inbox: Inbox::default(), since: now };
+        let clients: Vec<_> = links.into_iter().map(client).collect();
+        for (at, client) in clients.iter().enumerate() {
+            let data = epoll::EventData::new_u64(at as u64);
+            epoll::add(&epoll, client.link.fd(), data, epoll::EventFlags::IN)?;
+        }
+        Ok(Driver { clients, epoll, depth, begun: false })
+    }
+
+    /// Lets them work as long as `more` says.
+    pub(crate) fn drive(
+        &mut self,
+        tally: &mut Tally,
+        mut more: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let (start, mut out) = (Instant::now(), Vec::new());
+        if !std::mem::replace(&mut self.begun, true) {
+            for client in &mut self.clients {
+                client.since = Instant::now();
+                for _ in 0..self.depth {
+                    client.script.begin(&mut out);
+                }
+                client.link.send(&out)?;
+                out.clear();
+            }
+        }
+        if let [client] = &mut self.clients[..] {
+            while more() {
+                client.link.wait()?;
+                client.take(tally, start, &mut out)?;
+            }
+            return Ok(());
+        }
+        let mut events = Vec::with_capacity(256);
+        let (mut idle_since, tick) = (start, Timespec { tv_sec: 0, tv_nsec: 50_000_000 });
+        while more() {
+            events.clear();
+            let room = rustix::buffer::spare_capacity(&mut events);
+            if epoll::wait(&self.epoll, room, Some(&tick))? > 0 {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() > PATIENCE {
+                return Err(SILENT.into());
+            }
+            for event in &events {
+                let at = usize::try_from(event.data.u64())?;
+                self.clients[at].take(tally, start, &mut out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<L: Link, S: Script> Client<L, S> {
+    /// Takes what came, and sends what follows from it.
+    fn take(&mut self, tally: &mut Tally, start: Instant, out: &mut Vec<u8>) -> Result<()> {
+        let Client { link, script, inbox, since } = self;
+        inbox.fill(|room| link.receive(room))?;
+        while let Some(reply) = inbox.next() {
+            if reply.ty == op::WATCH_EVENT {
+                continue;
+            }
+            match script.reply(&reply, out)? {
+                Step::More => {}
+                Step::Again => tally.retries += 1,
+                Step::Done => {
+                    script.begin(out);
+                    // One that was under way while another daemon had its turn is not timed.
+                    if *since >= start {
+                        *since = tally.done(*since);
+                    } else {
+                        tally.ops += 1;
+                        *since = Instant::now();
+                    }
+                }
+            }
+        }
+        if !out.is_empty() {
+            link.send(out)?;
+            out.clear();
+        }
+        Ok(())
+    }
+}
