@@ -103,6 +103,7 @@ impl Scale {
 
     fn draw(&self, area: &Area, bottom: i32) -> Result<()> {
         let style = style(11).pos(Pos::new(HPos::Center, VPos::Bottom));
+        #[allow(clippy::cast_possible_truncation)] // powers of ten in the picture
         for power in self.from as i32..=self.to as i32 {
             let ratio = 10_f64.powi(power);
             let (x, colour) =
