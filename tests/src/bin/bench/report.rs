@@ -62,6 +62,7 @@ pub(crate) fn cells(figures: &Figures, outcome: &Outcome) -> Cells {
 /// Three digits or so, with commas between thousands.
 pub(crate) fn number(value: f64) -> String {
     if value < 100.0 {
+        #[allow(clippy::cast_possible_truncation)] // a small number of digits
         let digits = if value == 0.0 { 0 } else { (1 - value.log10().floor() as i32).clamp(0, 4) };
         return format!("{value:.*}", usize::try_from(digits).unwrap_or(0));
     }
