@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::raw::{op, text};
 
 /// Limits that short runs reach.
-const QUOTAS: &[(&str, u32)] = &[
+pub(super) const QUOTAS: &[(&str, u32)] = &[
     ("nodes", 6),
     ("watches", 3),
     ("transactions", 2),
@@ -103,7 +103,7 @@ pub(super) fn engine_after(data: &[u8]) -> (Engine, Config) {
     (pair.engine, config())
 }
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     let mut config = Config::default();
     for (name, limit) in QUOTAS {
         config.quotas.set(Quota::parse(name.as_bytes()).expect("a quota"), *limit);
