@@ -30,9 +30,12 @@ pub struct Client(crate::Client);
 #[derive(Debug)]
 pub struct Transaction<'a>(&'a crate::Transaction);
 
-/// A blocking [`crate::Watch`]: an endless iterator, until the connection breaks.
+/// A blocking [`crate::Watch`]: an iterator that ends after its first error.
 #[derive(Debug)]
-pub struct Watch(crate::Watch);
+pub struct Watch {
+    watch: crate::Watch,
+    broken: bool,
+}
 
 macro_rules! tree_requests {
     ($type:ty) => {
@@ -97,7 +100,7 @@ impl Client {
 
     /// See [`crate::Client::watch`].
     pub fn watch(&self, path: &str, depth: Option<u32>) -> Result<Watch, Error> {
-        block_on(self.0.watch(path, depth)).map(Watch)
+        block_on(self.0.watch(path, depth)).map(|watch| Watch { watch, broken: false })
     }
 
     /// See [`crate::Client::introduce`].
@@ -125,6 +128,11 @@ impl Iterator for Watch {
     type Item = Result<String, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(block_on(self.0.next()))
+        if self.broken {
+            return None;
+        }
+        let event = block_on(self.watch.next());
+        self.broken = event.is_err();
+        Some(event)
     }
 }

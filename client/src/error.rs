@@ -50,13 +50,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl From<io::Error> for Error {
-    /// A server that has gone is told as [`Error::Closed`], whether a read finds the end of the
-    /// stream first or a write finds nobody there.
     fn from(error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
-            kind => Error::Io(kind, error.to_string()),
-        }
+        Error::Io(error.kind(), error.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The connection that all users of a client share.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -15,6 +16,7 @@ use crate::error::Error;
 /// An answer that has arrived.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    op: Operation,
     pub(crate) is_error: bool,
     pub(crate) payload: Vec<u8>,
 }
@@ -113,7 +115,10 @@ impl Shared {
 
     /// Nobody waits for this answer any more.
     pub(crate) fn forget(&self, id: u32) {
-        self.lock().answers.remove(&id);
+        let mut state = self.lock();
+        if let Some(Some(answer)) = state.answers.remove(&id) {
+            state.abandon(&answer);
+        }
     }
 
     /// A token that no other watch of this client has, and a mailbox for its events.
@@ -194,7 +199,7 @@ impl State {
         while !self.connection.unsent().is_empty() {
             let unsent = self.connection.unsent();
             let all = unsent.len();
-            match Pin::new(&mut self.transport).poll_write(cx, unsent).map_err(Error::from) {
+            match Pin::new(&mut self.transport).poll_write(cx, unsent).map_err(lost) {
                 // What the server has said before it went can still be read, up to the end.
                 Poll::Ready(Ok(0) | Err(Error::Closed)) => self.connection.sent(all),
                 Poll::Ready(Ok(count)) => self.connection.sent(count),
@@ -202,11 +207,12 @@ impl State {
                 Poll::Pending => break,
             }
         }
-        let count = match Pin::new(&mut self.transport).poll_read(cx, &mut self.buffer)? {
-            Poll::Ready(0) => return Err(Error::Closed),
-            Poll::Ready(count) => count,
-            Poll::Pending => return Ok(Poll::Pending),
-        };
+        let count =
+            match Pin::new(&mut self.transport).poll_read(cx, &mut self.buffer).map_err(lost)? {
+                Poll::Ready(0) => return Err(Error::Closed),
+                Poll::Ready(count) => count,
+                Poll::Pending => return Ok(Poll::Pending),
+            };
         let buffer = std::mem::take(&mut self.buffer);
         let result = self.take(&buffer[..count]);
         self.buffer = buffer;
@@ -216,11 +222,14 @@ impl State {
     fn take(&mut self, mut input: &[u8]) -> Result<(), Error> {
         let State { connection, answers, mailboxes, .. } = self;
         let broken = |error: &dyn ToString| Error::Protocol(error.to_string());
+        let mut abandoned = Vec::new();
         while let Some(incoming) = connection.receive(&mut input).map_err(|e| broken(&e))? {
             match incoming {
-                Incoming::Reply { req_id, is_error, payload, .. } => {
-                    if let Some(slot) = answers.get_mut(&req_id) {
-                        *slot = Some(Answer { is_error, payload: payload.to_vec() });
+                Incoming::Reply { req_id, op, is_error, payload } => {
+                    let answer = Answer { op, is_error, payload: payload.to_vec() };
+                    match answers.get_mut(&req_id) {
+                        Some(slot) => *slot = Some(answer),
+                        None => abandoned.push(answer),
                     }
                 }
                 Incoming::Event(event) => {
@@ -231,7 +240,26 @@ impl State {
                 }
             }
         }
+        abandoned.iter().for_each(|answer| self.abandon(answer));
         Ok(())
+    }
+
+    /// Nobody wants this answer. A transaction that it has opened would stay open for ever.
+    fn abandon(&mut self, answer: &Answer) {
+        if answer.op == Operation::TransactionStart
+            && let Ok(xenstore_protocol::Reply::Transaction(id)) = reply(answer.op, answer)
+        {
+            let _ = self.send(id, &Request::TransactionEnd { commit: false });
+        }
+    }
+}
+
+/// A server that has gone is told as [`Error::Closed`], whether a read finds the end of the stream
+/// first or a write finds nobody there.
+fn lost(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
+        _ => error.into(),
     }
 }
 

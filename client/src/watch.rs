@@ -16,6 +16,8 @@ pub struct Watch {
     client: Client,
     path: String,
     token: Vec<u8>,
+    /// As a stream it ends after its first error.
+    broken: bool,
 }
 
 impl Watch {
@@ -26,7 +28,7 @@ impl Watch {
     ) -> Result<Watch, Error> {
         let token = client.shared.open_mailbox(path.as_str().as_bytes());
         // From here on dropping it, also half-way, ends the watch at the server.
-        let watch = Watch { client, path: path.as_str().into(), token };
+        let watch = Watch { client, path: path.as_str().into(), token, broken: false };
         watch.client.done(0, Request::Watch { path, token: &watch.token, depth }).await?;
         Ok(watch)
     }
@@ -45,8 +47,13 @@ impl Watch {
 impl Stream for Watch {
     type Item = Result<String, Error>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll(cx).map(Some)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.broken {
+            return Poll::Ready(None);
+        }
+        let event = std::task::ready!(self.poll(cx));
+        self.broken = event.is_err();
+        Poll::Ready(Some(event))
     }
 }
 

@@ -250,3 +250,69 @@ fn servers_that_misbehave_are_errors() {
     let fine = against(|id| [frame(15, 0, b"/x\0t\0"), frame(2, id, b"v")].concat());
     assert_eq!(read(fine), Ok(b"v".to_vec()), "an event in between");
 }
+
+// Fails if events that do not fit one write are forgotten until something else happens.
+#[test]
+fn a_large_commit_is_told_in_full() {
+    let store = Store::start();
+    let (dom0, other) = (Client::new(store.connect(0)), Client::new(store.connect(0)));
+    let names: Vec<String> = (0..1000).map(|i| format!("/big/{i}-{}", "x".repeat(200))).collect();
+    run(async {
+        let mut watch = dom0.watch("/big", None).await?;
+        assert_eq!(watch.next().await?, "/big");
+        other
+            .transaction(1, async |tx| {
+                for name in &names {
+                    tx.write(name, "").await?;
+                }
+                Ok(())
+            })
+            .await?;
+        for name in &names {
+            assert_eq!(watch.next().await?, *name);
+        }
+        Ok(())
+    });
+}
+
+// Fails if a transaction that nobody waits for any more stays open at the server.
+#[test]
+fn dropped_transactions_are_ended() {
+    let store = Store::start();
+    let client = Client::new(store.connect(5));
+    run(async {
+        for _ in 0..30 {
+            // Polled once, so that it is sent, and dropped; then its answer comes, and what it opens
+            // is ended with the next request.
+            let _ = future::poll_once(client.begin()).await;
+            let _ = client.read("/").await;
+        }
+        let _ = client.read("/").await;
+        client.begin().await?.abort().await
+    });
+    let dom0 = blocking::Client::new(store.connect(0));
+    assert_eq!(dom0.control("transactions", &[]).unwrap(), b"\0");
+}
+
+// Fails if a connection is not there yet when its domain is released.
+#[test]
+fn released_domains_have_no_connections() {
+    let store = Store::start();
+    for _ in 0..200 {
+        let guest = Client::new(store.connect(5));
+        store.release(5).unwrap();
+        assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
+    }
+}
+
+// Fails if a watch whose connection is gone gives errors without end.
+#[test]
+fn a_broken_watch_ends() {
+    let store = Store::start();
+    let guest = blocking::Client::new(store.connect(5));
+    let mut watch = guest.watch("a", None).unwrap();
+    assert_eq!(watch.next(), Some(Ok("a".into())));
+    store.destroy(5);
+    assert_eq!(watch.next(), Some(Err(Error::Closed)));
+    assert_eq!(watch.next(), None);
+}

@@ -27,6 +27,7 @@ mod perm;
 mod quota;
 mod reply;
 mod request;
+pub mod ring;
 pub mod server;
 pub mod stream;
 mod text;

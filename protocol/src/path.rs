@@ -120,7 +120,8 @@ pub fn domain_prefix_len(path: &str) -> usize {
     const BASE: &str = "/local/domain/";
     let Some(rest) = path.strip_prefix(BASE) else { return 0 };
     match rest.split_once('/') {
-        Some((domid, _)) if decimal::<u16>(domid.as_bytes()).is_some() => {
+        // As C xenstored, which reads five digits at the most.
+        Some((domid, _)) if domid.len() <= 5 && decimal::<u16>(domid.as_bytes()).is_some() => {
             BASE.len() + domid.len() + 1
         }
         _ => 0,
@@ -178,7 +179,14 @@ mod tests {
     #[test]
     fn domain_prefix_is_not_counted() {
         assert_eq!(domain_prefix_len("/local/domain/12/data"), 17);
-        for none in ["/local/domain/12", "/local/domain/x/y", "/local/domain//y", "/tool/x", "/"] {
+        for none in [
+            "/local/domain/12",
+            "/local/domain/000005/y",
+            "/local/domain/x/y",
+            "/local/domain//y",
+            "/tool/x",
+            "/",
+        ] {
             assert_eq!(domain_prefix_len(none), 0, "{none}");
         }
     }

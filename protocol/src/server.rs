@@ -48,6 +48,10 @@ impl Connection {
             self.out.clear();
             // A burst does not keep its memory: idle connections are many.
             self.out.shrink_to(4096);
+        } else if self.sent >= Self::HIGH_WATER {
+            // One who always leaves something does not keep what it has read.
+            self.out.drain(..self.sent);
+            self.sent = 0;
         }
     }
 
@@ -78,5 +82,17 @@ mod tests {
         assert_eq!(connection.unsent(), b"");
         connection.out().extend_from_slice(b"i");
         assert_eq!(connection.unsent(), b"i");
+    }
+
+    // Fails if a reader who always leaves something makes what it has read stay (XSA-326).
+    #[test]
+    fn what_has_been_sent_is_not_kept() {
+        let mut connection = Connection::default();
+        for _ in 0..10_000 {
+            connection.out().extend_from_slice(&[7; 1000]);
+            connection.sent(if connection.unsent().len() > 1000 { 1000 } else { 999 });
+        }
+        assert!(!connection.unsent().is_empty());
+        assert!(connection.out().len() < 2 * Connection::HIGH_WATER);
     }
 }

@@ -13,6 +13,8 @@ impl DomId {
     pub const DOM0: DomId = DomId(0);
     /// "Myself" in a request that names a domain (`DOMID_SELF`).
     pub const SELF: DomId = DomId(0x7ff0);
+    /// No domain (`DOMID_INVALID`).
+    pub const INVALID: DomId = DomId(0x7ff4);
     /// Every domain, in a permission entry (`DOMID_ANY`, server feature bit 3).
     pub const ANY: DomId = DomId(0x7ff5);
     /// Ids from here on name no domain of their own (`DOMID_FIRST_RESERVED`).

@@ -12,12 +12,8 @@ use xenstore_transport::Transport;
 
 use crate::server::Server;
 
-/// Bytes that are read, and answered, at once. Others get their turn in between.
+/// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
-
-/// Batches that are answered before others get their turn. The second is mostly the one in which
-/// it turns out that there is nothing more, which is then known without another turn.
-const TURNS: usize = 2;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -41,14 +37,15 @@ pub(crate) struct Connection<'a, H: Host, T> {
     conn: ConnId,
     transport: T,
     state: server::Connection,
-    /// Input that waits until there is room for answers to it.
+    /// Input that waits for its turn, or until there is room for answers to it; from `taken` on.
     waiting: Vec<u8>,
+    taken: usize,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new() }
+        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0 }
     }
 
     /// Writes what is there to write; pending while the other side has no room for all of it.
@@ -63,13 +60,16 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Answers the frames in `input` as long as there is room for answers; the rest waits.
-    fn answer(&mut self, mut input: &[u8]) -> Result<(), End> {
-        while !self.state.is_full() {
+    /// Answers the frames in `input`, at most `left`, as long as there is room for answers. How many
+    /// bytes it has taken.
+    fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
+        let all = input.len();
+        while *left > 0 && !self.state.is_full() {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
-                Ok(None) => return Ok(()),
+                Ok(None) => break,
                 Ok(Some((frame, out))) => {
+                    *left -= 1;
                     let (server, conn) = (self.server, self.conn);
                     let answer = || server.handle(conn, &frame.header, frame.payload, out);
                     // A mistake in answering one client must not end the others.
@@ -84,17 +84,30 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 }
             }
         }
-        self.waiting.extend_from_slice(input);
-        Ok(())
+        Ok(all - input.len())
     }
 
-    /// Reads once and answers what came; pending if there is nothing.
-    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
+    fn advance(&mut self, cx: &mut Context<'_>, left: &mut u32) -> Poll<Result<(), End>> {
+        if !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.taken += self.answer(&waiting[self.taken..], left)?;
+            if self.taken < waiting.len() {
+                self.waiting = waiting;
+            } else {
+                self.taken = 0;
+            }
+            return Poll::Ready(Ok(()));
+        }
         let server = self.server;
         let mut buffer = server.buffer();
         match ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buffer)) {
             Ok(0) => Poll::Ready(Err(End::Closed)),
-            Ok(count) => Poll::Ready(self.answer(&buffer[..count])),
+            Ok(count) => {
+                let taken = self.answer(&buffer[..count], left)?;
+                self.waiting.extend_from_slice(&buffer[taken..count]);
+                Poll::Ready(Ok(()))
+            }
             Err(error) => Poll::Ready(Err(End::Io(error))),
         }
     }
@@ -105,45 +118,50 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
-        if !this.server.register(this.conn, cx.waker()) {
+        let end = this.turn(cx);
+        // Once a turn, after all that has been read and written.
+        match Pin::new(&mut this.transport).poll_flush(cx) {
+            Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),
+            _ => end,
+        }
+    }
+}
+
+impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
+    /// Answers until there is nothing more to do or it is the turn of others.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if !self.server.register(self.conn, cx.waker()) {
             return Poll::Ready(End::Released);
         }
-        let mut turns = 0;
+        let mut left = self.server.turn();
         loop {
-            let limit = server::Connection::HIGH_WATER;
-            if !this.state.is_full() {
-                this.server.emit_events(this.conn, limit, this.state.out());
-            }
-            if let Poll::Ready(Err(error)) = this.flush(cx) {
+            let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());
+            if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
-            if this.state.is_full() {
+            if self.state.is_full() {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }
-            let waiting = std::mem::take(&mut this.waiting);
-            let progress = match waiting.is_empty() {
-                false => Poll::Ready(this.answer(&waiting)),
-                true => this.read(cx),
-            };
-            match progress {
-                Poll::Ready(Ok(())) => turns += 1,
+            // Events that were there before wake nobody.
+            let again = more && self.state.unsent().is_empty();
+            left = left.saturating_sub(again.into());
+            if left == 0 {
+                self.server.later(cx.waker());
+                return Poll::Pending;
+            }
+            if again {
+                continue;
+            }
+            match self.advance(cx, &mut left) {
+                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(end)) => {
                     // What was answered before is still delivered, if there is room for it.
-                    let _ = this.flush(cx);
+                    let _ = self.flush(cx);
                     return Poll::Ready(end);
                 }
                 Poll::Pending => return Poll::Pending,
             }
-            if turns < TURNS {
-                continue;
-            }
-            // Answers go out at once; then it is the turn of others.
-            if let Poll::Ready(Err(error)) = this.flush(cx) {
-                return Poll::Ready(End::Io(error));
-            }
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
         }
     }
 }

@@ -2,15 +2,19 @@
 
 use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use smol::LocalExecutor;
+use smol::channel::Sender;
 use tracing::{error, info, warn};
+use xenstore_protocol::DomId;
+use xenstore_store::{Config, Host};
+use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
+use xenstore_transport::xen::XenRing;
 
 use crate::log::Trace;
 use crate::options::{Options, Settings};
@@ -18,12 +22,10 @@ use crate::pid_file::PidFile;
 use crate::place::socket_path;
 use crate::server::{Clock, Server};
 use crate::standalone::Standalone;
+use crate::xen::{self, Xen};
 
 /// Set for the process in the background by the one that started it.
 const DETACHED: &str = "XENSTORED_DETACHED";
-/// A host without this device has no Xen.
-const EVTCHN: &str = "/dev/xen/evtchn";
-
 /// Exit status for a mistake on the command line or in the configuration.
 const USAGE: u8 = 2;
 
@@ -45,13 +47,18 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let detached = std::env::var_os(DETACHED).is_some();
-    if settings.options.pid_file.is_some() && !settings.options.no_fork && !detached {
+    // A socket from systemd is for this very process.
+    let activated = std::env::var_os("LISTEN_PID").is_some();
+    let background = settings.options.pid_file.is_some() && !settings.options.no_fork;
+    if background && !activated && !detached {
         return detach();
     }
     if detached {
         let _ = rustix::process::setsid();
     }
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    // A log that cannot be written is no reason to end.
+    let subscriber = subscriber.log_internal_errors(false);
     subscriber.with_max_level(tracing::Level::INFO).init();
     match run(settings) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,10 +106,8 @@ fn run(settings: Settings) -> Result<(), String> {
     for remark in remarks {
         warn!("{remark}");
     }
-    let on_xen = Path::new(EVTCHN).exists();
-    if options.require_xen && !on_xen {
-        return Err(format!("--require-xen: {EVTCHN} is missing, this is not a Xen host"));
-    }
+    // Before anything else has one of the descriptors.
+    let activated = activated()?;
     raise_descriptor_limit();
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
     let trace = Trace::new();
@@ -112,16 +117,20 @@ fn run(settings: Settings) -> Result<(), String> {
     if let Some(path) = &options.trace_file {
         trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
     }
-    let host = Standalone::with_trace(trace.clone());
-    let server = Server::new(&config, host, Clock::Real(Instant::now())).traced(trace.clone());
+    let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
+    let (fresh, rings) = smol::channel::unbounded();
+    let Surroundings { host, kind, events, waiting } =
+        surroundings(&options, &config, fresh, &trace, &driver)?;
+    let server = Server::new(&config, host, Clock::Real(Instant::now()))
+        .driven(driver.clone())
+        .traced(trace.clone());
     let executor = LocalExecutor::new();
-    smol::block_on(executor.run(async {
+    driver.block_on(executor.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
-        let listener = listen(&options).await?;
-        if let Some((_, place)) = &listener {
-            announce(place, on_xen);
-        }
+        xen::introduce_all(&server, &waiting);
+        let listener = listen(&options, activated, &driver)?;
+        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let accept = async {
             match &listener {
                 Some((listener, _)) => server.accept(listener, &executor).await,
@@ -139,43 +148,109 @@ fn run(settings: Settings) -> Result<(), String> {
                 }
             }
         };
-        future::or(accept, stop).await;
+        let deliver = async {
+            match events {
+                Some(events) => events.deliver(&server).await,
+                None => future::pending().await,
+            }
+        };
+        let serve_rings = async {
+            while let Ok(ring) = rings.recv().await {
+                executor.spawn(server.serve(ring)).detach();
+            }
+            future::pending().await
+        };
+        future::or(future::or(accept, stop), future::or(deliver, serve_rings)).await;
         Ok(())
     }))
 }
 
+/// Where the daemon runs.
+struct Surroundings {
+    host: Box<dyn Host>,
+    /// For people.
+    kind: String,
+    events: Option<xen::Events>,
+    /// Domains that were there before, and their ports.
+    waiting: Vec<(DomId, u32)>,
+}
+
+/// Xen, a pretend one, or none: then every domain exists and there are no rings.
+fn surroundings(
+    options: &Options,
+    config: &Config,
+    fresh: Sender<XenRing>,
+    trace: &Trace,
+    driver: &Driver,
+) -> Result<Surroundings, String> {
+    let machine = match &options.pretend_xen {
+        Some(dir) => xenstore_transport::xen::pretend(dir, driver),
+        None => xenstore_transport::xen::host(driver),
+    };
+    let machine = match machine {
+        Ok(machine) => machine,
+        Err(error) if options.require_xen => return Err(format!("--require-xen: {error}")),
+        Err(error) => {
+            return Ok(Surroundings {
+                host: Box::new(Standalone::with_trace(trace.clone())),
+                kind: format!("standalone store (no Xen here: {error})"),
+                events: None,
+                waiting: Vec::new(),
+            });
+        }
+    };
+    let (mut host, events) = Xen::new(machine, fresh, trace.clone())?;
+    host.connect_own_kernel(config.store)?;
+    let waiting = host.built_before(config.store);
+    Ok(Surroundings { host: Box::new(host), kind: "store".into(), events: Some(events), waiting })
+}
+
 /// A socket from systemd, or one of our own; and how to name it.
-async fn listen(options: &Options) -> Result<Option<(Listener, String)>, String> {
+fn listen(
+    options: &Options,
+    activated: Option<OwnedFd>,
+    driver: &Driver,
+) -> Result<Option<(Listener, String)>, String> {
     if options.disable_socket {
         return Ok(None);
     }
-    if let Some(socket) = activated() {
-        let listener = Listener::adopt(socket);
+    if let Some(socket) = activated {
+        let listener = Listener::adopt(socket, driver);
         let listener = listener.map_err(|error| format!("socket from systemd: {error}"))?;
-        return Ok(Some((listener, "the socket from systemd".into())));
+        let place = listener.path().map_or("?".into(), |path| path.display().to_string());
+        return Ok(Some((listener, place)));
     }
     let path = socket_path(options.socket.as_deref())?;
-    let listener = Listener::bind(&path, 0o600).await;
+    let listener = Listener::bind(&path, 0o600, driver);
     let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
     Ok(Some((listener, path.display().to_string())))
 }
 
 /// The socket that systemd has opened for us, if any.
-fn activated() -> Option<OwnedFd> {
+fn activated() -> Result<Option<OwnedFd>, String> {
     let mut descriptors = listenfd::ListenFd::from_env();
-    descriptors.take_unix_listener(0).ok().flatten().map(OwnedFd::from)
+    if descriptors.len() > 1 {
+        return Err(format!("systemd gave {} sockets, one is wanted", descriptors.len()));
+    }
+    let socket = descriptors.take_unix_listener(0);
+    let socket = socket.map_err(|error| format!("socket from systemd: {error}"))?;
+    Ok(socket.map(OwnedFd::from))
 }
 
-/// One line that says where, and what to do next; then whoever waits for the start is told.
-fn announce(place: &str, on_xen: bool) {
-    let kind = if on_xen { "store" } else { "standalone store (no Xen here)" };
-    let mut out = std::io::stdout();
-    let _ = writeln!(
-        out,
-        "xenstored: {kind} on {place} - try: XENSTORED_PATH={place} xenstore-ls -fp, or: xs --socket {place} ls"
-    );
-    let _ = out.flush();
+/// Whoever waits for the start is told; then one line says where, and what to do next. The line
+/// comes last because it lets the process in the foreground end, and systemd counts a start as
+/// failed that ends before it was told.
+fn announce(place: Option<&str>, kind: &str) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut out = std::io::stdout();
+    let _ = match place {
+        Some(place) => writeln!(
+            out,
+            "xenstored: {kind} on {place} - try: XENSTORED_PATH={place} xenstore-ls -fp, or: xs --socket {place} ls"
+        ),
+        None => writeln!(out, "xenstored: {kind}, without a socket"),
+    };
+    let _ = out.flush();
 }
 
 /// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.

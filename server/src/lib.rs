@@ -16,6 +16,7 @@ mod pid_file;
 mod place;
 mod server;
 mod standalone;
+mod xen;
 
 pub use server::{Clock, Server};
 pub use standalone::Standalone;

@@ -35,6 +35,14 @@ struct State {
 pub(crate) struct Trace(Arc<Mutex<State>>);
 
 impl Trace {
+    /// What [`Trace::control`] knows.
+    pub(crate) const COMMANDS: &[(&str, &str)] = &[
+        ("log", "[on|off|+<switch>|-<switch>]"),
+        ("logfile", "<file>"),
+        ("memreport", "[<file>]"),
+        ("print", "<string>"),
+    ];
+
     /// A trace that is off until it gets a file.
     pub(crate) fn new() -> Trace {
         let trace = Trace::default();
@@ -90,7 +98,7 @@ impl Trace {
         state.on && state.file.is_some()
     }
 
-    /// CONTROL `log`, `logfile` and `memreport`.
+    /// CONTROL `log`, `logfile`, `memreport` and `print`.
     pub(crate) fn control(
         &self,
         command: &[u8],
@@ -109,7 +117,11 @@ impl Trace {
             (b"logfile", [name]) => done(self.open_named(name).ok()),
             (b"memreport", []) => done(self.report_memory(None).ok()),
             (b"memreport", [name]) => done(self.report_memory(Some(name)).ok()),
-            (b"log" | b"logfile" | b"memreport", _) => Some(Err(ErrorName::Einval)),
+            (b"print", [text]) => {
+                tracing::info!(text = %String::from_utf8_lossy(text), "print");
+                done(Some(()))
+            }
+            (b"log" | b"logfile" | b"memreport" | b"print", _) => Some(Err(ErrorName::Einval)),
             _ => None,
         }
     }
@@ -155,7 +167,9 @@ fn file_name(name: &[u8]) -> io::Result<PathBuf> {
 
 fn append(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    // A FIFO that nobody reads must not stop the store.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
 }
 
 #[cfg(test)]
@@ -184,6 +198,6 @@ mod tests {
         assert!(read(&second).ends_with("IN conn 1 READ tx 0 /a \n"));
         assert!(read(&first).ends_with("OUT conn 1 READ tx 0 value\n"));
         assert_eq!(trace.control(b"log", &[b"+bogus"]), Some(Err(ErrorName::Einval)));
-        assert_eq!(trace.control(b"print", &[]), None);
+        assert_eq!(trace.control(b"bogus", &[]), None);
     }
 }

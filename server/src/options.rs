@@ -10,11 +10,20 @@ use crate::oxenstored_conf;
 
 /// XenStore daemon. Without Xen it serves a store of its own.
 #[derive(Parser, Debug, Default)]
-#[command(name = "xenstored", version, disable_help_flag = true)]
+#[command(
+    name = "xenstored",
+    version,
+    disable_version_flag = true,
+    disable_help_flag = true,
+    args_override_self = true
+)]
 pub(crate) struct Options {
     /// Print this help.
     #[arg(short = 'H', long, action = ArgAction::Help)]
     help: Option<bool>,
+    /// Print the version.
+    #[arg(long, action = ArgAction::Version)]
+    version: Option<bool>,
     /// Stay in the foreground. Otherwise a daemon that has a pid file goes to the background as
     /// soon as it answers.
     #[arg(short = 'N', long)]
@@ -32,6 +41,9 @@ pub(crate) struct Options {
     /// End with an error if this is not a Xen host.
     #[arg(long)]
     pub(crate) require_xen: bool,
+    /// Use a pretend Xen made of files in this directory, for tests.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) pretend_xen: Option<PathBuf>,
     /// Write a line for each request to this file.
     #[arg(short = 'T', long, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,

@@ -17,6 +17,9 @@ impl PidFile {
     /// Writes the process id. An error is one line.
     pub(crate) fn create(path: &Path) -> Result<PidFile, String> {
         let complain = |error: std::io::Error| format!("--pid-file {}: {error}", path.display());
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).map_err(complain)?;
+        }
         let open = OpenOptions::new().write(true).create(true).truncate(false).open(path);
         let mut file = open.map_err(complain)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {

@@ -2,16 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
+use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Peer, Transport};
+use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
 use crate::log::Trace;
@@ -19,6 +22,10 @@ use crate::log::Trace;
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Requests that are answered in one turn, when nobody else has anything to do and at least.
+const TURN: u32 = 128;
+const TURN_MIN: u32 = 8;
 
 /// Where the time comes from.
 #[derive(Debug)]
@@ -59,6 +66,7 @@ struct Shared<H: Host> {
     /// What all tasks read into; nothing is kept here between two polls.
     buffer: RefCell<Box<[u8]>>,
     trace: Option<Trace>,
+    driver: Driver,
 }
 
 impl<H: Host + 'static> Server<H> {
@@ -71,7 +79,16 @@ impl<H: Host + 'static> Server<H> {
             wakers: RefCell::default(),
             buffer: RefCell::new(vec![0; READ_MAX].into()),
             trace: None,
+            driver: Driver::any_executor(),
         }))
+    }
+
+    /// The same, on the loop of this driver, to be called before there are connections.
+    pub(crate) fn driven(mut self, driver: Driver) -> Self {
+        if let Some(shared) = Rc::get_mut(&mut self.0) {
+            shared.driver = driver;
+        }
+        self
     }
 
     /// The same with a line for each request, to be called before there are connections.
@@ -82,8 +99,10 @@ impl<H: Host + 'static> Server<H> {
         self
     }
 
-    /// Answers one client until it or its domain is gone.
-    pub async fn serve(&self, transport: impl Transport) {
+    /// Answers one client until it or its domain is gone. One whose connection fails but whose
+    /// domain lives, as on a ring, is not heard until it starts anew; nobody is told (XSA-325).
+    /// The connection is there from this call on, also if the future is polled later.
+    pub fn serve<'a>(&'a self, transport: impl Transport + 'a) -> impl Future<Output = ()> + 'a {
         let peer = transport.peer();
         let caller = match peer {
             Peer::Process(_) => Caller::Socket,
@@ -91,27 +110,72 @@ impl<H: Host + 'static> Server<H> {
         };
         let conn = self.0.engine.borrow_mut().connect(caller);
         debug!(%conn, ?peer, "connected");
-        // Disconnects also when this future is dropped half-way.
-        let guard = Disconnect { server: self, conn };
-        match Connection::new(self, conn, transport).await {
-            End::Closed => debug!(%conn, "disconnected"),
-            End::Released => debug!(%conn, "its domain is gone"),
-            End::Io(error) => debug!(%conn, %error, "connection lost"),
-            End::Violation(error) => {
-                warn!(%conn, ?peer, %error, "connection ended: protocol error")
+        // Disconnects also when the future is dropped half-way.
+        self.answer_all(Disconnect { server: self, conn }, peer, transport)
+    }
+
+    async fn answer_all(
+        &self,
+        guard: Disconnect<'_, H>,
+        peer: Peer,
+        mut transport: impl Transport,
+    ) {
+        let conn = guard.conn;
+        let mut told = false;
+        loop {
+            let failure = match Connection::new(self, conn, &mut transport).await {
+                End::Closed => return debug!(%conn, "disconnected"),
+                End::Released => return debug!(%conn, "its domain is gone"),
+                End::Io(error) => {
+                    debug!(%conn, ?peer, %error, "connection lost");
+                    Failure::Transport
+                }
+                End::Violation(error) => {
+                    // A guest can do this as often as it likes: the log must not grow with it.
+                    match std::mem::replace(&mut told, true) {
+                        false => warn!(%conn, ?peer, %error, "connection ended: protocol error"),
+                        true => debug!(%conn, ?peer, %error, "protocol error again"),
+                    }
+                    Failure::Protocol
+                }
+                End::Panic => {
+                    warn!(%conn, ?peer, "connection ended: the request could not be answered");
+                    Failure::Protocol
+                }
+            };
+            self.0.engine.borrow_mut().restart(conn);
+            if !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await {
+                return;
             }
-            End::Panic => {
-                warn!(%conn, ?peer, "connection ended: the request could not be answered")
-            }
+            debug!(%conn, ?peer, "starts anew");
+            // A guest that does nothing else must not keep others from their turn.
+            yield_now().await;
         }
-        drop(guard);
+    }
+
+    /// Waits for a failed connection to start anew; false if that will not happen.
+    fn poll_recover(
+        &self,
+        cx: &mut Context<'_>,
+        conn: ConnId,
+        transport: &mut impl Transport,
+        failure: Failure,
+    ) -> Poll<bool> {
+        match self.register(conn, cx.waker()) {
+            true => transport.poll_recover(cx, failure),
+            false => Poll::Ready(false),
+        }
     }
 
     /// Accepts clients for ever and answers each in a task of its own.
     pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
         loop {
             match listener.accept().await {
-                Ok(socket) => executor.spawn(self.serve(socket)).detach(),
+                Ok(socket) => {
+                    executor.spawn(self.serve(socket)).detach();
+                    // Those who connect without end must not keep others from their turn.
+                    yield_now().await;
+                }
                 Err(error) => {
                     warn!(%error, "cannot accept a client; trying again");
                     Timer::after(ACCEPT_PAUSE).await;
@@ -193,9 +257,21 @@ impl<H: Host + 'static> Server<H> {
         self.0.engine.borrow().is_connected(conn)
     }
 
-    /// Appends events for `conn` until `out` is `limit` bytes long.
-    pub(crate) fn emit_events(&self, conn: ConnId, limit: usize, out: &mut Vec<u8>) {
-        self.0.engine.borrow_mut().emit_events(conn, limit, out);
+    /// Appends some of the events that wait for `conn`. Are there more?
+    pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> bool {
+        let limit = out.len() + xenstore_protocol::server::Connection::HIGH_WATER;
+        self.0.engine.borrow_mut().emit_events(conn, limit, out)
+    }
+
+    /// How many requests a connection may have answered before it is the turn of others: many while
+    /// it is alone, few in a crowd, so that nobody waits long for a turn.
+    pub(crate) fn turn(&self) -> u32 {
+        (TURN / self.0.driver.crowd().max(1)).max(TURN_MIN)
+    }
+
+    /// Asks for another turn, after those for whom something has come.
+    pub(crate) fn later(&self, waker: &Waker) {
+        self.0.driver.later(waker);
     }
 
     /// What all tasks read into.

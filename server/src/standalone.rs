@@ -45,7 +45,7 @@ impl Host for Standalone {
         Some(*self.info(domid))
     }
 
-    fn introduce(&mut self, domid: DomId, _gfn: u64, _port: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
         self.info(domid);
         Ok(())
     }
@@ -55,21 +55,10 @@ impl Host for Standalone {
     }
 
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
-        match (command, args) {
-            (b"print", [text]) => {
-                tracing::info!(text = %String::from_utf8_lossy(text), "print");
-                Some(Ok(b"OK\0".to_vec()))
-            }
-            _ => self.trace.control(command, args),
-        }
+        self.trace.control(command, args)
     }
 
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        &[
-            ("log", "[on|off|+<switch>|-<switch>]"),
-            ("logfile", "<file>"),
-            ("memreport", "[<file>]"),
-            ("print", "<string>"),
-        ]
+        Trace::COMMANDS
     }
 }

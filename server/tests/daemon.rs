@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -118,6 +118,65 @@ fn goes_to_the_background_with_a_locked_pid_file() {
     assert!(text.contains("another daemon runs") && text.lines().count() == 1, "{text}");
     let pid: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap(); // ends when the daemon does
+}
+
+/// What systemd has been told so far.
+fn told(systemd: &UnixDatagram) -> Option<String> {
+    let mut message = [0; 200];
+    let len = systemd.recv(&mut message).ok()?;
+    Some(String::from_utf8_lossy(&message[..len]).trim_end().to_owned())
+}
+
+/// A socket as systemd has it for a unit of Type=notify, and a daemon that is told of it.
+fn under_systemd(dir: &Path) -> (UnixDatagram, Command) {
+    let systemd = UnixDatagram::bind(dir.join("notify")).unwrap();
+    let mut command = command(dir);
+    command.env("NOTIFY_SOCKET", dir.join("notify")).arg("--pid-file").arg(dir.join("pid"));
+    (systemd, command)
+}
+
+// Fails if systemd is told before the daemon answers and its pid file is written, or of a start
+// that fails.
+#[test]
+fn systemd_is_told_when_it_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, mut command) = under_systemd(dir.path());
+    let child = command.arg("-N").stdout(Stdio::null()).spawn().unwrap();
+    let mut daemon = Daemon { child, dir, line: String::new() };
+    systemd.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    assert_eq!(told(&systemd).as_deref(), Some("READY=1"));
+    let pid = fs::read_to_string(daemon.dir.path().join("pid")).unwrap();
+    assert_eq!(pid.trim(), daemon.child.id().to_string());
+    assert_eq!(ask(&mut daemon.connect(), READ, b"/tool\0").0, READ);
+    daemon.signal(rustix::process::Signal::TERM);
+    daemon.child.wait().unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, mut command) = under_systemd(dir.path());
+    command.args(["-N", "--socket", "/proc/socket"]).stderr(Stdio::null());
+    assert_eq!(command.status().unwrap().code(), Some(1));
+    systemd.set_nonblocking(true).unwrap();
+    assert_eq!(told(&systemd), None);
+}
+
+// Fails if the process in the foreground ends before systemd has been told, as launch-xenstore has
+// it, or the pid file has another process than the one that stays.
+#[test]
+fn systemd_is_told_before_the_foreground_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, mut command) = under_systemd(dir.path());
+    let mut foreground = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(foreground.wait().unwrap().success());
+    systemd.set_nonblocking(true).unwrap();
+    assert_eq!(told(&systemd).as_deref(), Some("READY=1"));
+    let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+    let program = fs::read_link(format!("/proc/{}/exe", pid.trim())).unwrap();
+    assert_eq!(program, Path::new(env!("CARGO_BIN_EXE_xenstored")));
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let mut stream = UnixStream::connect(dir.path().join("socket")).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap(); // ends when the daemon does

@@ -51,6 +51,11 @@ impl Charges {
         *self.0.entry(domid).or_default() += charge;
     }
 
+    /// Bytes that have been added, whoever they are charged to.
+    pub(crate) fn growth(&self) -> i64 {
+        self.0.values().map(|charge| charge.bytes.max(0)).sum()
+    }
+
     pub(crate) fn of(&self, domid: DomId) -> Charge {
         self.0.get(&domid).copied().unwrap_or_default()
     }

@@ -7,13 +7,14 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::{Control, DomId, ErrorName, PAYLOAD_MAX, Quota, Reply, decimal};
 
-use crate::connection::Caller;
+use crate::connection::{Caller, ConnId};
 use crate::domain::{Host, Usage};
 use crate::engine::{Engine, Millis};
 
 /// Commands that are answered here, with their arguments.
 const COMMANDS: &[(&str, &str)] = &[
     ("check", ""),
+    ("conflicts", ""),
     ("connections", ""),
     ("help", ""),
     ("quota", "[set <name> <val>|<domid>|max [-r]]"),
@@ -50,6 +51,7 @@ impl Engine {
             (b"watches", []) => self.show_watches(),
             (b"transactions", []) => self.show_transactions(now),
             (b"connections", []) => self.show_connections(),
+            (b"conflicts", []) => self.show_conflicts(now),
             (command, _) if COMMANDS.iter().any(|(name, _)| name.as_bytes() == command) => {
                 return Err(ErrorName::Einval);
             }
@@ -110,7 +112,7 @@ impl Engine {
 
     fn show_watches(&self) -> String {
         self.watches.all.values().fold(String::new(), |text, watch| {
-            let token = String::from_utf8_lossy(&watch.token);
+            let token = watch.token.escape_ascii();
             let depth = watch.depth.map_or("-".into(), |depth| format!("{depth}"));
             let (conn, path, waiting) = (watch.conn, &watch.path, watch.pending.len());
             text + &format!("conn {conn} {path} {token} depth {depth} events {waiting}\n")
@@ -132,17 +134,30 @@ impl Engine {
         text
     }
 
+    fn show_conflicts(&self, now: Millis) -> String {
+        let count = self.history.conflict_count;
+        self.history.conflicts().fold(format!("{count} so far, the last first\n"), |text, c| {
+            let age = now.saturating_sub(c.at) / 1000;
+            let by = c.by.map_or("unknown".into(), |by| self.who(by));
+            text + &format!("{age} s ago {} at {} because of {by}\n", self.who(c.conn), c.path)
+        })
+    }
+
+    /// A connection, by its number and whose it is; it may have ended.
+    fn who(&self, conn: ConnId) -> String {
+        match self.conns.get(&conn).map(|connection| connection.caller) {
+            Some(Caller::Socket) => format!("conn {conn} socket"),
+            Some(Caller::Domain(domid)) => format!("conn {conn} domain {domid}"),
+            None => format!("conn {conn} ended"),
+        }
+    }
+
     fn show_connections(&self) -> String {
         self.conns.iter().fold(String::new(), |text, (conn, connection)| {
-            let who = match connection.caller {
-                Caller::Socket => "socket".into(),
-                Caller::Domain(domid) => format!("domain {domid}"),
-            };
+            let who = self.who(*conn);
             let (watches, transactions) = (connection.watches.len(), connection.transactions.len());
             let events = connection.events.len();
-            text + &format!(
-                "conn {conn} {who} watches {watches} transactions {transactions} events {events}\n"
-            )
+            text + &format!("{who} watches {watches} transactions {transactions} events {events}\n")
         })
     }
 }

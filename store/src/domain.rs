@@ -1,5 +1,6 @@
 //! Domains that the store knows, and the machine that they live on.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -8,10 +9,13 @@ use xenstore_protocol::{DomId, ErrorName, Quota, feature};
 use crate::charge::Charge;
 use crate::config::Quotas;
 
+/// In place of the identity of a domain in a state that does not say it.
+pub(crate) const UNKNOWN_ID: u64 = 0;
+
 /// What the machine says about a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainInfo {
-    /// Tells a domain from an earlier one with the same domid.
+    /// Tells a domain from an earlier one with the same domid; 0 is unknown.
     pub unique_id: u64,
     /// It has shut down, for whatever reason, and still exists.
     pub shutdown: bool,
@@ -22,8 +26,15 @@ pub trait Host {
     /// Looks at a domain; none if there is no such domain.
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo>;
 
-    /// Makes the ring of a domain usable; called again for a domain that is introduced again.
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32) -> Result<(), ErrorName>;
+    /// Makes the ring of a domain usable, with the features that it is offered; called again for a
+    /// domain that is introduced again, whose ring starts anew.
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        features: u32,
+    ) -> Result<(), ErrorName>;
 
     /// Lets the ring of a domain go.
     fn release(&mut self, domid: DomId);
@@ -35,6 +46,34 @@ pub trait Host {
     /// What `control` knows, for CONTROL `help`: commands with their arguments.
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
         &[]
+    }
+}
+
+impl<T: Host + ?Sized> Host for Box<T> {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        (**self).domain(domid)
+    }
+
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        features: u32,
+    ) -> Result<(), ErrorName> {
+        (**self).introduce(domid, gfn, port, features)
+    }
+
+    fn release(&mut self, domid: DomId) {
+        (**self).release(domid);
+    }
+
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        (**self).control(command, args)
+    }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        (**self).control_commands()
     }
 }
 

@@ -8,10 +8,12 @@ use xenstore_protocol::{
 };
 
 use crate::access::Rights;
+use crate::answer::{Answer, Lists};
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
+use crate::history::{Conflict, History, Past};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::Watches;
@@ -41,6 +43,8 @@ pub struct Engine {
     pub(crate) epoch: u64,
     pub(crate) ready: BTreeSet<ConnId>,
     pub(crate) closed: VecDeque<ConnId>,
+    pub(crate) history: History,
+    lists: Lists,
     last_conn: u64,
     injected_eagain: u32,
 }
@@ -59,7 +63,7 @@ impl Engine {
         for node in tree.all() {
             domains.charge(node.acl.owner(), node.charge());
         }
-        let stamp = tree.all().map(|node| node.created).max().unwrap_or_default();
+        let stamp = tree.all().map(|node| node.created.max(node.listed)).max().unwrap_or_default();
         Engine {
             config: *config,
             work: Work::new(tree),
@@ -70,16 +74,24 @@ impl Engine {
             epoch: 0,
             ready: BTreeSet::new(),
             closed: VecDeque::new(),
+            history: History::default(),
+            lists: Lists::default(),
             last_conn: 0,
             injected_eagain: 0,
         }
     }
 
-    /// Opens a connection.
+    /// Opens a connection. That of a domain which is not introduced has ended already.
     pub fn connect(&mut self, caller: Caller) -> ConnId {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
-        self.conns.insert(conn, Connection::new(caller));
+        let exists = match caller {
+            Caller::Socket => true,
+            Caller::Domain(domid) => self.domains.introduced(domid).is_some(),
+        };
+        if exists {
+            self.conns.insert(conn, Connection::new(caller));
+        }
         conn
     }
 
@@ -88,6 +100,11 @@ impl Engine {
         self.reset_watches(conn);
         self.conns.remove(&conn);
         self.ready.remove(&conn);
+    }
+
+    /// The connection starts anew: its watches, transactions and events go.
+    pub fn restart(&mut self, conn: ConnId) {
+        self.reset_watches(conn);
     }
 
     /// Is the connection open?
@@ -121,19 +138,26 @@ impl Engine {
         out: &mut Vec<u8>,
     ) {
         let frame = Frame { header: *header, payload };
+        if !self.is_connected(conn) {
+            return Reply::Error(ErrorName::Eio).emit(header, out);
+        }
         let privileged = self.rights(conn).privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
         let answer = admit(&frame, privileged, has_transaction).and_then(|request| {
-            let reply = self.dispatch(conn, &frame, &request, now, host)?;
-            Ok((request, reply))
+            let answer = self.dispatch(conn, &frame, &request, now, host)?;
+            Ok((request, answer))
         });
         let limit = out.len() + EVENTS_BEFORE_REPLY;
         self.emit_events(conn, limit, out);
         match answer {
             Err(error) => Reply::Error(error).emit(header, out),
-            Ok((request, reply)) => {
+            Ok((request, answer)) => {
+                let reply = answer.reply(&request, &mut self.lists);
                 reply.emit(header, out);
+                if let Reply::Part { generation, last: true, .. } = reply {
+                    self.lists.finished(generation);
+                }
                 if let Request::Watch { path, token, .. } = request {
                     // Fits, since the request did.
                     WatchEvent { path: path.as_str().as_bytes(), token }.emit(out);
@@ -149,7 +173,7 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Answer, ErrorName> {
         let tx_id = frame.header.tx_id;
         if request.operation().is_transactional() {
             return match tx_id {
@@ -161,35 +185,50 @@ impl Engine {
             Request::Watch { path, token, depth } => self.watch(conn, *path, token, *depth)?,
             Request::Unwatch { path, token } => self.unwatch(conn, *path, token)?,
             Request::ResetWatches => self.reset_watches(conn),
-            Request::TransactionStart if tx_id != 0 => return Err(ErrorName::Ebusy),
-            Request::TransactionStart => return self.start(conn, now),
-            Request::TransactionEnd { commit } => self.end(conn, tx_id, *commit, host)?,
-            Request::GetDomainPath(domid) => return Ok(Reply::domain_path(*domid)),
+            Request::TransactionEnd { commit } => self.end(conn, tx_id, *commit, now, host)?,
             Request::Introduce { domid, gfn, port } => self.introduce(*domid, *gfn, *port, host)?,
             Request::Release(domid) => self.release(*domid, host)?,
-            Request::IsDomainIntroduced(domid) => {
-                let yes = *domid == DomId::SELF || self.domains.introduced(*domid).is_some();
-                return Ok(Reply::Introduced(yes));
-            }
             Request::Resume(domid) => self.resume(*domid)?,
             Request::SetTarget { domid, target } => self.set_target(*domid, *target)?,
-            Request::GetFeature(domid) => return self.get_feature(conn, *domid, host),
             Request::SetFeature { domid, value } => self.set_feature(*domid, *value, host)?,
-            Request::GetQuota { domid, quota } => return self.get_quota(*domid, *quota, host),
             Request::SetQuota { domid, quota, value } => {
                 self.set_quota(*domid, *quota, *value, host)?;
             }
-            Request::Control(control) => return self.control(control, now, host),
-            _ => return Err(ErrorName::Enosys),
+            _ => return self.ask(conn, tx_id, request, now, host).map(Answer::Reply),
         }
-        Ok(Reply::Ok)
+        Ok(Answer::Done)
     }
 
-    /// On whose behalf a connection speaks.
+    /// Requests that answer more than that it is done.
+    fn ask(
+        &mut self,
+        conn: ConnId,
+        tx_id: u32,
+        request: &Request<'_>,
+        now: Millis,
+        host: &mut dyn Host,
+    ) -> Result<Reply<'static>, ErrorName> {
+        match request {
+            Request::TransactionStart if tx_id != 0 => Err(ErrorName::Ebusy),
+            Request::TransactionStart => self.start(conn, now),
+            Request::GetDomainPath(domid) => Ok(Reply::domain_path(*domid)),
+            Request::IsDomainIntroduced(domid) => {
+                let yes = *domid == DomId::SELF || self.domains.introduced(*domid).is_some();
+                Ok(Reply::Introduced(yes))
+            }
+            Request::GetFeature(domid) => self.get_feature(conn, *domid, host),
+            Request::GetQuota { domid, quota } => self.get_quota(*domid, *quota, host),
+            Request::Control(control) => self.control(control, now, host),
+            _ => Err(ErrorName::Enosys),
+        }
+    }
+
+    /// On whose behalf a connection speaks; one that has ended, on nobody's.
     pub(crate) fn rights(&self, conn: ConnId) -> Rights {
         let domid = match self.conns.get(&conn).map(|connection| connection.caller) {
             Some(Caller::Domain(domid)) => domid,
-            Some(Caller::Socket) | None => self.config.store,
+            Some(Caller::Socket) => self.config.store,
+            None => DomId::INVALID,
         };
         let target = self.domains.get(domid).and_then(|domain| domain.target);
         Rights { privileged: domid == self.config.privileged, domid, target }
@@ -211,7 +250,7 @@ impl Engine {
     }
 
     /// Calls `run` with the committed tree, or another, on behalf of `conn`.
-    fn with_context<T>(
+    pub(crate) fn with_context<T>(
         &mut self,
         conn: ConnId,
         host: &mut dyn Host,
@@ -240,22 +279,25 @@ impl Engine {
         conn: ConnId,
         request: &Request<'_>,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Answer, ErrorName> {
         // Only these take nodes or rights away, which watchers must be asked about.
         let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
         let before = takes_away.then(|| self.work.tree.clone());
         let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
-        self.settle(before.as_ref());
+        self.settle(before.as_ref(), Some(conn));
         answer
     }
 
-    /// Charges and tells what has been done to the committed tree.
-    pub(crate) fn settle(&mut self, before: Option<&Tree>) {
+    /// Charges and tells what has been done to the committed tree, by a connection or else by the
+    /// store itself.
+    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>) {
         for (domid, charge) in core::mem::take(&mut self.work.charges).0 {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
-        self.fire(changes, before);
+        for change in self.fire(changes, before) {
+            self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
+        }
     }
 
     fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
@@ -265,7 +307,7 @@ impl Engine {
         if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
-        let transaction = Transaction::new(&self.work.tree, self.epoch, now);
+        let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();
         self.domains.count(rights.domid, |usage| {
@@ -283,7 +325,7 @@ impl Engine {
         request: &Request<'_>,
         payload: &[u8],
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Answer, ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let before = transaction.bytes;
@@ -304,10 +346,11 @@ impl Engine {
         conn: ConnId,
         tx_id: u32,
         commit: bool,
+        now: Millis,
         host: &mut dyn Host,
     ) -> Result<(), ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let domid = self.rights(conn).domid;
         self.forget_transaction(domid, &transaction);
         if !commit {
@@ -321,9 +364,19 @@ impl Engine {
         let epoch = self.epoch;
         let outcome =
             self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
-        if let Some(work) = outcome? {
-            self.work = work;
-            self.settle(Some(&before));
+        match outcome {
+            Ok(Some(work)) => {
+                self.work = work;
+                self.settle(Some(&before), Some(conn));
+            }
+            Ok(None) => {}
+            Err(refusal) => {
+                if let Some(path) = refusal.path {
+                    let by = self.history.who(&path, conn, transaction.stamp);
+                    self.history.conflict(Conflict { conn, path, by, at: now });
+                }
+                return Err(refusal.error);
+            }
         }
         Ok(())
     }

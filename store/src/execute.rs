@@ -8,10 +8,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{
-    Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Reply, Request, domain_prefix_len,
+    Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
 };
 
 use crate::access::{Acl, AclEntry, Rights};
+use crate::answer::Answer;
 use crate::change::Change;
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
@@ -110,24 +111,23 @@ pub(crate) fn execute(
     work: &mut Work,
     cx: &mut Context<'_>,
     request: &Request<'_>,
-) -> Result<Reply<'static>> {
+) -> Result<Answer> {
     match request {
-        Request::Read(path) => {
+        Request::Read(path) | Request::DirectoryPart { path, .. } => {
             let path = cx.resolve_ordinary(*path)?;
-            let node = cx.reach(&work.tree, &path, Access::Read)?;
-            Ok(Reply::Bytes(Cow::Owned(node.value.to_vec())))
+            Ok(Answer::Seen(cx.reach(&work.tree, &path, Access::Read)?.clone()))
         }
         Request::Directory(path) => {
             let path = cx.resolve_ordinary(*path)?;
-            directory(cx.reach(&work.tree, &path, Access::Read)?)
-        }
-        Request::DirectoryPart { path, offset } => {
-            let path = cx.resolve_ordinary(*path)?;
-            Ok(directory_part(cx.reach(&work.tree, &path, Access::Read)?, *offset))
+            let node = cx.reach(&work.tree, &path, Access::Read)?;
+            if node.children.names_len() > PAYLOAD_MAX {
+                return Err(ErrorName::E2big);
+            }
+            Ok(Answer::Seen(node.clone()))
         }
         Request::GetPerms(path) => {
             let path = cx.resolve(*path)?;
-            Ok(Reply::Perms(cx.reach(&work.tree, &path, Access::Read)?.acl.perms()))
+            Ok(Answer::Seen(cx.reach(&work.tree, &path, Access::Read)?.clone()))
         }
         Request::Write { path, value } => {
             let path = cx.resolve_ordinary(*path)?;
@@ -149,45 +149,7 @@ pub(crate) fn execute(
     }
 }
 
-fn directory(node: &Node) -> Result<Reply<'static>> {
-    if node.children.names_len() > PAYLOAD_MAX {
-        return Err(ErrorName::E2big);
-    }
-    Ok(Reply::Names(Cow::Owned(names(node))))
-}
-
-/// The children's names in order of creation, each with its NUL.
-fn names(node: &Node) -> Vec<u8> {
-    let mut names = Vec::with_capacity(node.children.names_len());
-    for child in node.children.by_creation() {
-        names.extend_from_slice(child.name.as_bytes());
-        names.push(0);
-    }
-    names
-}
-
-/// As many whole names from byte `offset` of the list on as fit a reply. An offset inside a name
-/// starts there.
-fn directory_part(node: &Node, offset: u64) -> Reply<'static> {
-    let generation = node.listed;
-    let room = PAYLOAD_MAX - alloc::format!("{generation}").len() - 2;
-    let list = names(node);
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(list.len());
-    let rest = &list[start..];
-    let len = match rest.get(room..) {
-        None | Some([]) => rest.len(),
-        Some(_) => rest[..room].iter().rposition(|b| *b == 0).map_or(0, |at| at + 1),
-    };
-    let last = len == rest.len();
-    Reply::Part { generation, names: Cow::Owned(rest[..len].to_vec()), last }
-}
-
-fn write(
-    work: &mut Work,
-    cx: &mut Context<'_>,
-    path: &str,
-    value: &[u8],
-) -> Result<Reply<'static>> {
+fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
         Ok(node) => {
             let more = bytes(value.len()) - bytes(node.value.len());
@@ -202,17 +164,17 @@ fn write(
         Err(error) => return Err(error),
     }
     work.changes.push(Change::written(path));
-    Ok(Reply::Ok)
+    Ok(Answer::Done)
 }
 
-fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Reply<'static>> {
+fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
-        Ok(_) => return Ok(Reply::Ok),
+        Ok(_) => return Ok(Answer::Done),
         Err(ErrorName::Enoent) => create(work, cx, path, b"")?,
         Err(error) => return Err(error),
     }
     work.changes.push(Change::written(path));
-    Ok(Reply::Ok)
+    Ok(Answer::Done)
 }
 
 /// Creates a node that is missing, and its missing parents. They get the permissions of the nearest
@@ -244,16 +206,16 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     Ok(())
 }
 
-fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Reply<'static>> {
+fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(ErrorName::Einval),
         Ok(_) => {
             remove(work, cx.stamp, path);
-            Ok(Reply::Ok)
+            Ok(Answer::Done)
         }
         // Not there already is fine, if its parent is.
         Err(ErrorName::Enoent) if parent(path).is_some_and(|p| work.tree.get(p).is_some()) => {
-            Ok(Reply::Ok)
+            Ok(Answer::Done)
         }
         Err(error) => Err(error),
     }
@@ -270,12 +232,7 @@ pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
 }
 
 /// In the order of C xenstored: number of entries, existence of the owner, access, change of owner.
-fn set_perms(
-    work: &mut Work,
-    cx: &mut Context<'_>,
-    path: &str,
-    perms: &Perms,
-) -> Result<Reply<'static>> {
+fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -> Result<Answer> {
     cx.check(Quota::NodePermissions, bytes(perms.0.len()))?;
     let owner = perms.0[0].domid;
     if !(cx.exists)(owner) {
@@ -305,5 +262,5 @@ fn set_perms(
     work.charges.add(before.0, -before.1);
     work.charges.add(after.0, after.1);
     work.changes.push(Change::written(path));
-    Ok(Reply::Ok)
+    Ok(Answer::Done)
 }

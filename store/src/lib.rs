@@ -21,6 +21,7 @@
 extern crate alloc;
 
 mod access;
+mod answer;
 mod change;
 mod charge;
 mod check;
@@ -31,8 +32,11 @@ mod control;
 mod domain;
 mod engine;
 mod execute;
+mod footprint;
+mod history;
 mod lifecycle;
 mod node;
+mod oracle;
 mod restore;
 mod settings;
 mod state;
@@ -46,5 +50,6 @@ pub use config::{Config, Quotas};
 pub use connection::{Caller, ConnId};
 pub use domain::{DomainInfo, Host};
 pub use engine::{Engine, Millis};
+pub use history::Conflict;
 pub use restore::RestoreError;
 pub use state::{ConnectionState, DomainState, NodeState, State, WatchState};

@@ -6,7 +6,7 @@ use xenstore_protocol::{DomId, ErrorName};
 
 use crate::access::Acl;
 use crate::connection::{Caller, ConnId};
-use crate::domain::Host;
+use crate::domain::{Host, UNKNOWN_ID};
 use crate::engine::Engine;
 use crate::execute::remove;
 use crate::tree::{INTRODUCE, RELEASE, paths};
@@ -24,11 +24,10 @@ impl Engine {
         if !domid.is_ordinary() {
             return Err(ErrorName::Einval);
         }
-        host.introduce(domid, gfn, port)?;
-        let again = match self.domains.find(domid, host) {
-            Some(domain) => core::mem::replace(&mut domain.introduced, true),
-            None => return Err(ErrorName::Enoent),
-        };
+        self.forget_predecessor(domid, host);
+        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        host.introduce(domid, gfn, port, domain.features)?;
+        let again = core::mem::replace(&mut domain.introduced, true);
         self.epoch += 1;
         if again {
             for conn in self.connections_of(domid) {
@@ -38,6 +37,29 @@ impl Engine {
             self.fire_special(INTRODUCE, domid);
         }
         Ok(())
+    }
+
+    /// Forgets a domain that another has taken the place of before its death was told, so that the
+    /// new one starts with nothing of it (XSA-322).
+    fn forget_predecessor(&mut self, domid: DomId, host: &mut dyn Host) {
+        let own = [self.config.privileged, self.config.store].contains(&domid);
+        let Some(domain) = self.domains.get(domid).filter(|_| !own) else { return };
+        let known = domain.unique_id;
+        if !host.domain(domid).is_some_and(|info| self.is_same(domid, known, info.unique_id)) {
+            self.destroy(domid, host);
+        }
+    }
+
+    /// Is a domain the one that was known? One of a state that did not say which it was is taken for
+    /// the one that is there.
+    fn is_same(&mut self, domid: DomId, known: u64, found: u64) -> bool {
+        if known == UNKNOWN_ID
+            && let Some(domain) = self.domains.known.get_mut(&domid)
+        {
+            domain.unique_id = found;
+            return true;
+        }
+        known == found
     }
 
     pub(crate) fn release(&mut self, domid: DomId, host: &mut dyn Host) -> Result<(), ErrorName> {
@@ -73,15 +95,17 @@ impl Engine {
         let own = [self.config.privileged, self.config.store];
         for domid in domids.into_iter().filter(|domid| !own.contains(domid)) {
             let info = host.domain(domid);
-            let Some(domain) = self.domains.known.get_mut(&domid) else { continue };
-            match info {
-                Some(info) if info.unique_id == domain.unique_id => {
-                    if info.shutdown && domain.introduced && !domain.shutdown {
-                        domain.shutdown = true;
-                        self.fire_special(RELEASE, domid);
-                    }
-                }
-                _ => self.destroy(domid, host),
+            let Some(known) = self.domains.get(domid).map(|domain| domain.unique_id) else {
+                continue;
+            };
+            let Some(info) = info.filter(|info| self.is_same(domid, known, info.unique_id)) else {
+                self.destroy(domid, host);
+                continue;
+            };
+            let Some(domain) = self.domains.introduced(domid) else { continue };
+            if info.shutdown && !domain.shutdown {
+                domain.shutdown = true;
+                self.fire_special(RELEASE, domid);
             }
         }
     }
@@ -106,7 +130,7 @@ impl Engine {
         let before = self.work.tree.clone();
         self.remove_nodes_of(domid);
         self.remove_entries_of(domid);
-        self.settle(Some(&before));
+        self.settle(Some(&before), None);
         let introduced = self.domains.known.remove(&domid).is_some_and(|d| d.introduced);
         if introduced {
             host.release(domid);

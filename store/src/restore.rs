@@ -9,6 +9,7 @@ use xenstore_protocol::{ErrorName, Path};
 use crate::access::{Acl, AclEntry};
 use crate::config::Config;
 use crate::connection::{Caller, ConnId};
+use crate::domain::UNKNOWN_ID;
 use crate::engine::Engine;
 use crate::node::Node;
 use crate::state::{ConnectionState, DomainState, NodeState, State, WatchState};
@@ -115,7 +116,7 @@ impl Engine {
             let acl = Acl::from_entries(entries.collect());
             let acl = acl.ok_or_else(|| wrong(&node.path, "no permissions"))?;
             // A domain may be known by what it owns alone.
-            self.domains.add(acl.owner(), 0);
+            self.domains.add(acl.owner(), UNKNOWN_ID);
             if !seen.insert(&node.path) {
                 return Err(wrong(&node.path, "is there twice"));
             }

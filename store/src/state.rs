@@ -172,7 +172,8 @@ impl State {
             let mut body = record.body;
             match record.kind {
                 kind::GLOBAL_QUOTA_DATA => {
-                    let count = body.u16()? + body.u16()?.min(16);
+                    // Values per domain and global ones, which differ in nothing here.
+                    let count = u32::from(body.u16()?) + u32::from(body.u16()?);
                     state.quotas = take_quotas(&mut body, count)?;
                 }
                 kind::CONNECTION_DATA => {
@@ -192,7 +193,7 @@ impl State {
                 }
                 kind::DOMAIN_DATA => {
                     let domid = DomId(body.u16()?);
-                    let count = body.u16()?;
+                    let count = body.u16()?.into();
                     let features = body.u32()?;
                     let quotas = take_quotas(&mut body, count)?;
                     let domain = state.domain(domid);
@@ -263,9 +264,9 @@ fn put_quotas(body: &mut Vec<u8>, quotas: &Quotas) {
 }
 
 /// Quotas that we do not have are left out, as the design document asks.
-fn take_quotas(body: &mut Cursor<'_>, count: u16) -> Result<Quotas, StreamError> {
+fn take_quotas(body: &mut Cursor<'_>, count: u32) -> Result<Quotas, StreamError> {
     let mut values = body.clone();
-    body.take(usize::from(count) * 4)?;
+    body.take(usize::try_from(count).map_or(usize::MAX, |count| count * 4))?;
     let mut quotas = Quotas::default();
     for _ in 0..count {
         let value = values.u32()?;

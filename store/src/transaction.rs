@@ -4,15 +4,22 @@
 //! has given. It may be committed if running those requests again, alone and now, gives the same
 //! answers: then it is as if all of it had happened at the moment of the commit. One that has
 //! changed nothing always commits, as if it had happened at its start.
+//!
+//! Requests that only read are not run again where the facets that they have seen are still the
+//! same (`footprint.rs`), so that a commit costs what the transaction has changed and what others
+//! have changed under it.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{ErrorName, Operation, Quota, Reply, Request};
+use xenstore_protocol::{ErrorName, Operation, Quota, Request};
 
+use crate::answer::{Answer, same};
 use crate::charge::{OVERHEAD, bytes};
 use crate::engine::Millis;
 use crate::execute::{Context, Work, execute};
+use crate::footprint::{looks_at, unchanged};
 use crate::tree::Tree;
 
 /// A request of a transaction and the answer to it.
@@ -20,7 +27,15 @@ use crate::tree::Tree;
 struct Logged {
     op: Operation,
     payload: Box<[u8]>,
-    answer: Result<Reply<'static>, ErrorName>,
+    answer: Result<Answer, ErrorName>,
+}
+
+/// Why a transaction cannot be committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) error: ErrorName,
+    /// Where a request would now be answered differently.
+    pub(crate) path: Option<String>,
 }
 
 /// An open transaction.
@@ -30,6 +45,8 @@ pub(crate) struct Transaction {
     snapshot: Tree,
     /// What decides over requests besides the tree, when it was opened; see `Engine::epoch`.
     epoch: u64,
+    /// `Engine::stamp` when it was opened.
+    pub(crate) stamp: u64,
     work: Work,
     log: Vec<Logged>,
     /// A limit was reached: nothing but END is answered any more, and END T fails as well.
@@ -40,10 +57,11 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    pub(crate) fn new(tree: &Tree, epoch: u64, since: Millis) -> Transaction {
+    pub(crate) fn new(tree: &Tree, epoch: u64, stamp: u64, since: Millis) -> Transaction {
         Transaction {
             snapshot: tree.clone(),
             epoch,
+            stamp,
             work: Work::new(tree.clone()),
             log: Vec::new(),
             doomed: false,
@@ -62,13 +80,18 @@ impl Transaction {
         !self.work.changes.is_empty()
     }
 
+    /// Does its commit depend on the requests? Not if it is doomed or has changed nothing.
+    pub(crate) fn can_matter(&self) -> bool {
+        !self.doomed && self.has_changes()
+    }
+
     /// Runs a request inside the transaction.
     pub(crate) fn request(
         &mut self,
         cx: &mut Context<'_>,
         request: &Request<'_>,
         payload: &[u8],
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Answer, ErrorName> {
         let cost = OVERHEAD + bytes(payload.len());
         let room = cx
             .check(Quota::TransactionNodes, bytes(self.log.len() + 1))
@@ -77,8 +100,13 @@ impl Transaction {
             self.doomed = true;
             return Err(ErrorName::Enospc);
         }
+        let before = self.work.charges.growth();
+        // Nodes that it has made are looked at by themselves.
+        cx.usage.bytes -= before;
         let answer = execute(&mut self.work, cx, request);
-        self.bytes += cost + answer.as_ref().map_or(0, size_of_answer);
+        // What it has made is only its own until it is committed.
+        self.bytes += self.work.charges.growth() - before;
+        self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
         let op = request.operation();
         self.log.push(Logged { op, payload: payload.into(), answer: answer.clone() });
         answer
@@ -86,54 +114,57 @@ impl Transaction {
 
     /// What the tree becomes if the transaction is committed now; `None` if it stays as it is.
     pub(crate) fn commit(
-        self,
+        &mut self,
         cx: &mut Context<'_>,
         tree: &Tree,
         epoch: u64,
-    ) -> Result<Option<Work>, ErrorName> {
+    ) -> Result<Option<Work>, Refusal> {
         if self.doomed {
-            return Err(ErrorName::Enospc);
+            return Err(Refusal { error: ErrorName::Enospc, path: None });
         }
         if !self.has_changes() {
             return Ok(None);
         }
         if self.epoch == epoch && self.snapshot.is_same(tree) {
-            return Ok(Some(self.work));
+            return Ok(Some(core::mem::replace(&mut self.work, Work::new(tree.clone()))));
         }
+        self.replay(cx, tree, self.epoch == epoch).map(Some)
+    }
+
+    /// Runs the requests again on `tree`. With `skip`, those that only read are left out where they
+    /// would see the same; nothing but the tree may then have changed.
+    pub(crate) fn replay(
+        &self,
+        cx: &mut Context<'_>,
+        tree: &Tree,
+        skip: bool,
+    ) -> Result<Work, Refusal> {
         let mut work = Work::new(tree.clone());
         for logged in &self.log {
-            let request = Request::parse(logged.op, &logged.payload)?;
+            let malformed = |error| Refusal { error, path: None };
+            let request = Request::parse(logged.op, &logged.payload).map_err(malformed)?;
+            if skip && self.sees_the_same(cx, tree, &request) {
+                continue;
+            }
             let answer = execute(&mut work, cx, &request);
-            if !same_answer(&answer, &logged.answer) {
+            if !same(&request, &answer, &logged.answer) {
+                let path = looks_at(&request).and_then(|(path, ..)| cx.resolve(path).ok());
                 // A quota that others have used up in the meantime will not be free at once.
-                let full = answer == Err(ErrorName::Enospc);
-                return Err(if full { ErrorName::Enospc } else { ErrorName::Eagain });
+                let full = matches!(answer, Err(ErrorName::Enospc));
+                let error = if full { ErrorName::Enospc } else { ErrorName::Eagain };
+                return Err(Refusal { error, path: path.map(Into::into) });
             }
         }
-        Ok(Some(work))
+        Ok(work)
     }
-}
 
-/// Would the client notice the difference? Generations are only compared with each other.
-fn same_answer(
-    a: &Result<Reply<'static>, ErrorName>,
-    b: &Result<Reply<'static>, ErrorName>,
-) -> bool {
-    match (a, b) {
-        (
-            Ok(Reply::Part { names, last, .. }),
-            Ok(Reply::Part { names: names_b, last: last_b, .. }),
-        ) => names == names_b && last == last_b,
-        _ => a == b,
-    }
-}
-
-fn size_of_answer(reply: &Reply<'_>) -> i64 {
-    match reply {
-        Reply::Bytes(text) | Reply::Names(text) | Reply::Part { names: text, .. } => {
-            bytes(text.len())
-        }
-        Reply::Perms(perms) => bytes(8 * perms.0.len()),
-        _ => 0,
+    /// Does this request only read, and of what it has seen has nothing changed in `tree`?
+    ///
+    /// The transaction's own changes make no difference. Made on two trees that agree on a path,
+    /// they leave trees that agree on it, as long as they are answered alike, which is asked.
+    fn sees_the_same(&self, cx: &Context<'_>, tree: &Tree, request: &Request<'_>) -> bool {
+        let Some((path, facet, false)) = looks_at(request) else { return false };
+        // A path that is too long stays so.
+        cx.resolve(path).is_ok_and(|path| unchanged(&self.snapshot, tree, &path, facet))
     }
 }

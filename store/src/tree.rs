@@ -141,6 +141,8 @@ impl Tree {
             *stamp += 1;
             let child = Node::new(name, *stamp, acl.clone(), if left == 0 { value } else { b"" });
             created(&child);
+            // Not that of the child: a list is known by this number alone.
+            *stamp += 1;
             node.listed = *stamp;
             node.children.insert(Arc::new(child));
             node = node.children.get_mut(name).expect("just inserted");

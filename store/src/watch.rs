@@ -4,12 +4,13 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Bound;
 
 use xenstore_protocol::DomId;
 
 use crate::connection::ConnId;
 use crate::node::Node;
-use crate::tree::components;
+use crate::tree::{components, parent};
 
 /// A watch, by number, in order of registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,74 +36,61 @@ pub(crate) struct Watch {
     pub(crate) collapsed: bool,
 }
 
-/// Gets a path, the nodes that were at and above it, and the watches exactly on it.
-type Visit<'v> = dyn FnMut(&str, [&Arc<Node>; 2], &[WatchId]) + 'v;
-
-/// Watches below one path, by the names that follow.
-#[derive(Debug, Default)]
-struct Branch {
-    here: Vec<WatchId>,
-    below: BTreeMap<Box<str>, Branch>,
-}
-
-/// All watches.
+/// All watches. They are found by path in one ordered map, so that a watch costs the same however
+/// deep its path is (XSA-326), and those below a path are next to each other.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     pub(crate) all: BTreeMap<WatchId, Watch>,
-    root: Branch,
-    special: BTreeMap<Box<str>, Vec<WatchId>>,
+    by_path: BTreeMap<Arc<str>, BTreeSet<WatchId>>,
     last: u64,
+}
+
+/// Watches exactly on a node that was there and is there no more.
+pub(crate) struct Removed<'a> {
+    pub(crate) path: &'a Arc<str>,
+    pub(crate) ids: &'a BTreeSet<WatchId>,
+    /// The node, and the one above it, as they were.
+    pub(crate) nodes: [&'a Arc<Node>; 2],
 }
 
 impl Watches {
     pub(crate) fn add(&mut self, watch: Watch) -> WatchId {
         self.last += 1;
         let id = WatchId(self.last);
-        if watch.path.starts_with('@') {
-            self.special.entry((*watch.path).into()).or_default().push(id);
-        } else {
-            let mut branch = &mut self.root;
-            for name in components(&watch.path) {
-                branch = branch.below.entry(name.into()).or_default();
-            }
-            branch.here.push(id);
-        }
+        self.by_path.entry(watch.path.clone()).or_default().insert(id);
         self.all.insert(id, watch);
         id
     }
 
     pub(crate) fn remove(&mut self, id: WatchId) -> Option<Watch> {
         let watch = self.all.remove(&id)?;
-        if watch.path.starts_with('@') {
-            if let Some(ids) = self.special.get_mut(&*watch.path) {
-                ids.retain(|other| *other != id);
-                if ids.is_empty() {
-                    self.special.remove(&*watch.path);
-                }
+        if let Some(ids) = self.by_path.get_mut(&watch.path) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_path.remove(&watch.path);
             }
-        } else {
-            let names: Vec<&str> = components(&watch.path).collect();
-            self.root.remove(&names, id);
         }
         Some(watch)
     }
 
+    fn at(&self, path: &str) -> impl Iterator<Item = &WatchId> {
+        self.by_path.get(path).into_iter().flatten()
+    }
+
     /// Watches that a change of the node at `path` fires, in order of registration.
     pub(crate) fn matching(&self, path: &str) -> Vec<WatchId> {
-        let mut found = Vec::new();
         if path.starts_with('@') {
-            found.extend(self.special.get(path).into_iter().flatten());
-            return found;
+            return self.at(path).copied().collect();
         }
-        let mut distance = components(path).count();
-        let mut branch = Some(&self.root);
-        let mut names = components(path);
-        while let Some(at) = branch {
+        let mut found = Vec::new();
+        let mut distance = 0;
+        let mut above = Some(path);
+        while let Some(path) = above {
             let near =
                 |id: &&WatchId| self.all[*id].depth.is_none_or(|depth| depth as usize >= distance);
-            found.extend(at.here.iter().filter(near));
-            distance = distance.wrapping_sub(1);
-            branch = names.next().and_then(|name| at.below.get(name));
+            found.extend(self.at(path).filter(near));
+            distance += 1;
+            above = parent(path);
         }
         found.sort_unstable();
         found
@@ -113,91 +101,59 @@ impl Watches {
     pub(crate) fn matching_special(&self, name: &str, domid: DomId) -> Vec<(WatchId, Arc<str>)> {
         let with_domid: Arc<str> = alloc::format!("{name}/{domid}").into();
         let mut found = Vec::new();
-        for id in self.special.get(name).into_iter().flatten() {
+        for id in self.at(name) {
             let watch = &self.all[id];
             let bare = watch.depth.is_none_or(|depth| depth == 0);
             found.push((*id, if bare { watch.path.clone() } else { with_domid.clone() }));
         }
-        for id in self.special.get(&*with_domid).into_iter().flatten() {
+        for id in self.at(&with_domid) {
             found.push((*id, with_domid.clone()));
         }
         found.sort_unstable_by_key(|(id, _)| *id);
         found
     }
 
-    /// Watches exactly on nodes below `path` that were there and are there no more: deepest first,
-    /// siblings in order of creation. `visit` gets the path and the nodes at and above it as they
-    /// were.
-    pub(crate) fn removed_below(
-        &self,
+    /// Watches exactly on nodes below `path` that were there (`before`) and are there no more:
+    /// deepest first, siblings in order of creation.
+    pub(crate) fn removed_below<'a>(
+        &'a self,
         path: &str,
-        before: &Arc<Node>,
+        before: &'a Arc<Node>,
         now: Option<&Arc<Node>>,
-        visit: &mut Visit<'_>,
-    ) {
-        let mut branch = &self.root;
-        for name in components(path) {
-            match branch.below.get(name) {
-                Some(below) => branch = below,
-                None => return,
+    ) -> Vec<Removed<'a>> {
+        let start = alloc::format!("{path}/");
+        let from = (Bound::Included(start.as_str()), Bound::Unbounded);
+        let below = self.by_path.range::<str, _>(from);
+        let mut found: Vec<(Vec<u64>, Removed<'a>)> = Vec::new();
+        for (path, ids) in below.take_while(|(path, _)| path.starts_with(&start)) {
+            let (mut node, mut above, mut now) = (before, before, now);
+            // Sorts a node behind all that is below it.
+            let mut place = Vec::new();
+            let gone = components(&path[start.len()..]).all(|name| {
+                let Some(child) = node.children.get(name) else { return false };
+                (above, node) = (node, child);
+                now = now.and_then(|now| now.children.get(name));
+                place.push(child.created);
+                true
+            }) && now.is_none();
+            if gone {
+                place.push(u64::MAX);
+                found.push((place, Removed { path, ids, nodes: [node, above] }));
             }
         }
-        branch.removed_below(path, before, now, visit);
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        found.into_iter().map(|(_, removed)| removed).collect()
     }
 
-    /// Watches at or below every path, for the invariant checker.
+    /// Watches by path, for the invariant checker.
     pub(crate) fn indexed(&self) -> Vec<WatchId> {
-        let mut found: Vec<WatchId> = self.special.values().flatten().copied().collect();
-        let mut stack = alloc::vec![&self.root];
-        while let Some(branch) = stack.pop() {
-            found.extend(&branch.here);
-            stack.extend(branch.below.values());
-        }
+        let of = |(path, ids): (&Arc<str>, &BTreeSet<WatchId>)| {
+            let agree = |id: &WatchId| self.all.get(id).is_none_or(|watch| watch.path == *path);
+            ids.iter().copied().filter(agree).collect::<Vec<_>>()
+        };
+        let mut found: Vec<WatchId> = self.by_path.iter().flat_map(of).collect();
         found.sort_unstable();
         found
-    }
-}
-
-impl Branch {
-    fn is_empty(&self) -> bool {
-        self.here.is_empty() && self.below.is_empty()
-    }
-
-    /// Recursion is as deep as a path is long, which is bounded.
-    fn remove(&mut self, names: &[&str], id: WatchId) {
-        let Some((name, rest)) = names.split_first() else {
-            return self.here.retain(|other| *other != id);
-        };
-        if let Some(below) = self.below.get_mut(*name) {
-            below.remove(rest, id);
-            if below.is_empty() {
-                self.below.remove(*name);
-            }
-        }
-    }
-
-    /// Follows only names that are both watched and in the tree.
-    fn removed_below(
-        &self,
-        path: &str,
-        before: &Arc<Node>,
-        now: Option<&Arc<Node>>,
-        visit: &mut Visit<'_>,
-    ) {
-        let mut watched: Vec<(&Branch, &Arc<Node>)> = self
-            .below
-            .iter()
-            .filter_map(|(name, branch)| Some((branch, before.children.get(name)?)))
-            .collect();
-        watched.sort_unstable_by_key(|(_, node)| node.created);
-        for (branch, node) in watched {
-            let path = alloc::format!("{}/{}", path.trim_end_matches('/'), node.name);
-            let now = now.and_then(|now| now.children.get(&node.name));
-            branch.removed_below(&path, node, now, visit);
-            if now.is_none() && !branch.here.is_empty() {
-                visit(&path, [node, before], &branch.here);
-            }
-        }
     }
 }
 
@@ -243,7 +199,7 @@ mod tests {
         for id in ids {
             watches.remove(id);
         }
-        assert!(watches.root.is_empty() && watches.all.is_empty());
+        assert!(watches.by_path.is_empty() && watches.all.is_empty());
     }
 
     // Fails if the bare and the per-domain form of special watches are mixed up.

@@ -104,6 +104,8 @@ impl Engine {
     pub(crate) fn reset_watches(&mut self, conn: ConnId) {
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         let watches = core::mem::take(&mut connection.watches);
+        // All of them belong to these watches.
+        connection.events.clear();
         let transactions = core::mem::take(&mut connection.transactions);
         for id in watches.into_values() {
             self.forget_watch(conn, id);
@@ -132,22 +134,30 @@ impl Engine {
     }
 
     /// Tells the watchers of changes. `before` is needed where rights or nodes can have gone.
-    pub(crate) fn fire(&mut self, changes: Vec<Change>, before: Option<&Tree>) {
+    /// Gives back each path once.
+    pub(crate) fn fire(&mut self, changes: Vec<Change>, before: Option<&Tree>) -> Vec<Change> {
+        let changes = merge(changes);
         if self.watches.all.is_empty() {
-            return;
+            return changes;
         }
         let tree = self.work.tree.clone();
-        for change in merge(changes) {
+        for change in &changes {
             let old = before.and_then(|before| before.get(&change.path));
             let new = tree.get(&change.path);
             if change.removed
                 && let Some(old) = old
             {
-                let mut events = Vec::new();
-                self.watches.removed_below(&change.path, old, new, &mut |path, nodes, ids| {
-                    let acls = nodes.map(|node| node.acl.clone());
-                    events.push((Arc::<str>::from(path), acls, ids.to_vec()));
-                });
+                let removed = self.watches.removed_below(&change.path, old, new);
+                let events: Vec<_> = removed
+                    .into_iter()
+                    .map(|gone| {
+                        (
+                            gone.path.clone(),
+                            gone.nodes.map(|n| n.acl.clone()),
+                            gone.ids.iter().copied().collect::<Vec<_>>(),
+                        )
+                    })
+                    .collect();
                 for (path, acls, ids) in events {
                     // Rights on the parent as it is now count as well.
                     let above = parent(&path).and_then(|above| tree.get(above));
@@ -170,6 +180,7 @@ impl Engine {
             let acls: Vec<&Acl> = nodes.flatten().map(|node| &node.acl).collect();
             self.tell(&change.path.as_str().into(), &ids, &acls);
         }
+        changes
     }
 
     /// Tells the watchers of a special node about a domain.

@@ -155,6 +155,23 @@ fn orphans_can_be_kept() {
     assert_eq!(store.ok(dom0, 3, "/local/domain/5/mine|"), "n0|");
 }
 
+// Fails if a domain that is introduced before the death of its predecessor was noticed inherits
+// anything of it (XSA-322).
+#[test]
+fn xsa_322_a_successor_that_comes_early_inherits_nothing() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    let guest = store.guest(5);
+    store.ok(guest, WRITE, "mine|1");
+    store.ok(dom0, WRITE, "/a|1");
+    store.ok(dom0, PERMS, "/a|n0|r5|");
+    store.create(5); // another one
+    let guest = store.guest(5);
+    assert_eq!(store.machine.released, [5]);
+    assert_eq!(store.err(guest, READ, "mine|"), "ENOENT");
+    assert_eq!(store.err(guest, READ, "/a|"), "EACCES");
+}
+
 // Fails if features can change under a guest's feet, or quotas and features are mixed up between
 // domains.
 #[test]

@@ -282,3 +282,29 @@ fn ten_thousand_transactions_leave_nothing_behind() {
     }
     store.ok(guest, RM, "a|");
 }
+
+// Fails if an operator cannot see at which path, and because of which connection, a transaction has
+// failed, or if a transaction that failed by injection, or not at all, is among them.
+#[test]
+fn a_conflict_is_told_with_its_path_and_who_caused_it() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    let guest = store.guest(5);
+    store.ok(guest, WRITE, "key|1");
+    let shown = |store: &mut Store| store.ok(dom0, 0, "conflicts|");
+    assert_eq!(shown(&mut store), "0 so far, the last first\n|");
+    let tx = store.start(dom0);
+    store.tx(dom0, tx, READ, "/local/domain/5/key|").unwrap();
+    store.tx(dom0, tx, WRITE, "/z|1").unwrap();
+    store.ok(dom0, WRITE, "/local/domain/5/other|1");
+    store.ok(guest, WRITE, "key|2");
+    store.ok(dom0, WRITE, "/q|1");
+    assert_eq!(store.end(dom0, tx, true), Err("EAGAIN".into()));
+    store.engine.inject_eagain(1);
+    let tx = store.start(dom0);
+    store.tx(dom0, tx, WRITE, "/z|1").unwrap();
+    assert_eq!(store.end(dom0, tx, true), Err("EAGAIN".into()));
+    let expected = "1 so far, the last first\n\
+                    0 s ago conn 1 socket at /local/domain/5/key because of conn 2 domain 5\n|";
+    assert_eq!(shown(&mut store), expected);
+}

@@ -45,6 +45,8 @@ impl FakeGuest {
     pub fn create(xen: &Path, domid: u16) -> io::Result<FakeGuest> {
         let dir = xen.join(domid.to_string());
         fs::create_dir_all(&dir)?;
+        // It lives, also if an earlier one with this domid is gone.
+        let _ = fs::remove_file(dir.join("state"));
         let open = |path: &Path| {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
         };

@@ -246,7 +246,7 @@ fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
         command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");
-        command.env("FAKEXEN_DIR", xen); // the same files, without a library in between
+        command.arg("--pretend-xen").arg(xen);
         if quotas == Quotas::Off {
             command.args(OUR_UNLIMITED);
         }

@@ -57,8 +57,7 @@ impl Target {
     /// Can it have guests?
     pub fn has_guests(&self) -> bool {
         match self {
-            Target::Daemon(daemon) => daemon.kind != Kind::Ours,
-            Target::Memory(_) => true,
+            Target::Daemon(_) | Target::Memory(_) => true,
             Target::Socket(_) => false,
         }
     }

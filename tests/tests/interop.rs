@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use xenstore_tests::fake_guest::FakeGuest;
 use xenstore_tests::peers::{Daemon, Kind, Quotas, XEN_BIN};
 use xenstore_tests::skip;
 
@@ -174,6 +175,8 @@ fn python(daemon: &Daemon) -> Option<(Command, PathBuf)> {
 #[test]
 fn pyxs() {
     let daemon = daemon();
+    // The script introduces it.
+    FakeGuest::create(&daemon.xen(), 7).unwrap();
     let Some((mut python, scripts)) = python(&daemon) else { return };
     let (ok, text) = out(python.arg(scripts.join("pyxs_script.py")).output().unwrap());
     assert!(ok && text.ends_with("all of pyxs works\n"), "{text}");

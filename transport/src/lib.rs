@@ -5,12 +5,20 @@
 //!
 //! * [`memory`]: a pair of pipes within one process;
 //! * [`socket`]: a unix socket;
+//! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
+//! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
+pub mod driver;
 pub mod fault;
 pub mod memory;
+mod raw;
+pub mod ring;
 pub mod socket;
 pub mod trace;
+pub mod xen;
+
+use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
@@ -34,14 +42,44 @@ pub struct Credentials {
     pub gid: Option<u32>,
 }
 
-/// Bytes in both directions, and who is at the other end.
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Reading or writing failed.
+    Transport,
+    /// What was read breaks the protocol.
+    Protocol,
+}
+
+/// Bytes in both directions, and who is at the other end. Whoever has read or written flushes
+/// before waiting: some transports tell the other end only then.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Who is at the other end.
     fn peer(&self) -> Peer;
+
+    /// Tells the other end that the connection has failed, if it can be told, and waits until a new
+    /// one starts on this transport. False if that cannot be, as with everything but a ring.
+    fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
+        Poll::Ready(false)
+    }
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
     fn peer(&self) -> Peer {
         (**self).peer()
+    }
+
+    fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
+        (**self).poll_recover(cx, failure)
+    }
+}
+
+impl<T: Transport + ?Sized> Transport for &mut T {
+    fn peer(&self) -> Peer {
+        (**self).peer()
+    }
+
+    fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
+        (**self).poll_recover(cx, failure)
     }
 }

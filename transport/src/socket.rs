@@ -1,40 +1,55 @@
 //! Unix sockets.
 
 use std::fs::Permissions;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use async_io::Async;
+use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::driver::{Driver, Source};
 use crate::{Credentials, Peer, Transport};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// How long a client waits before it tries a busy server again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+fn is_busy(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotConnected | io::ErrorKind::WouldBlock)
+}
+
 /// A connected unix socket: close-on-exec and non-blocking.
 #[derive(Debug)]
 pub struct Socket {
-    stream: Async<UnixStream>,
+    stream: Source<UnixStream>,
     peer: Peer,
-    /// The last read took all that was there: the next would only hear that there is nothing, so
-    /// it waits first.
-    drained: bool,
 }
 
 impl Socket {
-    /// Connects to a server.
+    /// Connects to a server, from any executor.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<Socket> {
-        Socket::new(Async::<UnixStream>::connect(path).await?)
+        loop {
+            match Async::<UnixStream>::connect(&path).await {
+                Ok(stream) => return Socket::new(Source::from(stream)),
+                // The server has no room for another that waits, which async-io tells like this.
+                Err(error) if is_busy(error.kind()) => drop(Timer::after(BUSY_PAUSE).await),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    fn new(stream: Async<UnixStream>) -> io::Result<Socket> {
+    fn new(stream: Source<UnixStream>) -> io::Result<Socket> {
         // Nothing depends on who it is, so a kernel that does not say is no reason to refuse.
         let credentials = rustix::net::sockopt::socket_peercred(&stream).ok();
         let credentials = credentials.map_or_else(Credentials::default, |ucred| Credentials {
@@ -42,7 +57,7 @@ impl Socket {
             uid: Some(ucred.uid.as_raw()),
             gid: Some(ucred.gid.as_raw()),
         });
-        Ok(Socket { stream, peer: Peer::Process(credentials), drained: false })
+        Ok(Socket { stream, peer: Peer::Process(credentials) })
     }
 }
 
@@ -60,41 +75,43 @@ impl AsFd for Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.drained {
-            ready!(self.stream.poll_readable(cx))?;
+        let count = ready!(self.stream.poll_read(cx, |mut stream| stream.read(buf)))?;
+        if count < buf.len() {
+            self.stream.drained();
         }
-        let count = ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.drained = count < buf.len();
         Poll::Ready(Ok(count))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        self.stream.poll_write(cx, |stream| {
+            Ok(rustix::net::send(stream, buf, rustix::net::SendFlags::NOSIGNAL)?)
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.get().shutdown(Shutdown::Write))
     }
 }
 
 /// A listening unix socket. Its file is removed when it is dropped, if it was made here.
 #[derive(Debug)]
 pub struct Listener {
-    listener: Async<UnixListener>,
+    listener: Source<UnixListener>,
+    driver: Driver,
     /// The file to remove, and the inode that it had.
     file: Option<(PathBuf, u64)>,
 }
@@ -102,14 +119,14 @@ pub struct Listener {
 impl Listener {
     /// Listens on `path`, readable and writable as `mode` says. A socket file that nobody listens
     /// on any more is replaced; one that somebody answers on is an error.
-    pub async fn bind(path: impl AsRef<Path>, mode: u32) -> io::Result<Listener> {
+    pub fn bind(path: impl AsRef<Path>, mode: u32, driver: &Driver) -> io::Result<Listener> {
         let path = path.as_ref();
         if let Ok(metadata) = std::fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
                 let text = format!("{} is there and is not a socket", path.display());
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
             }
-            if Async::<UnixStream>::connect(path).await.is_ok() {
+            if answers(path)? {
                 let text = format!("another server answers on {}", path.display());
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
             }
@@ -121,7 +138,7 @@ impl Listener {
         rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
         std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, BACKLOG)?;
-        let mut listener = Listener::adopt(socket)?;
+        let mut listener = Listener::adopt(socket, driver)?;
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path)?);
         listener.file = Some((path.to_owned(), inode));
         Ok(listener)
@@ -129,18 +146,35 @@ impl Listener {
 
     /// Takes over a socket that listens already, for example one from systemd. Its file is left to
     /// whoever made it.
-    pub fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+    pub fn adopt(socket: OwnedFd, driver: &Driver) -> io::Result<Listener> {
         let listener = UnixListener::from(socket);
         listener.local_addr()?;
-        Ok(Listener { listener: Async::new(listener)?, file: None })
+        listener.set_nonblocking(true)?;
+        let (listener, driver) = (driver.source(listener)?, driver.clone());
+        Ok(Listener { listener, driver, file: None })
+    }
+
+    /// The path that it listens on, if it has one.
+    pub fn path(&self) -> Option<PathBuf> {
+        Some(self.listener.get().local_addr().ok()?.as_pathname()?.to_owned())
     }
 
     /// Waits for the next client. An error is about that client, or says that the process has no
     /// descriptors left; the caller should wait a little before it tries again.
     pub async fn accept(&self) -> io::Result<Socket> {
-        let (stream, _) = self.listener.accept().await?;
-        Socket::new(stream)
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |listener: &UnixListener| Ok(rustix::net::accept_with(listener, flags)?);
+        let stream = poll_fn(|cx| self.listener.poll_read(cx, accept)).await?;
+        Socket::new(self.driver.source(UnixStream::from(stream))?)
     }
+}
+
+/// Does anybody listen on this socket? One who is too busy does as well.
+fn answers(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let refused = rustix::net::connect(&socket, &SocketAddrUnix::new(path)?);
+    Ok(refused != Err(rustix::io::Errno::CONNREFUSED))
 }
 
 impl AsFd for Listener {
@@ -165,15 +199,16 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+    use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
     // Fails if bytes, credentials, mode or the removal of the file go wrong.
     #[test]
     fn a_client_is_accepted_and_known() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        block_on(async {
-            let listener = Listener::bind(&path, 0o600).await.unwrap();
+        let driver = Driver::new().unwrap();
+        driver.block_on(async {
+            let listener = Listener::bind(&path, 0o600, &driver).unwrap();
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             let mut client = Socket::connect(&path).await.unwrap();
@@ -194,16 +229,17 @@ mod tests {
     fn only_a_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        block_on(async {
-            let running = Listener::bind(&path, 0o600).await.unwrap();
-            let error = Listener::bind(&path, 0o600).await.unwrap_err();
+        let driver = Driver::new().unwrap();
+        driver.block_on(async {
+            let running = Listener::bind(&path, 0o600, &driver).unwrap();
+            let error = Listener::bind(&path, 0o600, &driver).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
             drop(running);
             drop(UnixListener::bind(&path).unwrap()); // leaves its file behind
-            let again = Listener::bind(&path, 0o600).await.unwrap();
+            let again = Listener::bind(&path, 0o600, &driver).unwrap();
             drop(again);
             std::fs::write(&path, b"").unwrap();
-            let error = Listener::bind(&path, 0o600).await.unwrap_err();
+            let error = Listener::bind(&path, 0o600, &driver).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         });
     }

@@ -1,9 +1,13 @@
 //! `cargo xtask`: the project's own commands.
 
+mod deb;
+mod deb_check;
 mod fuzz;
+mod licences;
 mod packages;
 mod steps;
 mod test;
+mod xen;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,7 +19,11 @@ const HELP: &str = "cargo xtask COMMAND
   conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
+  deb [check]             build the Debian package; check: and hold it against Debian's files, and
+                          Debian's start scripts against it
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
+  xen [OPTIONS]           boot the real Xen in QEMU with our daemon and run a scenario: -s NAME (smoke,
+                          lifecycle, …), -i for a shell; see tests/xen/README.md
   help                    this text";
 
 fn main() -> ExitCode {
@@ -25,7 +33,9 @@ fn main() -> ExitCode {
         Some("test") => test::run(),
         Some("conformance") => tests_binary("conformance", rest),
         Some("bench") => tests_binary("bench", rest),
+        Some("deb") => deb::run(rest),
         Some("fuzz") => fuzz::run(rest),
+        Some("xen") => xen::run(rest),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");
             ExitCode::SUCCESS

@@ -2,12 +2,24 @@
 
 use std::process::{Command, Stdio};
 
-/// With the sign that one is there: a file, mostly.
-const PACKAGES: &[(&str, &str)] = &[
+/// A package, and the sign that it is there: a file, mostly.
+type Package = (&'static str, &'static str);
+
+/// For running the real Xen.
+pub const FOR_XEN: &[Package] = &[
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("cpio", "/usr/bin/cpio"),
+    ("xz-utils", "/usr/bin/xz"),
+];
+
+/// For other people's daemons and clients.
+pub const FOR_INTEROP: &[Package] = &[
     ("xenstore-utils", "/usr/bin/xenstore-ls"),
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
     ("libxen-dev", "/usr/include/xenevtchn.h"),
     ("gcc", "/usr/bin/gcc"),
+    ("dpkg-dev", "/usr/bin/dpkg-shlibdeps"),
+    ("binutils", "/usr/bin/strip"),
     ("python3", "/usr/bin/python3"),
     ("python3-venv", PYTHON_MODULES),
 ];
@@ -26,14 +38,14 @@ fn present(sign: &str) -> bool {
     }
 }
 
-fn missing() -> Vec<&'static str> {
-    let absent = |(_, sign): &&(&str, &str)| !present(sign);
-    PACKAGES.iter().filter(absent).map(|(package, _)| *package).collect()
+fn missing(packages: &[Package]) -> Vec<&'static str> {
+    let absent = |(_, sign): &&Package| !present(sign);
+    packages.iter().filter(absent).map(|(package, _)| *package).collect()
 }
 
 /// Installs what is missing, if this user may. What is still missing, and why.
-pub fn install() -> Result<(), String> {
-    let wanted = missing();
+pub fn install(packages: &[Package]) -> Result<(), String> {
+    let wanted = missing(packages);
     if wanted.is_empty() {
         return Ok(());
     }
@@ -56,7 +68,7 @@ pub fn install() -> Result<(), String> {
         // One by one: a distribution that lacks one may have the others.
         let _ = apt(&["install", "-y", "--no-install-recommends", package]);
     }
-    match missing() {
+    match missing(packages) {
         none if none.is_empty() => Ok(()),
         some => Err(format!("cannot be installed here: {}", some.join(" "))),
     }

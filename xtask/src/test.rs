@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::steps::{Steps, Verdict, succeed};
-use crate::{cargo, fuzz, packages, project};
+use crate::{cargo, deb_check, fuzz, packages, project, xen};
 
 /// Seconds for each fuzz target.
 const FUZZ_SECONDS: u32 = 10;
@@ -13,7 +13,7 @@ pub fn run() -> ExitCode {
     let mut steps = Steps::default();
     let mut installed = Ok(());
     steps.step("packages for interop", || {
-        installed = packages::install();
+        installed = packages::install(packages::FOR_INTEROP);
         match &installed {
             Ok(()) => Verdict::Pass,
             Err(why) => Verdict::Skip(why.clone()),
@@ -31,9 +31,21 @@ pub fn run() -> ExitCode {
         tests.env("XENSTORE_TESTS_REQUIRE", "1");
     }
     steps.command("tests", tests.args(["--", "--nocapture", "--test-threads=2"]));
+    steps.step("model of the ring", ring_model);
     let example = ["run", "--quiet", "-p", "xenstore-client", "--example", "test_without_xen"];
     steps.command("example", &mut cargo(&example));
     steps.step("xs against a daemon", xs);
+    for scenario in xen::SCENARIOS {
+        steps.step(&format!("real Xen: {scenario}"), || match xen::scenario(scenario) {
+            // The emulated processor is not perfect: programs in dom0 die now and then.
+            Verdict::Fail(why) => {
+                println!("{why}; trying once more");
+                xen::scenario(scenario)
+            }
+            verdict => verdict,
+        });
+    }
+    deb_check::steps(&mut steps);
     match fuzz::available() {
         Err(why) => steps.step("fuzz", || Verdict::Skip(why)),
         Ok(()) => {
@@ -63,6 +75,15 @@ fn without_std() -> Verdict {
             succeed(cargo(&["build", "--quiet", "--target", target]).args(crates))
         }
     }
+}
+
+/// Every way in which a guest and the server can overlap in the ring page.
+fn ring_model() -> Verdict {
+    let test = ["test", "--quiet", "-p", "xenstore-transport", "--lib", "model"];
+    // Other flags build everything anew, which must not undo the other builds.
+    let target = project().join("target/model");
+    let flags = "--cfg xenstore_loom -Copt-level=2";
+    succeed(cargo(&test).arg("--target-dir").arg(target).env("RUSTFLAGS", flags))
 }
 
 /// The README's first command, and a word with it.

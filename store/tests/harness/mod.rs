@@ -20,7 +20,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
         self.refuse_introduce.map_or(Ok(()), Err)
     }
     fn release(&mut self, domid: DomId) {
@@ -68,9 +68,11 @@ impl Store {
         self.machine.domains.insert(domid, info);
     }
 
-    /// Makes a domain, its home in the store and a connection.
+    /// Makes a domain unless it is there, its home in the store and a connection.
     pub fn guest(&mut self, domid: u16) -> ConnId {
-        self.create(domid);
+        if !self.machine.domains.contains_key(&domid) {
+            self.create(domid);
+        }
         self.ok(self.dom0, 8, &format!("{domid}|1|1|"));
         self.ok(self.dom0, 11, &format!("/local/domain/{domid}|"));
         self.ok(self.dom0, 14, &format!("/local/domain/{domid}|n{domid}|"));

@@ -13,13 +13,16 @@ pub(super) const CASES: &[Case] = &[
         guest.conn.events(&[])?;
         guest.conn.fails(op::IS_DOMAIN_INTRODUCED, "0|", "EACCES")
     }),
-    guest("xsa-206/a-guest-writing-elsewhere-does-not-stop-a-transaction", |c| {
+    guest("xsa-206/a-guest-writing-beside-does-not-stop-a-transaction", |c| {
         let mut guest = c.guest()?;
         let path = c.at("a");
         for i in 0..50 {
             let tx = c.dom0.begin()?;
             c.dom0.gives_in(tx, op::WRITE, &format!("{path}|{i}"), "OK|")?;
+            // A value that the transaction overwrites without having read it, beside one it reads.
+            c.dom0.tx(tx, op::READ, &format!("{}/other|", guest.home))?.ok();
             guest.conn.ok(op::WRITE, &format!("busy|{i}"))?;
+            c.dom0.gives_in(tx, op::WRITE, &format!("{}/busy|{i}", guest.home), "OK|")?;
             c.dom0.end(tx, "T|", "OK|")?;
         }
         Ok(())
@@ -78,6 +81,43 @@ pub(super) const CASES: &[Case] = &[
         }
         c.dom0.gives(op::READ, &format!("{}/big|", guest.home), &"v".repeat(900))
     }),
+    guest("xsa-325/a-protocol-error-is-not-a-death", |c| {
+        let mut guest = c.guest()?;
+        c.dom0.watch("@releaseDomain|t|")?;
+        let header = [op::READ, 1, 0, 5000].map(u32::to_le_bytes).concat();
+        guest.conn.send(&header)?;
+        // It is not heard any more, but it lives.
+        c.dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{}|", guest.domid), "T|")?;
+        c.dom0.events(&[])?;
+        c.destroy(guest.domid)?;
+        c.dom0.event("@releaseDomain|t|")
+    }),
+    case("xsa-330/watches-that-come-and-go-leave-nothing", |c| {
+        for i in 0..200 {
+            let path = c.at(&format!("w{}", i % 7));
+            c.dom0.gives(op::WATCH, &format!("{path}|t|"), "OK|")?;
+            c.dom0.event(&format!("{path}|t|"))?;
+            c.dom0.gives(op::RESET_WATCHES, "|", "OK|")?;
+        }
+        c.dom0.ok(op::WRITE, &format!("{}/w1|", c.base))?;
+        c.dom0.events(&[])
+    }),
+    case("xsa-349/equal-events-that-wait-are-one", |c| {
+        let mut sleeper = c.another()?;
+        let path = c.at("a");
+        sleeper.watch(&format!("{path}|t|"))?;
+        // More than a socket holds.
+        for i in 0..20_000 {
+            c.dom0.ok(op::WRITE, &format!("{path}|{i}"))?;
+        }
+        let mut count = 0;
+        sleeper.ask(op::GET_DOMAIN_PATH, 0, b"0\0")?.map_err(|e| e.to_string())?;
+        count += sleeper.events.len();
+        match count {
+            1..20_000 => Ok(()),
+            _ => Err(format!("{count} events of 20,000 changes")),
+        }
+    }),
     guest("xsa-352/owners-cannot-give-nodes-away", |c| {
         let (mut guest, other) = (c.guest()?, c.guest()?);
         guest.conn.ok(op::WRITE, "a|")?;
@@ -105,13 +145,15 @@ pub(super) const CASES: &[Case] = &[
     guest("xsa-417/entries-for-the-dead-stay-dead", |c| {
         let domid = c.guest()?.domid;
         c.destroy(domid)?;
-        let path = c.node("a", "secret", &format!("n0|r{domid}|"));
+        // In memory every domain exists until it is destroyed: one more time, after the entry.
+        let path = c.node("a", "secret", &format!("n0|r{domid}|"))?;
         let mut again = c.guest_as(domid)?;
-        match path {
-            // Where every domain exists, so does this one, and the entry counts.
-            Ok(path) => again.conn.tx(0, op::READ, &format!("{path}|")).map(drop),
-            Err(_) => Ok(()),
+        if again.conn.tx(0, op::READ, &format!("{path}|"))?.is_ok() && c.knows_who_exists() {
+            return Err("an entry that was set for the dead counts for the living".into());
         }
+        c.destroy(domid)?;
+        let mut third = c.guest_as(domid)?;
+        third.conn.fails(op::READ, &format!("{path}|"), "EACCES")
     }),
     case("xsa-418/deep-trees", |c| {
         let path = c.base.clone() + &"/d".repeat(1500);

@@ -10,6 +10,7 @@ mod control;
 mod directory;
 mod domains;
 mod events;
+mod every;
 mod framing;
 mod nodes;
 mod paths;
@@ -65,6 +66,7 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         settings::CASES,
         quotas::CASES,
         control::CASES,
+        every::CASES,
         advisories::CASES,
     ]
     .into_iter()
@@ -150,6 +152,12 @@ impl Ctx<'_> {
         self.dom0.ok(op::WRITE, &format!("{path}|{value}"))?;
         self.dom0.ok(op::SET_PERMS, &format!("{path}|{perms}"))?;
         Ok(path)
+    }
+
+    /// Does the target know that a domain is not there any more? In memory each is, until it is
+    /// destroyed again.
+    pub fn knows_who_exists(&self) -> bool {
+        !matches!(self.target, Target::Memory(_))
     }
 
     fn clean_up(&mut self) {

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::raw::{op, text};
 
 /// Limits that short runs reach.
-const QUOTAS: &[(&str, u32)] = &[
+pub(super) const QUOTAS: &[(&str, u32)] = &[
     ("nodes", 6),
     ("watches", 3),
     ("transactions", 2),
@@ -103,7 +103,7 @@ pub(super) fn engine_after(data: &[u8]) -> (Engine, Config) {
     (pair.engine, config())
 }
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     let mut config = Config::default();
     for (name, limit) in QUOTAS {
         config.quotas.set(Quota::parse(name.as_bytes()).expect("a quota"), *limit);
@@ -121,7 +121,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
@@ -310,6 +310,9 @@ impl Pair {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: 5, tx_id: tx, len };
         let mut out = Vec::new();
+        if ty == op::TRANSACTION_END {
+            self.engine.check_commit(conn, tx, &mut self.machine).expect("as by replay");
+        }
         self.engine.handle(conn, &header, payload, 0, &mut self.machine, &mut out);
         let mut frames = frames(&out);
         let what = format!("connection {slot} type {ty} tx {tx} {:?}", text(payload));
@@ -390,9 +393,9 @@ fn payload(ty: u32, choices: &mut Choices<'_>) -> Vec<u8> {
             let whose = choices.of(&["", "1|", "2|", "3|"]);
             format!("{whose}{name}|{}|", choices.of(&["0", "2", "8", "70", "x"]))
         }
-        op::CONTROL => {
-            choices.of(&["check|", "quota|", "watches|", "help|", "quota|1|", "x"]).into()
-        }
+        op::CONTROL => choices
+            .of(&["check|", "quota|", "conflicts|", "watches|", "help|", "quota|1|", "x"])
+            .into(),
         _ => format!("{path}|"),
     };
     crate::raw::bytes(&text)

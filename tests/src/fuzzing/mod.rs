@@ -3,10 +3,13 @@
 
 mod against_model;
 mod dump;
+mod hostile;
+mod ring;
 mod wire;
 
 pub use against_model::{canary, engine, merge};
 pub use dump::dump;
+pub use ring::ring;
 pub use wire::{packet, request};
 
 /// What a target does with its bytes: panics, if they find something.
@@ -19,4 +22,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("engine", engine),
     ("merge", merge),
     ("dump", dump),
+    ("ring", ring),
 ];

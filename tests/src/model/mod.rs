@@ -154,6 +154,11 @@ impl Model {
         self.conns.remove(&conn);
     }
 
+    /// The connection starts anew.
+    pub fn restart(&mut self, conn: u32) {
+        self.reset(conn);
+    }
+
     /// Is the connection open? It may have ended with its domain.
     pub fn is_connected(&self, conn: u32) -> bool {
         self.conns.contains_key(&conn)

@@ -10,7 +10,11 @@ pub(crate) fn escape(value: &[u8]) -> String {
             match c {
                 '\\' => text.push_str("\\\\"),
                 '\n' => text.push_str("\\n"),
-                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c if c.is_control() => {
+                    for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                        text.push_str(&format!("\\x{byte:02x}"));
+                    }
+                }
                 c => text.push(c),
             }
         }
@@ -30,7 +34,10 @@ pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
         let (byte, after) = match escaped.as_bytes().first()? {
             b'\\' => (b'\\', &escaped[1..]),
             b'n' => (b'\n', &escaped[1..]),
-            b'x' => (u8::from_str_radix(escaped.get(1..3)?, 16).ok()?, &escaped[3..]),
+            b'x' => {
+                let digits = escaped.get(1..3).filter(|digits| !digits.starts_with('+'))?;
+                (u8::from_str_radix(digits, 16).ok()?, &escaped[3..])
+            }
             _ => return None,
         };
         value.push(byte);
@@ -57,6 +64,10 @@ mod tests {
         assert!(!text.chars().any(char::is_control));
         assert_eq!(unescape(&text), Some(all));
         assert_eq!(escape("ümlaut\n\\".as_bytes()), "ümlaut\\n\\\\");
+        // A control character of two bytes.
+        assert_eq!(escape("\u{85}".as_bytes()), "\\xc2\\x85");
+        assert_eq!(unescape("\\xc2\\x85").as_deref(), Some("\u{85}".as_bytes()));
+        assert_eq!(unescape("\\x+1"), None);
         assert_eq!(unescape("\\q"), None);
         assert_eq!(unescape("\\x4"), None);
     }

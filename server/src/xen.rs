@@ -1,0 +1,241 @@
+//! The machine as a store on a Xen host sees it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future::yield_now;
+use smol::Timer;
+use smol::channel::Sender;
+use tracing::{error, info, warn};
+use xenstore_protocol::ring::Word;
+use xenstore_protocol::{DomId, ErrorName, Operation, feature};
+use xenstore_store::{DomainInfo, Host};
+use xenstore_transport::ring::{Doorbell, Line, Page};
+use xenstore_transport::xen::{Bell, Channel, DomainState, Evtchn, Machine, XenLine, XenRing};
+
+use crate::log::Trace;
+use crate::server::Server;
+
+/// How long waiting for events rests after it failed.
+const EVENTS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whom an event at a port of ours is for.
+type Ports = Rc<RefCell<BTreeMap<u32, Arc<XenLine>>>>;
+
+/// Domains of a hypervisor, and their rings.
+#[derive(Debug)]
+pub(crate) struct Xen {
+    machine: Machine,
+    rings: BTreeMap<DomId, Ringed>,
+    ports: Ports,
+    /// Rings that somebody has to serve.
+    fresh: Sender<XenRing>,
+    seen: BTreeMap<DomId, DomainInfo>,
+    last_id: u64,
+    trace: Trace,
+}
+
+#[derive(Debug)]
+struct Ringed {
+    line: Arc<XenLine>,
+    port: Option<u32>,
+}
+
+/// What waits for events.
+pub(crate) struct Events {
+    evtchn: Arc<dyn Evtchn>,
+    ports: Ports,
+    domain_exc: u32,
+}
+
+impl Xen {
+    /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`. An error is one line.
+    pub(crate) fn new(
+        machine: Machine,
+        fresh: Sender<XenRing>,
+        trace: Trace,
+    ) -> Result<(Xen, Events), String> {
+        let evtchn = machine.evtchn.clone();
+        let domain_exc = evtchn.bind_domain_exc().map_err(|error| {
+            format!("VIRQ_DOM_EXC: {error}; does another XenStore run on this host?")
+        })?;
+        let ports = Ports::default();
+        let (rings, seen) = (BTreeMap::new(), BTreeMap::new());
+        let events = Events { evtchn, ports: ports.clone(), domain_exc };
+        Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
+    }
+
+    /// Connects the kernel of our own domain, and rings once: that is when it looks for devices.
+    pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
+        let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
+        let channel = Channel::bind(&self.machine.evtchn, domid.0, remote)
+            .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
+        self.add(domid, page, channel, feature::ALL).doorbell().ring();
+        Ok(())
+    }
+
+    /// Domids and ports of the domains that a builder without a toolstack has started: their page
+    /// says where they wait (dom0less).
+    pub(crate) fn built_before(&mut self, own: DomId) -> Vec<(DomId, u32)> {
+        let all = self.machine.domains.all().unwrap_or_else(|error| {
+            warn!(%error, "the hypervisor does not list its domains");
+            Vec::new()
+        });
+        let others = all.into_iter().filter(|domid| *domid != own.0);
+        let waiting = others.filter_map(|domid| {
+            let page = self.machine.memory.map_ring(domid, 0).ok()?;
+            Some((DomId(domid), page.load(Word::EvtchnPort))).filter(|(_, port)| *port != 0)
+        });
+        waiting.collect()
+    }
+
+    fn add(
+        &mut self,
+        domid: DomId,
+        page: xenstore_transport::xen::SharedPage,
+        channel: Channel,
+        features: u32,
+    ) -> Arc<XenLine> {
+        let port = channel.port();
+        let line = Line::new(page, Bell::new(channel), features);
+        self.ports.borrow_mut().insert(port, line.clone());
+        let _ = self.fresh.try_send(XenRing::new(line.clone(), domid.0));
+        self.rings.insert(domid, Ringed { line: line.clone(), port: Some(port) });
+        line
+    }
+
+    /// A domain that has a ring is introduced again: mostly because its event channel has changed.
+    fn again(&mut self, domid: DomId, remote: u32) {
+        let Some(Ringed { line, port }) = self.rings.get_mut(&domid) else { return };
+        if let Some(port) = port.take() {
+            self.ports.borrow_mut().remove(&port);
+        }
+        line.doorbell().replace(None);
+        match Channel::bind(&self.machine.evtchn, domid.0, remote) {
+            Ok(channel) => {
+                *port = Some(channel.port());
+                self.ports.borrow_mut().insert(channel.port(), line.clone());
+                line.doorbell().replace(Some(channel));
+            }
+            // As C xenstored: the domain can be introduced once more.
+            Err(error) => warn!(%domid, port = remote, %error, "cannot bind the event channel"),
+        }
+        line.start();
+    }
+}
+
+impl Host for Xen {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        let state = match self.machine.domains.domain(domid.0) {
+            Ok(Some(state)) => state,
+            Ok(None) => {
+                self.seen.remove(&domid);
+                return None;
+            }
+            Err(error) => {
+                // No reason to take a domain's nodes away.
+                warn!(%domid, %error, "the hypervisor does not tell about this domain");
+                return self.seen.get(&domid).copied();
+            }
+        };
+        let DomainState { unique_id, shutdown } = state;
+        // A hypervisor that gives no ids: each domain gets one here, until it has been seen gone.
+        let known = self.seen.get(&domid).map(|info| info.unique_id);
+        let unique_id = unique_id.or(known).unwrap_or_else(|| {
+            self.last_id += 1;
+            self.last_id
+        });
+        let info = DomainInfo { unique_id, shutdown };
+        self.seen.insert(domid, info);
+        Some(info)
+    }
+
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        features: u32,
+    ) -> Result<(), ErrorName> {
+        if self.rings.contains_key(&domid) {
+            self.again(domid, port);
+            return Ok(());
+        }
+        let page = self.machine.memory.map_ring(domid.0, gfn).map_err(|error| {
+            warn!(%domid, gfn, %error, "cannot map the ring page of this domain");
+            ErrorName::Einval
+        })?;
+        let port = Some(page.load(Word::EvtchnPort)).filter(|port| *port != 0).unwrap_or(port);
+        let channel = Channel::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
+            warn!(%domid, port, %error, "cannot bind the event channel of this domain");
+            ErrorName::Einval
+        })?;
+        self.add(domid, page, channel, features);
+        Ok(())
+    }
+
+    fn release(&mut self, domid: DomId) {
+        let Some(Ringed { line, port }) = self.rings.remove(&domid) else { return };
+        if let Some(port) = port {
+            self.ports.borrow_mut().remove(&port);
+        }
+        // The page goes with the connection, which ends now; or as soon as somebody serves it, if
+        // the domain is released right after it was introduced.
+        line.close();
+        line.doorbell().replace(None);
+    }
+
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        self.trace.control(command, args)
+    }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        Trace::COMMANDS
+    }
+}
+
+impl Events {
+    /// Passes events on, for ever: those of rings to whoever serves them, and those about domains
+    /// to the store.
+    pub(crate) async fn deliver(self, server: &Server<Box<dyn Host>>) {
+        let mut ports = Vec::new();
+        loop {
+            ports.clear();
+            if let Err(error) = poll_fn(|cx| self.evtchn.poll_ports(cx, &mut ports)).await {
+                error!(%error, "cannot read events; trying again");
+                Timer::after(EVENTS_PAUSE).await;
+                continue;
+            }
+            for port in &ports {
+                if let Some(line) = self.ports.borrow().get(port) {
+                    line.rang();
+                }
+            }
+            if ports.contains(&self.domain_exc) {
+                server.with(|engine, host| engine.domains_changed(host));
+            }
+            // A guest that rings without end gets no more events than turns (XSA-332).
+            yield_now().await;
+            if let Err(error) = self.evtchn.unmask(&ports) {
+                error!(%error, "cannot unmask event channels");
+            }
+        }
+    }
+}
+
+/// Introduces domains that were there before us and wait.
+pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, u32)]) {
+    for (domid, port) in waiting {
+        let payload = format!("{domid}\0{}\0{port}\0", 0);
+        let (ty, reply) = server.request(Operation::Introduce, payload.as_bytes());
+        let reply = String::from_utf8_lossy(&reply);
+        match ty == Operation::Error.as_wire() {
+            true => warn!(%domid, port, %reply, "a domain that waits cannot be introduced"),
+            false => info!(%domid, port, "introduced a domain that was waiting"),
+        }
+    }
+}

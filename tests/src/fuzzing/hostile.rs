@@ -1,0 +1,212 @@
+//! Rings in memory, and a machine of domains that have them. The page of a hostile guest changes
+//! between any two accesses of the server.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use xenstore_protocol::ring::{SIZE, Side, Word};
+use xenstore_protocol::{DomId, ErrorName};
+use xenstore_store::{DomainInfo, Host};
+use xenstore_transport::ring::{Doorbell, Line, Page, Ring};
+
+/// The words of a page.
+const WORDS: [Word; 8] = [
+    Word::ReqCons,
+    Word::ReqProd,
+    Word::RspCons,
+    Word::RspProd,
+    Word::ServerFeatures,
+    Word::Connection,
+    Word::Error,
+    Word::EvtchnPort,
+];
+/// What they may be set to.
+const VALUES: [u32; 12] =
+    [0, 1, 2, 16, 1023, 1024, 1025, 5000, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1023, u32::MAX];
+/// Lengths in the headers of messages.
+const LENGTHS: [u32; 6] = [0, 5, 4096, 4097, 0x8000_0000, u32::MAX];
+/// Of 256 accesses, so many change something before.
+const CHANGES: u8 = 80;
+
+/// Bytes as decisions, used by whoever comes first; zeros when they are used up.
+#[derive(Clone, Debug)]
+pub(super) struct Tape(Rc<RefCell<std::vec::IntoIter<u8>>>);
+
+impl Tape {
+    pub(super) fn new(data: &[u8]) -> Tape {
+        Tape(Rc::new(RefCell::new(Vec::from(data).into_iter())))
+    }
+
+    pub(super) fn is_used_up(&self) -> bool {
+        self.0.borrow().len() == 0
+    }
+
+    pub(super) fn byte(&self) -> u8 {
+        self.0.borrow_mut().next().unwrap_or(0)
+    }
+
+    pub(super) fn of<T: Copy>(&self, from: &[T]) -> T {
+        from[usize::from(self.byte()) % from.len()]
+    }
+}
+
+/// A page. Clones are the same page.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    hostile: Option<Tape>,
+}
+
+impl Shared {
+    pub(super) fn new(hostile: Option<Tape>) -> Shared {
+        Shared { bytes: Rc::new(RefCell::new(vec![0; 4096])), hostile }
+    }
+
+    /// The same page for its guest.
+    pub(super) fn inside(&self) -> Shared {
+        Shared { bytes: self.bytes.clone(), hostile: None }
+    }
+
+    /// A guest puts requests down, whether there is room for them or not.
+    pub(super) fn send(&self, bytes: &[u8]) {
+        let prod = self.load(Word::ReqProd);
+        for (at, byte) in bytes.iter().enumerate() {
+            let at = (prod % SIZE) as usize + at;
+            self.write(Side::Requests, at % SIZE as usize, &[*byte]);
+        }
+        let count = u32::try_from(bytes.len()).expect("short");
+        self.store(Word::ReqProd, prod.wrapping_add(count));
+    }
+
+    /// A guest takes all replies that are there.
+    pub(super) fn take(&self) -> Vec<u8> {
+        let (cons, prod) = (self.load(Word::RspCons), self.load(Word::RspProd));
+        let mut bytes = vec![0; prod.wrapping_sub(cons).min(SIZE) as usize];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let at = (cons % SIZE) as usize + at;
+            self.read(Side::Replies, at % SIZE as usize, std::slice::from_mut(byte));
+        }
+        self.store(Word::RspCons, prod);
+        bytes
+    }
+
+    /// What the guest does between two accesses of the server.
+    fn interfere(&self) {
+        let Some(tape) = self.hostile.as_ref() else { return };
+        if tape.byte() >= CHANGES {
+            return;
+        }
+        let page = self.inside();
+        match tape.byte() % 8 {
+            0 => page.store(tape.of(&WORDS), tape.of(&VALUES)),
+            1 => page.nudge(tape.of(&WORDS), tape.byte().into()),
+            2 => page.nudge(Word::ReqProd, tape.byte().into()),
+            3 => {
+                let at = usize::from(tape.byte()) * 4;
+                page.write(Side::Requests, at, &[tape.byte()]);
+            }
+            4 => {
+                // In the middle of what the server reads next, most likely.
+                let at = (page.load(Word::ReqCons).wrapping_add(12) % SIZE) as usize & !3;
+                page.write(Side::Requests, at, &tape.of(&LENGTHS).to_le_bytes());
+            }
+            5 => page.store(Word::Connection, 1),
+            6 => page.store(Word::RspCons, page.load(Word::RspProd)),
+            _ => page.store(Word::ReqProd, page.load(Word::ReqCons)),
+        }
+    }
+
+    fn nudge(&self, word: Word, by: u32) {
+        self.store(word, self.load(word).wrapping_add(by));
+    }
+}
+
+impl Page for Shared {
+    fn load(&self, word: Word) -> u32 {
+        self.interfere();
+        let page = self.bytes.borrow();
+        u32::from_le_bytes(*page[word.offset()..].first_chunk().expect("a word"))
+    }
+
+    fn store(&self, word: Word, value: u32) {
+        self.interfere();
+        self.bytes.borrow_mut()[word.offset()..][..4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
+        self.interfere();
+        bytes.copy_from_slice(&self.bytes.borrow()[side.offset() + at..][..bytes.len()]);
+        // A copy stays inside of its ring.
+        assert!(at + bytes.len() <= SIZE as usize);
+    }
+
+    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
+        self.interfere();
+        self.bytes.borrow_mut()[side.offset() + at..][..bytes.len()].copy_from_slice(bytes);
+        assert!(at + bytes.len() <= SIZE as usize);
+    }
+}
+
+/// A bell that counts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bell(pub(super) Rc<Cell<u32>>);
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// Domains and their rings.
+#[derive(Default)]
+pub(super) struct Machine {
+    pub(super) domains: BTreeMap<u16, DomainInfo>,
+    pub(super) pages: BTreeMap<u16, Shared>,
+    pub(super) lines: BTreeMap<u16, Arc<Line<Shared, Bell>>>,
+    /// Rings that somebody has to serve.
+    pub(super) fresh: Vec<Ring<Shared, Bell>>,
+    last_id: u64,
+}
+
+impl Machine {
+    /// A domain appears, with an empty page.
+    pub(super) fn create(&mut self, domid: u16, page: Shared) {
+        let info = DomainInfo { unique_id: self.last_id, shutdown: false };
+        self.last_id += 1;
+        self.domains.insert(domid, info);
+        self.pages.insert(domid, page);
+    }
+
+    pub(super) fn connect(&mut self, domid: u16, features: u32) {
+        let page = self.pages[&domid].clone();
+        let line = Line::new(page, Bell::default(), features);
+        self.fresh.push(Ring::new(line.clone(), domid));
+        self.lines.insert(domid, line);
+    }
+}
+
+impl Host for Machine {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        self.domains.get(&domid.0).copied()
+    }
+
+    fn introduce(&mut self, domid: DomId, _: u64, _: u32, features: u32) -> Result<(), ErrorName> {
+        match self.lines.get(&domid.0) {
+            Some(line) => line.start(),
+            None => self.connect(domid.0, features),
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, domid: DomId) {
+        if let Some(line) = self.lines.remove(&domid.0) {
+            line.close();
+        }
+    }
+
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        None
+    }
+}

@@ -1,0 +1,157 @@
+//! Memory that somebody else writes as well.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
+
+/// Memory mapped from a file or device, or anonymous memory, readable and writable. Unmapped when
+/// dropped. All access is through atomics: bytes one by one or eight at a time in no particular
+/// order, words in the order that the caller asks for.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    /// Page-aligned, valid for `len` bytes until the value is dropped.
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory is shared with other processes in any case, and is only touched by atomics,
+// which threads may use together; nothing else in a `Mapping` changes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset` on, shared with everybody who maps them.
+    pub(crate) fn shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Mapping> {
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
+        // that is made here.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, offset)? };
+        Mapping::new(start, len)
+    }
+
+    /// Maps `len` bytes of zeroes of our own, which stay where they are.
+    pub(crate) fn locked(len: usize) -> io::Result<Mapping> {
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: as in `shared`.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, flags)? };
+        let mapping = Mapping::new(start, len)?;
+        // SAFETY: the range is that of the mapping.
+        unsafe { mlock(start, len)? };
+        Ok(mapping)
+    }
+
+    fn new(start: *mut c_void, len: usize) -> io::Result<Mapping> {
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Mapping { start, len })
+    }
+
+    /// Where it is, for calls that take an address.
+    pub(crate) fn address(&self) -> u64 {
+        self.start.as_ptr().expose_provenance() as u64
+    }
+
+    /// The word at `offset`, which must be a multiple of 4 and inside.
+    pub(crate) fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "word at {offset}");
+        // SAFETY: inside of the mapping by the check above, aligned since its start is aligned to
+        // a page, valid as long as `self` is borrowed, and only touched by atomics.
+        unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(offset).cast()) }
+    }
+
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        debug_assert!(offset < self.len);
+        // SAFETY: callers have checked that it is inside; otherwise as in `word`.
+        unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(offset)) }
+    }
+
+    fn eight(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
+        // SAFETY: callers have checked that it is inside and aligned; otherwise as in `word`.
+        unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
+    }
+
+    /// Where the stretches of eight in a copy begin and end, relative to its start.
+    fn eights(&self, offset: usize, len: usize) -> (usize, usize) {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
+        let head = (offset.next_multiple_of(8) - offset).min(len);
+        (head, head + (len - head) / 8 * 8)
+    }
+
+    /// Copies bytes from `offset` on out of the mapping.
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
+        let (head, tail) = self.eights(offset, bytes.len());
+        for at in (0..head).chain(tail..bytes.len()) {
+            bytes[at] = self.byte(offset + at).load(Ordering::Relaxed);
+        }
+        for at in (head..tail).step_by(8) {
+            let eight = self.eight(offset + at).load(Ordering::Relaxed);
+            bytes[at..at + 8].copy_from_slice(&eight.to_ne_bytes());
+        }
+    }
+
+    /// Copies bytes into the mapping from `offset` on.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        let (head, tail) = self.eights(offset, bytes.len());
+        for at in (0..head).chain(tail..bytes.len()) {
+            self.byte(offset + at).store(bytes[at], Ordering::Relaxed);
+        }
+        for (at, eight) in (head..tail).step_by(8).zip(bytes[head..].chunks_exact(8)) {
+            let eight = u64::from_ne_bytes(eight.try_into().expect("chunks of eight"));
+            self.eight(offset + at).store(eight, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by us, and every reference into it has ended with `self`.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a byte is copied to the wrong place, at any alignment.
+    #[test]
+    fn copies_at_any_alignment_touch_only_what_they_should() {
+        let mapping = Mapping::locked(4096).unwrap();
+        let sent: Vec<u8> = (1..=60).collect();
+        for offset in 0..20 {
+            for len in 0..40 {
+                mapping.write(0, &[0; 80]);
+                mapping.write(offset, &sent[..len]);
+                let mut all = [0xff; 80];
+                mapping.read(0, &mut all);
+                assert_eq!(&all[offset..offset + len], &sent[..len]);
+                assert!(all[..offset].iter().chain(&all[offset + len..]).all(|b| *b == 0));
+                let mut part = vec![0; len];
+                mapping.read(offset, &mut part);
+                assert_eq!(part, &sent[..len]);
+            }
+        }
+    }
+
+    // Fails if two mappings of one file are not the same memory, or a bound is not checked.
+    #[test]
+    fn mappings_of_a_file_are_shared() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let (a, b) = (Mapping::shared(&file, 0, 8192), Mapping::shared(&file, 4096, 4096));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        a.word(4096).store(7, Ordering::Release);
+        assert_eq!(b.word(0).load(Ordering::Acquire), 7);
+        for wrong in [4096, 4093, 2] {
+            let read = || b.word(wrong).load(Ordering::Relaxed);
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err());
+        }
+        let read = || b.read(4090, &mut [0; 7]);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err());
+    }
+}

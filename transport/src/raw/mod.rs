@@ -1,0 +1,19 @@
+//! The only unsafe code of the project: memory that others write as well, and calls of devices.
+//!
+//! * [`mapping`]: a stretch of memory that is shared with a guest or with another process. It is
+//!   never referenced, only copied through atomics, so that somebody who changes it at any moment
+//!   can do no more than give us strange bytes.
+//! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
+//!
+//! What is done with the two is safe code elsewhere.
+#![allow(unsafe_code)]
+
+mod ioctl;
+mod mapping;
+#[cfg(all(test, xenstore_loom))]
+mod model;
+
+pub(crate) use ioctl::{call, hypercall, map_frame};
+pub(crate) use mapping::Mapping;
+#[cfg(all(test, xenstore_loom))]
+pub(crate) use model::Byte;

@@ -1,0 +1,255 @@
+//! The ring of a domain: a page that it shares with the server, and a doorbell.
+//!
+//! The guest may write anything to the page at any time. Each index of its is read once and
+//! checked, ours are kept here and only written to the page, and bytes are copied out before anybody
+//! looks at them (XSA-38). `docs/misc/xenstore-ring.txt` is the protocol.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use atomic_waker::AtomicWaker;
+use futures_io::{AsyncRead, AsyncWrite};
+use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
+
+use crate::{Failure, Peer, Transport};
+
+/// How words of the page are read: what the guest did before it wrote one has been done.
+pub(crate) const READ: Ordering = Ordering::Acquire;
+/// How words of the page are written: what we did before has been done for whoever reads it.
+pub(crate) const WRITE: Ordering = Ordering::Release;
+
+/// The shared page. Words are read with acquire and written with release ordering; bytes have no
+/// order of their own.
+pub trait Page {
+    /// Reads a word, once.
+    fn load(&self, word: Word) -> u32;
+    /// Writes a word.
+    fn store(&self, word: Word, value: u32);
+    /// Copies bytes out of a ring, from byte `at` of it on.
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]);
+    /// Copies bytes into a ring, from byte `at` of it on.
+    fn write(&self, side: Side, at: usize, bytes: &[u8]);
+}
+
+/// What makes the guest look at its page.
+pub trait Doorbell {
+    /// Rings it. Cannot fail in a way that anything could be done about.
+    fn ring(&self);
+}
+
+/// Both ends' indices differ by more than a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Garbage;
+
+/// Our end of the two rings, without waiting.
+#[derive(Debug, Default)]
+pub struct Indices {
+    req_cons: u32,
+    rsp_prod: u32,
+}
+
+impl Indices {
+    /// Takes requests; 0 if there are none.
+    pub fn read(&mut self, page: &impl Page, bytes: &mut [u8]) -> Result<usize, Garbage> {
+        let there = filled(page.load(Word::ReqProd), self.req_cons).ok_or(Garbage)?;
+        let count = there.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        let [first, second] = stretches(self.req_cons, count);
+        let (head, tail) = bytes[..count as usize].split_at_mut(first.len());
+        page.read(Side::Requests, first.start, head);
+        page.read(Side::Requests, second.start, tail);
+        if count > 0 {
+            self.req_cons = self.req_cons.wrapping_add(count);
+            page.store(Word::ReqCons, self.req_cons);
+        }
+        Ok(count as usize)
+    }
+
+    /// Puts down answers, as many as there is room for.
+    pub fn write(&mut self, page: &impl Page, bytes: &[u8]) -> Result<usize, Garbage> {
+        let there = filled(self.rsp_prod, page.load(Word::RspCons)).ok_or(Garbage)?;
+        let count = (SIZE - there).min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        let [first, second] = stretches(self.rsp_prod, count);
+        let (head, tail) = bytes[..count as usize].split_at(first.len());
+        page.write(Side::Replies, first.start, head);
+        page.write(Side::Replies, second.start, tail);
+        if count > 0 {
+            self.rsp_prod = self.rsp_prod.wrapping_add(count);
+            page.store(Word::RspProd, self.rsp_prod);
+        }
+        Ok(count as usize)
+    }
+}
+
+/// A ring as whoever owns the devices sees it: tells of events, and starts it anew.
+#[derive(Debug)]
+pub struct Line<P, D> {
+    page: P,
+    doorbell: D,
+    /// The `error` word is offered to this guest.
+    tells_errors: bool,
+    /// Grows whenever the rings start anew. What was under way before is over.
+    starts: AtomicU32,
+    closed: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl<P: Page, D: Doorbell> Line<P, D> {
+    /// A page as a domain builder leaves it, with empty rings and the features that the guest is
+    /// offered.
+    pub fn new(page: P, doorbell: D, features: u32) -> Arc<Self> {
+        page.store(Word::ServerFeatures, features);
+        let tells_errors = features & xenstore_protocol::feature::ERROR != 0;
+        let (starts, closed, waker) = (0.into(), false.into(), AtomicWaker::new());
+        let line = Line { page, doorbell, tells_errors, starts, closed, waker };
+        line.start();
+        Arc::new(line)
+    }
+
+    /// How to ring for the guest.
+    pub fn doorbell(&self) -> &D {
+        &self.doorbell
+    }
+
+    /// The guest has rung.
+    pub fn rang(&self) {
+        self.waker.wake();
+    }
+
+    /// Empties the rings: all that was under way is dropped, and a connection that was in error is
+    /// not any more.
+    pub fn start(&self) {
+        for index in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd, Word::Error] {
+            self.page.store(index, 0);
+        }
+        self.starts.fetch_add(1, Ordering::Release);
+        if self.page.load(Word::Connection) == connection::RECONNECT {
+            // What the guest waits for, after all of the above.
+            self.page.store(Word::Connection, connection::CONNECTED);
+            self.doorbell.ring();
+        }
+        self.waker.wake();
+    }
+
+    /// The domain is gone: whoever serves the ring lets it go, and does not look at the page again.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// A ring as a transport. Rings for the guest when it is flushed.
+#[derive(Debug)]
+pub struct Ring<P, D> {
+    line: Arc<Line<P, D>>,
+    domid: u16,
+    indices: Indices,
+    /// Of which start the indices are.
+    start: u32,
+    /// The guest has something to look at that it has not been told of.
+    moved: bool,
+}
+
+impl<P: Page, D: Doorbell> Ring<P, D> {
+    /// The server's end of a line. There must be one at a time.
+    pub fn new(line: Arc<Line<P, D>>, domid: u16) -> Self {
+        let start = line.starts.load(Ordering::Acquire);
+        Ring { line, domid, indices: Indices::default(), start, moved: false }
+    }
+
+    /// Does what `copy` does, unless the rings start anew.
+    fn transfer(
+        &mut self,
+        cx: &mut Context<'_>,
+        copy: impl FnOnce(&mut Indices, &P) -> Result<usize, Garbage>,
+    ) -> Poll<io::Result<usize>> {
+        // Before looking, so that nothing that comes afterwards is missed.
+        self.line.waker.register(cx.waker());
+        if self.line.closed.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.line.page.load(Word::Connection) == connection::RECONNECT {
+            self.line.start();
+        }
+        if self.line.starts.load(Ordering::Acquire) != self.start {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        match copy(&mut self.indices, &self.line.page) {
+            Ok(0) => Poll::Pending,
+            Ok(count) => {
+                self.moved = true;
+                Poll::Ready(Ok(count))
+            }
+            Err(Garbage) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+        }
+    }
+}
+
+impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
+    fn peer(&self) -> Peer {
+        Peer::Domain(self.domid)
+    }
+
+    fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
+        self.line.waker.register(cx.waker());
+        if self.line.closed.load(Ordering::Acquire) {
+            return Poll::Ready(false);
+        }
+        if self.line.page.load(Word::Connection) == connection::RECONNECT {
+            self.line.start();
+        }
+        let start = self.line.starts.load(Ordering::Acquire);
+        if start != self.start {
+            (self.start, self.indices, self.moved) = (start, Indices::default(), false);
+            return Poll::Ready(true);
+        }
+        let error = match failure {
+            Failure::Transport => RingError::Indices,
+            Failure::Protocol => RingError::Protocol,
+        };
+        if self.line.tells_errors && self.line.page.load(Word::Error) != error.as_wire() {
+            self.line.page.store(Word::Error, error.as_wire());
+            self.line.doorbell.ring();
+        }
+        Poll::Pending
+    }
+}
+
+impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncRead for Ring<P, D> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.transfer(cx, |indices, page| indices.read(page, bytes))
+    }
+}
+
+impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.transfer(cx, |indices, page| indices.write(page, bytes))
+    }
+
+    /// Tells the guest, once, of all that has been read and written since the last time.
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.moved) {
+            self.line.doorbell.ring();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+#[cfg(all(test, xenstore_loom))]
+mod model;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! The order of accesses to the page, in every way in which a guest and a server can overlap on
+//! every machine that Rust runs on. Run by `cargo xtask test`, or with
+//!
+//!     RUSTFLAGS="--cfg xenstore_loom -Copt-level=2" cargo test -p xenstore-transport --lib model
+//!
+//! Event channels are flags that stay up until they are seen. A server that misses one waits for
+//! ever, which the model finds as well.
+
+use std::task::Waker;
+
+use loom::sync::atomic::AtomicU32;
+use loom::sync::{Arc, Notify};
+use loom::thread;
+
+use super::*;
+use crate::raw::Byte;
+
+/// Of each ring, the bytes at both sides of its end are watched. Nobody looks at the others.
+const WATCHED: usize = 4;
+/// The ring is full up to here, so that two bytes fit up to its end, and two more once it is read.
+const FULL: u32 = SIZE - 2;
+/// What is sent, and what is in the way of its second half.
+const SENT: [u8; WATCHED] = [1, 2, 3, 4];
+const OLD: u8 = 9;
+
+struct Shared {
+    words: [AtomicU32; 8],
+    rings: [[Byte; WATCHED]; 2],
+    to_server: Notify,
+    to_guest: Notify,
+}
+
+#[derive(Clone)]
+struct Model(Arc<Shared>);
+
+impl Model {
+    /// Words from `req_cons` on.
+    fn new(words: [u32; 4]) -> Model {
+        let [a, b, c, d] = words;
+        let ring = || [0; WATCHED].map(|_| Byte::new(OLD));
+        Model(Arc::new(Shared {
+            words: [a, b, c, d, 0, 0, 0, 0].map(AtomicU32::new),
+            rings: [ring(), ring()],
+            to_server: Notify::new(),
+            to_guest: Notify::new(),
+        }))
+    }
+
+    fn word(&self, word: Word) -> &AtomicU32 {
+        &self.0.words[(word.offset() - Word::ReqCons.offset()) / 4]
+    }
+
+    fn byte(&self, side: Side, at: usize) -> Option<&Byte> {
+        let at = (at + 2) % SIZE as usize;
+        self.0.rings[side.offset() / SIZE as usize].get(at)
+    }
+}
+
+impl Page for Model {
+    fn load(&self, word: Word) -> u32 {
+        self.word(word).load(READ)
+    }
+    fn store(&self, word: Word, value: u32) {
+        self.word(word).store(value, WRITE);
+    }
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
+        for (at, byte) in (at..).zip(bytes) {
+            *byte = self.byte(side, at).map_or(OLD, Byte::get);
+        }
+    }
+    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
+        for (at, byte) in (at..).zip(bytes) {
+            if let Some(watched) = self.byte(side, at) {
+                watched.set(*byte);
+            }
+        }
+    }
+}
+
+impl Doorbell for Model {
+    fn ring(&self) {
+        self.0.to_guest.notify();
+    }
+}
+
+/// A guest that keeps to the protocol, of which it has its own idea: it sends [`SENT`], as much at
+/// a time as there is room for.
+fn guest_sends(page: &Model) {
+    let mut rest = &SENT[..];
+    while !rest.is_empty() {
+        let prod = page.word(Word::ReqProd).load(Ordering::Relaxed);
+        let there = prod.wrapping_sub(page.word(Word::ReqCons).load(Ordering::Acquire));
+        let (now, later) = rest.split_at(rest.len().min((SIZE - there) as usize));
+        if now.is_empty() {
+            page.0.to_guest.wait();
+            continue;
+        }
+        for (index, byte) in (prod..).zip(now) {
+            page.write(Side::Requests, (index % SIZE) as usize, &[*byte]);
+        }
+        let count = u32::try_from(now.len()).unwrap();
+        page.word(Word::ReqProd).store(prod.wrapping_add(count), Ordering::Release);
+        page.0.to_server.notify();
+        rest = later;
+    }
+}
+
+/// And takes `wanted` bytes of replies.
+fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
+    let mut taken = Vec::new();
+    while taken.len() < wanted {
+        let cons = page.word(Word::RspCons).load(Ordering::Relaxed);
+        let there = page.word(Word::RspProd).load(Ordering::Acquire).wrapping_sub(cons);
+        if there == 0 {
+            page.0.to_guest.wait();
+            continue;
+        }
+        for index in (cons..).take(there as usize) {
+            let mut byte = [0];
+            page.read(Side::Replies, (index % SIZE) as usize, &mut byte);
+            taken.push(byte[0]);
+        }
+        page.word(Word::RspCons).store(cons.wrapping_add(there), Ordering::Release);
+        page.0.to_server.notify();
+    }
+    taken
+}
+
+// Fails if the server reads a request before it is there, or says that it has read one before it
+// has; or if the bell does not make up for having looked too early.
+#[test]
+fn requests_are_ordered() {
+    loom::model(|| {
+        let page = Model::new([0, FULL, 0, 0]);
+        let guest = thread::spawn({
+            let page = page.clone();
+            move || guest_sends(&page)
+        });
+        let (mut indices, mut got) = (Indices::default(), Vec::new());
+        while got.len() < FULL as usize + WATCHED {
+            let mut bytes = [0; SIZE as usize];
+            match indices.read(&page, &mut bytes).unwrap() {
+                0 => page.0.to_server.wait(),
+                count => {
+                    got.extend_from_slice(&bytes[..count]);
+                    page.ring();
+                }
+            }
+        }
+        assert_eq!((&got[..2], &got[FULL as usize..]), (&[OLD; 2][..], &SENT[..]));
+        guest.join().unwrap();
+    });
+}
+
+// Fails if the guest finds a reply before it is there, or one is written over before it has been
+// read; or if the bell does not make up for having looked too early.
+#[test]
+fn replies_are_ordered() {
+    loom::model(|| {
+        let page = Model::new([0, 0, 0, FULL]);
+        let guest = thread::spawn({
+            let page = page.clone();
+            move || guest_takes(&page, FULL as usize + WATCHED)
+        });
+        let mut indices = Indices { req_cons: 0, rsp_prod: FULL };
+        let mut rest = &SENT[..];
+        while !rest.is_empty() {
+            match indices.write(&page, rest).unwrap() {
+                0 => page.0.to_server.wait(),
+                count => {
+                    rest = &rest[count..];
+                    page.ring();
+                }
+            }
+        }
+        let taken = guest.join().unwrap();
+        assert_eq!((&taken[..2], &taken[FULL as usize..]), (&[OLD; 2][..], &SENT[..]));
+    });
+}
+
+// Fails if a guest that is told that it is connected again may still find old indices.
+#[test]
+fn a_reconnect_is_ordered() {
+    loom::model(|| {
+        let page = Model::new([0; 4]);
+        let line = Line::new(page.clone(), page.clone(), 0);
+        let mut ring = Ring::new(line, 5);
+        let guest = thread::spawn({
+            let page = page.clone();
+            move || {
+                page.word(Word::ReqProd).store(5000, Ordering::Relaxed);
+                page.word(Word::RspCons).store(5000, Ordering::Relaxed);
+                page.word(Word::Connection).store(connection::RECONNECT, Ordering::Release);
+                page.0.to_server.notify();
+                while page.word(Word::Connection).load(Ordering::Acquire) != 0 {
+                    page.0.to_guest.wait();
+                }
+                let [req_prod, rsp_cons] = [Word::ReqProd, Word::RspCons];
+                let indices =
+                    [req_prod, rsp_cons].map(|word| page.word(word).load(Ordering::Relaxed));
+                assert_eq!(indices, [0, 0]);
+                page.write(Side::Requests, 0, &[SENT[0]]);
+                page.word(req_prod).store(1, Ordering::Release);
+                page.0.to_server.notify();
+            }
+        });
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut byte = [0];
+        loop {
+            match Pin::new(&mut ring).poll_read(cx, &mut byte) {
+                Poll::Ready(Ok(count)) => break assert_eq!((count, byte), (1, [SENT[0]])),
+                Poll::Pending => page.0.to_server.wait(),
+                Poll::Ready(Err(_)) => {
+                    while ring.poll_recover(cx, Failure::Transport).is_pending() {
+                        page.0.to_server.wait();
+                    }
+                }
+            }
+        }
+        guest.join().unwrap();
+    });
+}

@@ -1,0 +1,390 @@
+//! The ring with a page in memory, a bell that counts, and a guest that does what a test says.
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
+
+use xenstore_protocol::feature;
+
+use super::*;
+
+#[derive(Clone)]
+struct InMemory(Arc<Mutex<Vec<u8>>>);
+
+impl InMemory {
+    fn new() -> InMemory {
+        InMemory(Arc::new(Mutex::new(vec![0xaa; 2048].into_iter().chain([0; 2048]).collect())))
+    }
+
+    /// The guest puts requests down, without looking whether there is room.
+    fn send(&self, bytes: &[u8]) {
+        let prod = self.load(Word::ReqProd);
+        for (at, byte) in bytes.iter().enumerate() {
+            let at = (prod % SIZE) as usize + at;
+            self.write(Side::Requests, at % SIZE as usize, &[*byte]);
+        }
+        self.store(Word::ReqProd, prod.wrapping_add(u32::try_from(bytes.len()).unwrap()));
+    }
+
+    /// The guest takes up to `count` bytes of replies.
+    fn take(&self, count: u32) -> Vec<u8> {
+        let (cons, prod) = (self.load(Word::RspCons), self.load(Word::RspProd));
+        let count = count.min(prod.wrapping_sub(cons));
+        let mut bytes = vec![0; count as usize];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let at = (cons % SIZE) as usize + at;
+            self.read(Side::Replies, at % SIZE as usize, std::slice::from_mut(byte));
+        }
+        self.store(Word::RspCons, cons.wrapping_add(count));
+        bytes
+    }
+
+    fn words(&self) -> [u32; 7] {
+        [
+            Word::ReqCons,
+            Word::ReqProd,
+            Word::RspCons,
+            Word::RspProd,
+            Word::ServerFeatures,
+            Word::Connection,
+            Word::Error,
+        ]
+        .map(|word| self.load(word))
+    }
+}
+
+impl Page for InMemory {
+    fn load(&self, word: Word) -> u32 {
+        let page = self.0.lock().unwrap();
+        u32::from_le_bytes(page[word.offset()..word.offset() + 4].try_into().unwrap())
+    }
+    fn store(&self, word: Word, value: u32) {
+        let mut page = self.0.lock().unwrap();
+        page[word.offset()..word.offset() + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
+        let at = side.offset() + at;
+        bytes.copy_from_slice(&self.0.lock().unwrap()[at..at + bytes.len()]);
+    }
+    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
+        let at = side.offset() + at;
+        self.0.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicU32>);
+
+impl Doorbell for Count {
+    fn ring(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Both ends of a ring, and whoever serves it.
+struct Ends {
+    page: InMemory,
+    line: Arc<Line<InMemory, Count>>,
+    ring: Ring<InMemory, Count>,
+    woken: Arc<Woken>,
+    waker: Waker,
+}
+
+fn ends_offering(features: u32) -> Ends {
+    let page = InMemory::new();
+    let line = Line::new(page.clone(), Count::default(), features);
+    let ring = Ring::new(line.clone(), 5);
+    let woken = Arc::<Woken>::default();
+    Ends { page, line, ring, waker: woken.clone().into(), woken }
+}
+
+fn ends() -> Ends {
+    ends_offering(feature::ALL)
+}
+
+impl Ends {
+    fn read(&mut self, count: usize) -> Poll<Result<Vec<u8>, io::ErrorKind>> {
+        let mut bytes = vec![0; count];
+        let mut cx = Context::from_waker(&self.waker);
+        let read = Pin::new(&mut self.ring).poll_read(&mut cx, &mut bytes);
+        read.map_ok(|count| bytes[..count].to_vec()).map_err(|error| error.kind())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Poll<Result<usize, io::ErrorKind>> {
+        let mut cx = Context::from_waker(&self.waker);
+        Pin::new(&mut self.ring).poll_write(&mut cx, bytes).map_err(|error| error.kind())
+    }
+
+    fn flush(&mut self) {
+        let mut cx = Context::from_waker(&self.waker);
+        assert!(Pin::new(&mut self.ring).poll_flush(&mut cx).is_ready());
+    }
+
+    fn recover(&mut self, failure: Failure) -> Poll<bool> {
+        let mut cx = Context::from_waker(&self.waker);
+        self.ring.poll_recover(&mut cx, failure)
+    }
+
+    fn rings(&self) -> u32 {
+        self.line.doorbell().0.load(Ordering::Relaxed)
+    }
+
+    fn wakes(&self) -> usize {
+        self.woken.0.load(Ordering::Relaxed)
+    }
+}
+
+fn some_bytes(count: usize) -> Vec<u8> {
+    (0..251_u8).cycle().take(count).collect()
+}
+
+// Fails if a byte is lost, repeated or misplaced at the end of a ring or of the numbers, in either
+// direction, whatever the sizes.
+#[test]
+fn bytes_arrive_in_order_around_both_ends() {
+    let mut ends = ends();
+    let start = u32::MAX - 3000;
+    ends.ring.indices = Indices { req_cons: start, rsp_prod: start };
+    for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
+        ends.page.store(word, start);
+    }
+    let sent = some_bytes(20_000);
+    let (mut requests, mut received, mut replies, mut taken) = (&sent[..], vec![], 0, vec![]);
+    for size in (1..).map(|n: usize| n * 37 % 1100 + 1) {
+        let room = SIZE - ends.page.load(Word::ReqProd).wrapping_sub(ends.page.load(Word::ReqCons));
+        let (now, rest) = requests.split_at(size.min(room as usize).min(requests.len()));
+        ends.page.send(now);
+        requests = rest;
+        if let Poll::Ready(read) = ends.read(size * 3 % 700 + 1) {
+            received.extend(read.unwrap());
+        }
+        if replies < sent.len() {
+            let some = (size * 5 % 1500).clamp(1, sent.len() - replies);
+            if let Poll::Ready(count) = ends.write(&sent[replies..replies + some]) {
+                replies += count.unwrap();
+            }
+        }
+        taken.extend(ends.page.take(u32::try_from(size * 7 % 600).unwrap()));
+        if received.len() == sent.len() && taken.len() == sent.len() {
+            break;
+        }
+    }
+    assert!(received == sent && taken == sent);
+}
+
+// Fails if more than a ring is written, or if nobody is woken once there is room again.
+#[test]
+fn a_full_ring_takes_no_more_until_the_guest_has_read() {
+    let mut ends = ends();
+    let sent = some_bytes(1500);
+    assert_eq!(ends.write(&sent), Poll::Ready(Ok(1024)));
+    assert_eq!(ends.write(&sent[1024..]), Poll::Pending);
+    assert_eq!(ends.page.take(100), sent[..100]);
+    let before = ends.wakes();
+    ends.line.rang();
+    assert_eq!(ends.wakes(), before + 1);
+    assert_eq!(ends.write(&sent[1024..]), Poll::Ready(Ok(100)));
+    assert_eq!(ends.write(&sent[1124..]), Poll::Pending);
+    assert_eq!(ends.page.take(2000), sent[100..1124]);
+}
+
+// Fails if an empty ring does not wait, if a full one is taken for garbage, or if the guest is not
+// told where the server has got to.
+#[test]
+fn requests_are_taken_as_they_come() {
+    let mut ends = ends();
+    assert_eq!(ends.read(10), Poll::Pending);
+    let sent = some_bytes(1024);
+    ends.page.send(&sent);
+    ends.line.rang();
+    assert_eq!(ends.wakes(), 1);
+    assert_eq!(ends.read(1000), Poll::Ready(Ok(sent[..1000].to_vec())));
+    assert_eq!(ends.page.load(Word::ReqCons), 1000);
+    assert_eq!(ends.read(1000), Poll::Ready(Ok(sent[1000..].to_vec())));
+    assert_eq!(ends.page.load(Word::ReqCons), 1024);
+    assert_eq!(ends.read(1000), Poll::Pending);
+}
+
+// Fails if the guest is told of every byte, or of nothing, or when nothing has moved: each event
+// costs both sides, and a guest that is not told of free space waits for ever.
+#[test]
+fn the_bell_rings_once_for_all_that_moved() {
+    let mut ends = ends();
+    assert!(ends.read(10).is_pending());
+    ends.flush();
+    assert_eq!(ends.rings(), 0, "nothing has moved");
+    ends.page.send(b"abc");
+    assert!(ends.read(2).is_ready() && ends.read(2).is_ready());
+    assert!(ends.write(b"d").is_ready() && ends.write(b"e").is_ready());
+    assert_eq!(ends.rings(), 0, "not before the flush");
+    ends.flush();
+    ends.flush();
+    assert_eq!(ends.rings(), 1);
+    ends.page.send(b"f");
+    assert!(ends.read(2).is_ready());
+    ends.flush();
+    assert_eq!(ends.rings(), 2, "room for requests is worth telling");
+}
+
+// Fails if an index of the guest that is garbage is used (XSA-38), is not told, or is not the end of
+// the connection.
+#[test]
+fn garbage_in_an_index_of_the_guest_ends_the_connection() {
+    // More than a ring ahead of the consumer, or behind it; ahead of the producer.
+    for (word, values) in [
+        (Word::ReqProd, [1025, 2000, 0x8000_0000, u32::MAX]),
+        (Word::RspCons, [1, 2000, 0x8000_0000, u32::MAX - 1024]),
+    ] {
+        for garbage in values {
+            let mut ends = ends();
+            ends.page.store(word, garbage);
+            let result = match word {
+                Word::ReqProd => ends.read(4096).map_ok(|bytes| bytes.len()),
+                _ => ends.write(&[1; 4096]),
+            };
+            assert_eq!(result, Poll::Ready(Err(io::ErrorKind::InvalidData)), "{word:?} {garbage}");
+            assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
+            assert_eq!((ends.page.load(Word::Error), ends.rings()), (2, 1));
+            assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
+            assert_eq!(ends.rings(), 1, "told once");
+            let mut ring = [0; 1024];
+            ends.page.read(Side::Replies, 0, &mut ring);
+            assert_eq!(ring, [0xaa; 1024], "nothing was written");
+        }
+    }
+}
+
+// Fails if the server believes what the page says about its own indices.
+#[test]
+fn garbage_in_an_index_of_ours_is_not_looked_at() {
+    let mut ends = ends();
+    ends.page.send(b"abc");
+    assert!(ends.write(b"xyz").is_ready());
+    for garbage in [1, 1025, 0x8000_0000, u32::MAX] {
+        ends.page.store(Word::ReqCons, garbage);
+        ends.page.store(Word::RspProd, garbage);
+        ends.page.send(b"d");
+        assert_eq!(ends.read(1).map_ok(|bytes| bytes.len()), Poll::Ready(Ok(1)));
+        assert_eq!(ends.write(b"w"), Poll::Ready(Ok(1)));
+    }
+    assert_eq!(ends.page.words()[..4], [4, 7, 0, 7]);
+}
+
+// Fails if a violation is told as something else than error 3 of xs_wire.h.
+#[test]
+fn a_violation_is_told() {
+    let mut ends = ends();
+    assert_eq!(ends.recover(Failure::Protocol), Poll::Pending);
+    assert_eq!((ends.page.load(Word::Error), ends.rings()), (3, 1));
+}
+
+// Fails if a guest finds an error in a field that it was not offered, or other features than it was
+// offered.
+#[test]
+fn errors_are_told_only_to_those_who_were_offered_them() {
+    for features in [0, feature::ALL, feature::ALL & !feature::ERROR, feature::ERROR] {
+        let mut ends = ends_offering(features);
+        assert_eq!(ends.page.load(Word::ServerFeatures), features);
+        assert_eq!(ends.recover(Failure::Protocol), Poll::Pending);
+        let expected = if features & feature::ERROR == 0 { 0 } else { 3 };
+        assert_eq!((ends.page.load(Word::Error), ends.rings()), (expected, expected / 3));
+    }
+}
+
+// Fails if a reconnect leaves bytes or indices, is granted before they are gone, is not told, or is
+// not noticed by whoever serves the ring.
+#[test]
+fn the_guest_may_reconnect_at_any_time() {
+    let mut ends = ends();
+    ends.page.send(b"half a requ");
+    assert!(ends.read(4).is_ready() && ends.write(b"half an ans").is_ready());
+    ends.page.store(Word::Connection, connection::RECONNECT);
+    ends.line.rang();
+    assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
+    assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    assert_eq!(ends.rings(), 1);
+    assert_eq!(ends.write(b"old"), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
+    assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
+    ends.flush();
+    assert_eq!((ends.rings(), ends.page.load(Word::Error)), (1, 0), "nothing is left to be told");
+    ends.page.send(b"new");
+    assert_eq!(ends.read(10), Poll::Ready(Ok(b"new".to_vec())));
+    assert_eq!(ends.write(b"answer"), Poll::Ready(Ok(6)));
+    assert_eq!(ends.page.take(100), b"answer");
+}
+
+// Fails if a reconnect does not end an error, or an error that ended comes back.
+#[test]
+fn a_reconnect_ends_an_error() {
+    let mut ends = ends();
+    ends.page.store(Word::ReqProd, 5000);
+    assert!(matches!(ends.read(10), Poll::Ready(Err(_))));
+    assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
+    let before = ends.wakes();
+    ends.page.store(Word::Connection, connection::RECONNECT);
+    ends.line.rang();
+    assert_eq!(ends.wakes(), before + 1, "an error waits for the bell");
+    assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
+    assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    assert!(ends.read(10).is_pending());
+}
+
+// Fails if being introduced again does not start the rings anew, with or without an error before,
+// or if it rings for a guest that has not asked for anything.
+#[test]
+fn being_introduced_again_starts_anew() {
+    for failed in [false, true] {
+        let mut ends = ends();
+        ends.page.send(b"old");
+        assert!(ends.read(1).is_ready());
+        let told = u32::from(failed);
+        if failed {
+            assert!(ends.recover(Failure::Protocol).is_pending());
+        }
+        let before = ends.wakes();
+        ends.line.start();
+        assert_eq!(ends.wakes(), before + 1);
+        assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+        assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
+        assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
+        assert!(ends.read(10).is_pending());
+        assert_eq!(ends.rings(), told);
+    }
+}
+
+// Fails if a guest that a builder left waiting (dom0less) is not let in when it is introduced.
+#[test]
+fn a_page_that_waits_is_let_in() {
+    let page = InMemory::new();
+    page.store(Word::Connection, connection::RECONNECT);
+    page.store(Word::ReqProd, 77);
+    let line = Line::new(page.clone(), Count::default(), feature::ALL);
+    assert_eq!(page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    assert_eq!(line.doorbell().0.load(Ordering::Relaxed), 1);
+}
+
+// Fails if the page of a domain that is gone is looked at or kept, also by somebody who begins to
+// serve it only afterwards.
+#[test]
+fn a_closed_line_ends_its_ring() {
+    let mut ends = ends();
+    ends.page.send(b"too late");
+    assert!(ends.recover(Failure::Transport).is_pending());
+    let (before, words) = (ends.wakes(), ends.page.words());
+    ends.line.close();
+    assert_eq!(ends.wakes(), before + 1);
+    ends.ring = Ring::new(ends.line.clone(), 5);
+    assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
+    assert_eq!(ends.write(b"x"), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
+    assert_eq!(ends.recover(Failure::Transport), Poll::Ready(false));
+    assert_eq!(ends.page.words(), words);
+}

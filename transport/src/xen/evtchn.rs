@@ -1,0 +1,93 @@
+//! `/dev/xen/evtchn`: event channels, by the calls of `xen/evtchn.h`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use rustix::io::Errno;
+use rustix::ioctl::Opcode;
+
+use super::{EVTCHN_DEVICE, Evtchn};
+use crate::driver::{Driver, Source};
+use crate::raw::call;
+
+const BIND_VIRQ: Opcode = 0x0004_4500;
+const BIND_INTERDOMAIN: Opcode = 0x0008_4501;
+const UNBIND: Opcode = 0x0004_4503;
+const NOTIFY: Opcode = 0x0004_4504;
+const RESET: Opcode = 0x0000_4505;
+
+/// Something has happened to a domain.
+const VIRQ_DOM_EXC: u32 = 3;
+/// Ports that are read at once, as many as the device gives.
+const PORTS: usize = 1024;
+
+/// The device. Close-on-exec: whoever hands it on says so.
+#[derive(Debug)]
+pub(crate) struct Device {
+    device: Source<File>,
+    buffer: Mutex<Vec<u8>>,
+}
+
+impl Device {
+    pub(crate) fn open(driver: &Driver) -> io::Result<Device> {
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(EVTCHN_DEVICE)
+            .map_err(|error| io::Error::new(error.kind(), format!("{EVTCHN_DEVICE}: {error}")))?;
+        Ok(Device { device: driver.source(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
+    }
+
+    fn bound(&self, opcode: Opcode, argument: &mut [u32; 2]) -> io::Result<u32> {
+        let port = call(&self.device, opcode, argument)?;
+        u32::try_from(port).map_err(|_| io::Error::other(format!("port {port} from the kernel")))
+    }
+}
+
+impl Evtchn for Device {
+    fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+        self.bound(BIND_INTERDOMAIN, &mut [domid.into(), remote])
+    }
+
+    fn bind_domain_exc(&self) -> io::Result<u32> {
+        self.bound(BIND_VIRQ, &mut [VIRQ_DOM_EXC, 0])
+    }
+
+    fn unbind(&self, port: u32) -> io::Result<()> {
+        call(&self.device, UNBIND, &mut [port]).map(drop)
+    }
+
+    fn notify(&self, port: u32) -> io::Result<()> {
+        call(&self.device, NOTIFY, &mut [port]).map(drop)
+    }
+
+    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>> {
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempt = |mut device: &File| match device.read(&mut buffer) {
+            // Kernels before 4.4 have room for a fixed number of events, and say so once it is used
+            // up: the ports that were lost stay masked, and are unmasked by a reset.
+            Err(error) if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) => {
+                call(device, RESET, &mut [])?;
+                device.read(&mut buffer)
+            }
+            result => result,
+        };
+        let count = ready!(self.device.poll_read(cx, attempt))?;
+        if count < buffer.len() {
+            self.device.drained();
+        }
+        let words = buffer[..count].as_chunks::<4>().0;
+        ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        Poll::Ready(Ok(()))
+    }
+
+    fn unmask(&self, ports: &[u32]) -> io::Result<()> {
+        let bytes: Vec<u8> = ports.iter().flat_map(|port| port.to_ne_bytes()).collect();
+        self.device.get().write_all(&bytes)
+    }
+}

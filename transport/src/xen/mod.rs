@@ -1,0 +1,171 @@
+//! The part of Xen that a store needs, behind traits: event channels, pages of domains, and which
+//! domains there are.
+//!
+//! [`host`] is the real one, through the devices of Linux and without the libraries of Xen, for any
+//! version of Xen from 4.14 on. [`pretend`] is made of files, for tests on machines without Xen.
+
+mod domctl;
+mod evtchn;
+mod memory;
+mod pretend;
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use xenstore_protocol::ring::{Side, Word};
+
+use crate::driver::Driver;
+use crate::raw::Mapping;
+use crate::ring::{self, Doorbell, Line, Page, Ring};
+
+/// A host with Xen has this device.
+pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
+
+/// Event channels of this domain.
+pub trait Evtchn: Debug + Send + Sync {
+    /// Connects to the port of a domain; the port at our end.
+    fn bind(&self, domid: u16, remote: u32) -> io::Result<u32>;
+    /// Asks to be told when something has happened to a domain (`VIRQ_DOM_EXC`); the port.
+    fn bind_domain_exc(&self) -> io::Result<u32>;
+    /// Gives a port back.
+    fn unbind(&self, port: u32) -> io::Result<()>;
+    /// Sends an event to the other end of a port.
+    fn notify(&self, port: u32) -> io::Result<()>;
+    /// Waits for events and appends the ports that got some, each once. They get no more until they
+    /// are unmasked.
+    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>>;
+    /// Lets these ports get events again.
+    fn unmask(&self, ports: &[u32]) -> io::Result<()>;
+}
+
+/// Pages of domains.
+pub trait Memory: Debug {
+    /// The ring page of this domain's own kernel, and the port that the kernel waits at.
+    fn own_ring(&mut self) -> io::Result<(SharedPage, u32)>;
+    /// The ring page of a domain: by the grant that is reserved for it, or by the number of its
+    /// frame where the domain builder has left no grant; 0 is no frame.
+    fn map_ring(&mut self, domid: u16, gfn: u64) -> io::Result<SharedPage>;
+}
+
+/// What is known of a domain that exists and is not dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainState {
+    /// Tells it from an earlier one with this domid; none if this version of Xen does not say.
+    pub unique_id: Option<u64>,
+    /// It has shut down, for whatever reason.
+    pub shutdown: bool,
+}
+
+/// Which domains there are.
+pub trait Domains: Debug {
+    /// Looks at a domain; none if there is no such domain or it is dead.
+    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>>;
+    /// The domids of all domains, in any order. To be asked once `VIRQ_DOM_EXC` is bound.
+    fn all(&mut self) -> io::Result<Vec<u16>>;
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Machine {
+    /// Event channels.
+    pub evtchn: Arc<dyn Evtchn>,
+    /// Pages.
+    pub memory: Box<dyn Memory>,
+    /// Domains.
+    pub domains: Box<dyn Domains>,
+}
+
+pub use pretend::pretend;
+
+/// The Xen that this machine runs on. An error says which device is missing or refuses.
+pub fn host(driver: &Driver) -> io::Result<Machine> {
+    Ok(Machine {
+        evtchn: Arc::new(evtchn::Device::open(driver)?),
+        memory: Box::new(memory::Devices::open()?),
+        domains: Box::new(domctl::Hypervisor::open()?),
+    })
+}
+
+/// A page that a guest writes as well.
+#[derive(Debug)]
+pub struct SharedPage {
+    mapping: Mapping,
+    /// Must be told when the mapping is gone; dropped after it.
+    _grant: Option<memory::Grant>,
+}
+
+impl Page for SharedPage {
+    fn load(&self, word: Word) -> u32 {
+        self.mapping.word(word.offset()).load(ring::READ)
+    }
+
+    fn store(&self, word: Word, value: u32) {
+        self.mapping.word(word.offset()).store(value, ring::WRITE);
+    }
+
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
+        self.mapping.read(side.offset() + at, bytes);
+    }
+
+    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
+        self.mapping.write(side.offset() + at, bytes);
+    }
+}
+
+/// An event channel to a domain, given back when dropped.
+#[derive(Debug)]
+pub struct Channel {
+    evtchn: Arc<dyn Evtchn>,
+    port: u32,
+}
+
+impl Channel {
+    /// Connects to the port of a domain.
+    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<Channel> {
+        let port = evtchn.bind(domid, remote)?;
+        Ok(Channel { evtchn: evtchn.clone(), port })
+    }
+
+    /// The port at our end.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // A domain that is gone has taken its end along; ours is free either way.
+        let _ = self.evtchn.unbind(self.port);
+    }
+}
+
+/// The doorbell of a domain: its event channel, which may change or be gone.
+#[derive(Debug)]
+pub struct Bell(Mutex<Option<Channel>>);
+
+impl Bell {
+    /// A bell at the end of this channel.
+    pub fn new(channel: Channel) -> Bell {
+        Bell(Mutex::new(Some(channel)))
+    }
+
+    /// Uses another channel from now on, or none. The old one is given back.
+    pub fn replace(&self, channel: Option<Channel>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+    }
+}
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        if let Some(channel) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = channel.evtchn.notify(channel.port);
+        }
+    }
+}
+
+/// The line to a domain.
+pub type XenLine = Line<SharedPage, Bell>;
+/// The ring of a domain.
+pub type XenRing = Ring<SharedPage, Bell>;
