@@ -76,7 +76,7 @@ impl Options {
         let (rounds, seconds, limit) = match (self.quick, self.full) {
             (true, _) => (3, 0.1, 4.0),
             (_, true) => (5, 1.0, 180.0),
-            _ => (3, 0.4, 15.0),
+            _ => (3, 0.3, 15.0),
         };
         (
             self.rounds.unwrap_or(rounds),
