@@ -127,3 +127,54 @@ impl Bar {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(rate: f64) -> Figures {
+        Figures { rate: Some(rate), cpu: Some(rate), bytes_each: Some(rate), ..Figures::default() }
+    }
+
+    fn judge(bar: Bar, ours: f64, c: f64, ocaml: f64) -> Option<bool> {
+        let of = |who| match who {
+            Who::Ours => Some(figures(ours)),
+            Who::C => Some(figures(c)),
+            Who::Ocaml => Some(figures(ocaml)),
+            Who::Floor => None,
+        };
+        bar.judge(&of, Some(figures(100.0))).passed
+    }
+
+    // Fails if more operations are taken for worse, or the worse peer for the better one.
+    #[test]
+    fn rates_are_to_be_high() {
+        assert_eq!(judge(Bar::RateOfPeers(2.0), 200.0, 100.0, 50.0), Some(true));
+        assert_eq!(judge(Bar::RateOfPeers(2.0), 199.0, 50.0, 100.0), Some(false));
+        assert_eq!(judge(Bar::RateOfRow(0.9, ""), 90.0, 1.0, 1.0), Some(true));
+        assert_eq!(judge(Bar::RateOfRow(0.9, ""), 89.0, 1.0, 1.0), Some(false));
+    }
+
+    // Fails if more CPU time or memory is taken for better.
+    #[test]
+    fn costs_are_to_be_low() {
+        assert_eq!(judge(Bar::CpuOfC(0.5), 50.0, 100.0, 1.0), Some(true));
+        assert_eq!(judge(Bar::CpuOfC(0.5), 51.0, 100.0, 1.0), Some(false));
+        assert_eq!(judge(Bar::BytesOfPeers(1.0), 90.0, 100.0, 90.0), Some(true));
+        assert_eq!(judge(Bar::BytesOfPeers(1.0), 91.0, 100.0, 90.0), Some(false));
+    }
+
+    // Fails if ten times the items may take more than ten times as long, and a quarter.
+    #[test]
+    fn linear_is_linear() {
+        assert_eq!(judge(Bar::LinearFrom(10.0, ""), 10.0, 1.0, 1.0), Some(true));
+        assert_eq!(judge(Bar::LinearFrom(10.0, ""), 8.0, 1.0, 1.0), Some(true));
+        assert_eq!(judge(Bar::LinearFrom(10.0, ""), 7.9, 1.0, 1.0), Some(false));
+    }
+
+    // Fails if a bar is taken for passed when what it compares with is missing.
+    #[test]
+    fn nothing_is_judged_without_figures() {
+        assert_eq!(judge(Bar::RateOfFloor(0.9), 1.0, 1.0, 1.0), None);
+    }
+}

@@ -1,4 +1,5 @@
 //! Ratios as bars, on a logarithmic scale.
+#![allow(clippy::cast_possible_truncation)] // to pixels and powers of ten
 
 use std::path::Path;
 
@@ -43,7 +44,8 @@ pub(crate) fn draw(path: &Path, group: &[Measured]) -> Result<()> {
     area.fill(&WHITE)?;
     let scale = Scale::of(rows.iter().flat_map(|(_, bars)| bars).map(|(ratio, _)| *ratio));
     scale.draw(&area, HEAD + total)?;
-    legend(&area)?;
+    let memory = rows.iter().all(|(row, _)| row.item == "node");
+    legend(&area, if memory { "our bytes" } else { "our operations per second" })?;
     let names = style(13).pos(Pos::new(HPos::Right, VPos::Center));
     let values = style(11).pos(Pos::new(HPos::Left, VPos::Center));
     let mut y = HEAD + GAP / 2;
@@ -68,10 +70,10 @@ fn style(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&BLACK)
 }
 
-fn legend(area: &Area) -> Result<()> {
+fn legend(area: &Area, ours: &str) -> Result<()> {
     let style = style(13).pos(Pos::new(HPos::Left, VPos::Center));
-    area.draw(&Text::new("ours, divided by", (10, 16), style.clone()))?;
-    for (x, (who, colour)) in (130..).step_by(80).zip(OTHERS) {
+    area.draw(&Text::new(format!("{ours}, divided by those of"), (10, 16), style.clone()))?;
+    for (x, (who, colour)) in (300..).step_by(80).zip(OTHERS) {
         area.draw(&Rectangle::new([(x, 10), (x + 12, 22)], colour.filled()))?;
         area.draw(&Text::new(who.name(), (x + 18, 16), style.clone()))?;
     }

@@ -59,17 +59,22 @@ pub(crate) fn cells(figures: &Figures, outcome: &Outcome) -> Cells {
     }
 }
 
-/// Three digits or so, with commas between thousands.
+/// Two digits at least, with commas between thousands.
 pub(crate) fn number(value: f64) -> String {
-    if value < 100.0 {
-        #[allow(clippy::cast_possible_truncation)] // a small number of digits
-        let digits = if value == 0.0 { 0 } else { (1 - value.log10().floor() as i32).clamp(0, 4) };
-        return format!("{value:.*}", usize::try_from(digits).unwrap_or(0));
+    let digits = match value {
+        0.0 | 10.0.. => 0,
+        1.0.. => 1,
+        0.1.. => 2,
+        0.01.. => 3,
+        _ => 4,
+    };
+    let number = format!("{value:.digits$}");
+    if value < 1000.0 {
+        return number;
     }
-    let digits = format!("{value:.0}");
     let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+    for (at, digit) in number.chars().enumerate() {
+        if at > 0 && (number.len() - at) % 3 == 0 {
             text.push(',');
         }
         text.push(digit);

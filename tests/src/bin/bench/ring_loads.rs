@@ -12,9 +12,15 @@ use crate::wire::Client;
 
 pub(crate) fn cases() -> Vec<Case> {
     let loads = |name, ty| {
-        [(1, Some(1.3)), (16, Some(2.0)), (128, Some(2.0)), (1000, None)].map(|(guests, ratio)| {
-            let name = format!("ring {name}, {guests} guest{}", if guests > 1 { "s" } else { "" });
-            let row = row(name, move |stage| active(stage, ty, guests, guests));
+        [
+            (1, "1 guest", Some(1.3)),
+            (16, "16 guests", Some(2.0)),
+            (128, "128 guests", Some(2.0)),
+            (1000, "1,000 guests", None),
+        ]
+        .map(|(count, guests, ratio)| {
+            let name = format!("ring {name}, {guests}");
+            let row = row(name, move |stage| active(stage, ty, count, count));
             ratio.map(RateOfPeers).into_iter().fold(row, Row::bar)
         })
     };
@@ -35,13 +41,15 @@ pub(crate) fn cases() -> Vec<Case> {
             GROUP,
             [
                 row(NONE_OPEN, |stage| active(stage, op::WRITE, 1, 1)),
-                row("ring WRITE, 1 guest, somebody else's transaction open", Beside::prepare)
+                row("ring WRITE, 1 guest, a transaction open elsewhere", Beside::prepare)
+                    .slow()
                     .bar(RateOfRow(0.9, NONE_OPEN)),
             ],
         ),
         case(
             GROUP,
             [row("ring transactions of 3 WRITEs, 128 guests", transactions)
+                .slow()
                 .bar(RateOfPeers(5.0))
                 .bar(LatencyAtMost(20.0))],
         ),

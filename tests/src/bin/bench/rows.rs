@@ -86,7 +86,8 @@ impl Row {
         self
     }
 
-    /// Rounds five times as long, since operations are.
+    /// Rounds five times as long, for operations that are, and for daemons that first let through more
+    /// than they can go on with.
     pub(crate) fn slow(mut self) -> Row {
         self.stretch = 5;
         self
@@ -136,4 +137,38 @@ pub(crate) fn selected(only: &str) -> Vec<Case> {
     }
     cases.retain(|case| !case.rows.is_empty());
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a row is compared with one that is not measured in the same rounds, or two have the
+    // same name.
+    #[test]
+    fn rows_are_compared_within_their_case() {
+        let mut names = Vec::new();
+        for case in all() {
+            let here: Vec<&str> = case.rows.iter().map(|row| row.name.as_str()).collect();
+            for base in case.rows.iter().flat_map(|row| &row.bars).filter_map(Bar::base) {
+                assert!(here.contains(&base), "{base}");
+            }
+            names.extend(case.rows.into_iter().map(|row| row.name));
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    // Fails if a row is measured without what it is compared with.
+    #[test]
+    fn a_row_brings_its_base() {
+        let cases = selected("create the 16,000th child of a node");
+        let names = cases.iter().flat_map(|case| &case.rows).map(|row| row.name.as_str());
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            ["create the first child of a node", "create the 16,000th child of a node"]
+        );
+    }
 }

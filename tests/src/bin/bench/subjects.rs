@@ -1,6 +1,7 @@
 //! Who is measured, and on which cores.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -123,13 +124,17 @@ impl Subject {
         }
     }
 
-    /// The same, if it serves rings there.
+    /// The same, if it serves rings there: then it makes its event channel, though perhaps not before
+    /// it answers on its socket.
     pub(crate) fn xen(&self) -> Result<PathBuf> {
-        let xen = self.xen_directory();
-        match xen.join("events").exists() {
-            true => Ok(xen),
-            false => Err("no rings".into()),
+        let (xen, start) = (self.xen_directory(), Instant::now());
+        while !xen.join("events").exists() {
+            if start.elapsed() > Duration::from_secs(1) {
+                return Err("no rings".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
+        Ok(xen)
     }
 
     /// A connection that may do everything.

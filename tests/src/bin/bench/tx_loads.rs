@@ -143,3 +143,45 @@ fn in_store(stage: &Stage, writes: usize, nodes: usize) -> Result<Clients> {
     let write = |i| (op::WRITE, format!("/bench/written/{i}|some text"));
     clients(stage, 1, |_| vec![(0..writes).map(write).collect()])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::word;
+
+    fn types(out: &[u8]) -> Vec<(u32, u32)> {
+        let (mut rest, mut types) = (out, Vec::new());
+        while let Some(header) = rest.get(..16) {
+            types.push((word(header, 0), word(header, 8)));
+            rest = &rest[16 + word(header, 12) as usize..];
+        }
+        types
+    }
+
+    // Fails if a transaction is not begun again from its start after EAGAIN, if its requests lack its
+    // id, or if it counts as done before it is committed.
+    #[test]
+    fn a_transaction_is_done_when_it_is_committed() {
+        let mut script = Transactions::new(vec![vec![(op::WRITE, "/a|b".into())]]);
+        let mut out = Vec::new();
+        script.begin(&mut out);
+        let mut answer = |script: &mut Transactions, ty, payload: &[u8]| {
+            script.reply(&Reply { ty, payload }, &mut out).unwrap()
+        };
+        assert!(matches!(answer(&mut script, op::TRANSACTION_START, b"5\0"), Step::More));
+        assert!(matches!(answer(&mut script, op::WRITE, b"OK\0"), Step::More));
+        assert!(matches!(answer(&mut script, op::ERROR, b"EAGAIN\0"), Step::Again));
+        assert!(matches!(answer(&mut script, op::TRANSACTION_START, b"6\0"), Step::More));
+        assert!(matches!(answer(&mut script, op::WRITE, b"OK\0"), Step::More));
+        assert!(matches!(answer(&mut script, op::TRANSACTION_END, b"OK\0"), Step::Done));
+        let (start, write, end) = (op::TRANSACTION_START, op::WRITE, op::TRANSACTION_END);
+        let expected = [(start, 0), (write, 5), (end, 5), (start, 0), (write, 6), (end, 6)];
+        assert_eq!(types(&out), expected);
+    }
+
+    // Fails if the start of a VM is not what the benchmark's documentation says.
+    #[test]
+    fn the_start_of_a_vm_is_42_requests() {
+        assert_eq!(start_of_vm(7).len() + 2, 42);
+    }
+}
