@@ -12,15 +12,24 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
+use self::word::{CONNECTION, REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD};
 use crate::raw::{Link, PATIENCE};
 
 const SIZE: u32 = 1024;
 const REQUESTS: u64 = 0;
 const REPLIES: u64 = 1024;
-const REQ_CONS: u64 = 2048;
-const REQ_PROD: u64 = 2052;
-const RSP_CONS: u64 = 2056;
-const RSP_PROD: u64 = 2060;
+/// Words of the page, by their place.
+#[allow(missing_docs)] // the names are those of xs_wire.h
+pub mod word {
+    pub const REQ_CONS: u64 = 2048;
+    pub const REQ_PROD: u64 = 2052;
+    pub const RSP_CONS: u64 = 2056;
+    pub const RSP_PROD: u64 = 2060;
+    pub const SERVER_FEATURES: u64 = 2064;
+    pub const CONNECTION: u64 = 2068;
+    pub const ERROR: u64 = 2072;
+    pub const EVTCHN_PORT: u64 = 2076;
+}
 /// The event page: one word in each direction, set while an event is on its way.
 const TO_DAEMON: u64 = 4096;
 const TO_GUEST: u64 = 4100;
@@ -32,6 +41,7 @@ const VIRQ: [u32; 2] = [u32::MAX, 3];
 #[derive(Debug)]
 pub struct FakeGuest {
     domid: u32,
+    port: u32,
     ring: File,
     events: File,
     daemon: File,
@@ -52,31 +62,66 @@ impl FakeGuest {
         };
         let ring = open(&dir.join("ring"))?;
         ring.set_len(8192)?;
-        let fifo = dir.join("events");
-        if !fifo.exists() {
-            rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from(0o600))?;
+        // Whoever is first: a daemon may accept clients before it looks for events.
+        let (fifo, daemon) = (dir.join("events"), xen.join("events"));
+        for path in [&fifo, &daemon] {
+            match rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
         let events =
             OpenOptions::new().read(true).write(true).custom_flags(nonblock).open(&fifo)?;
-        let daemon = OpenOptions::new().read(true).write(true).open(xen.join("events"))?;
-        Ok(FakeGuest { domid: domid.into(), ring, events, daemon })
+        let daemon = OpenOptions::new().read(true).write(true).open(daemon)?;
+        Ok(FakeGuest { domid: domid.into(), port: PORT, ring, events, daemon })
     }
 
-    fn get(&self, at: u64) -> io::Result<u32> {
+    /// From now on it rings at another port.
+    pub fn use_port(&mut self, port: u32) {
+        self.port = port;
+    }
+
+    /// Reads a word of its page.
+    pub fn get(&self, at: u64) -> io::Result<u32> {
         let mut word = [0; 4];
         self.ring.read_exact_at(&mut word, at)?;
         Ok(u32::from_le_bytes(word))
     }
 
-    fn put(&self, at: u64, word: u32) -> io::Result<()> {
+    /// Writes a word of its page.
+    pub fn put(&self, at: u64, word: u32) -> io::Result<()> {
         self.ring.write_all_at(&word.to_le_bytes(), at)
     }
 
-    fn kick(&mut self) -> io::Result<()> {
+    /// Writes requests from a place in the ring on, and tells nobody.
+    pub fn scribble(&self, at: u32, bytes: &[u8]) -> io::Result<()> {
+        for (index, byte) in (at..).zip(bytes) {
+            self.ring.write_all_at(&[*byte], REQUESTS + u64::from(index % SIZE))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server has put this into a word of its page.
+    pub fn await_word(&mut self, at: u64, wanted: u32) -> io::Result<()> {
+        while self.get(at)? != wanted {
+            self.wait(PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a fresh connection, and waits for it.
+    pub fn reconnect(&mut self) -> io::Result<()> {
+        self.put(CONNECTION, 1)?;
+        self.kick()?;
+        self.await_word(CONNECTION, 0)
+    }
+
+    /// Rings for the daemon.
+    pub fn kick(&mut self) -> io::Result<()> {
         if self.get(TO_DAEMON)? == 0 {
             self.put(TO_DAEMON, 1)?;
-            let record = [self.domid, PORT].map(u32::to_le_bytes).concat();
+            let record = [self.domid, self.port].map(u32::to_le_bytes).concat();
             self.daemon.write_all(&record)?;
         }
         Ok(())

@@ -178,9 +178,19 @@ const OCAML_QUOTAS: &[&str] = &[
 impl Daemon {
     /// Starts a daemon in a directory of its own and waits until it answers.
     pub fn start(kind: Kind, quotas: Quotas) -> Result<Daemon, String> {
+        Daemon::start_in(kind, quotas, |_| Ok(()))
+    }
+
+    /// The same on a pretend Xen in which `prepare` has done something before, given its directory.
+    pub fn start_in(
+        kind: Kind,
+        quotas: Quotas,
+        prepare: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<Daemon, String> {
         available(kind)?;
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let mut command = command(kind, quotas, dir.path()).map_err(|e| e.to_string())?;
+        prepare(&dir.path().join("xen")).map_err(|e| e.to_string())?;
         let log = fs::File::create(dir.path().join("log")).map_err(|e| e.to_string())?;
         let errors = log.try_clone().map_err(|e| e.to_string())?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);

@@ -1,0 +1,177 @@
+//! Guests that write what they like into their page, and others that must not notice.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
+use xenstore_tests::peers::Kind;
+use xenstore_tests::raw::{Link, PATIENCE, frame, op};
+
+use crate::{Host, on_each};
+
+const BAD: u16 = 5;
+
+/// Numbers that are the same every time.
+struct Numbers(u32);
+
+impl Numbers {
+    fn next(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
+    }
+}
+
+/// Lets a guest do something over and over while others are answered.
+fn meanwhile(host: &mut Host, act: impl Fn(&mut FakeGuest, &mut Numbers) + Sync) {
+    let mut bad = host.fake(BAD);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut numbers = Numbers(12345);
+            while !stop.load(Ordering::Relaxed) {
+                act(&mut bad, &mut numbers);
+            }
+        });
+        for _ in 0..100 {
+            host.others_are_answered();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+// Fails if an index that is garbage (XSA-38) does more than to end the connection that it belongs
+// to; with ours, if it does not do that, is not told, or cannot be mended.
+#[test]
+fn garbage_in_an_index() {
+    on_each("garbage in an index", |host| {
+        let (mut bad, mut conn) = host.guest(BAD);
+        for word in [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD] {
+            bad.put(word, 0x8000_0001).unwrap();
+            bad.kick().unwrap();
+            host.others_are_answered();
+            if host.daemon.kind != Kind::Ours {
+                host.introduce(BAD, PORT);
+                continue;
+            }
+            match word {
+                word::REQ_PROD => bad.await_word(word::ERROR, 2).unwrap(),
+                word::RSP_CONS => {
+                    // It is looked at when there is something to say.
+                    bad.scribble(0, &frame(op::READ, 1, 0, b"x\0")).unwrap();
+                    bad.put(word::REQ_PROD, 18).unwrap();
+                    bad.kick().unwrap();
+                    bad.await_word(word::ERROR, 2).unwrap();
+                }
+                // Its own indices the server does not take from the page.
+                _ => assert_eq!(bad.get(word::ERROR).unwrap(), 0),
+            }
+            bad.reconnect().unwrap();
+            assert_eq!(bad.get(word::ERROR).unwrap(), 0);
+            conn.ok(op::WRITE, "alive|yes").unwrap();
+            host.introduce(BAD, PORT);
+        }
+    });
+}
+
+// Fails if indices that change all the time, between any two accesses, can do more.
+#[test]
+fn indices_that_flip() {
+    on_each("indices that flip", |host| {
+        host.guest(BAD);
+        meanwhile(host, |bad, numbers| {
+            let words =
+                [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD, word::CONNECTION];
+            let at = words[numbers.next() as usize % 5];
+            let value = numbers.next() >> (numbers.next() % 32);
+            bad.put(at, if at == word::CONNECTION { value & 1 } else { value }).unwrap();
+            bad.kick().unwrap();
+        });
+    });
+}
+
+// Fails if bytes that change while they are read can do more. The indices are sound; what lies
+// between them is not.
+#[test]
+fn bytes_that_change_while_they_are_read() {
+    on_each("bytes that change", |host| {
+        host.guest(BAD);
+        meanwhile(host, |bad, numbers| {
+            let cons = bad.get(word::REQ_CONS).unwrap();
+            let len = [2, 5, 40, 900, 4096, 5000, u32::MAX][numbers.next() as usize % 7];
+            let header = [numbers.next() % 28, 1, 0, len].map(u32::to_le_bytes).concat();
+            bad.scribble(cons, &header).unwrap();
+            bad.put(word::REQ_PROD, cons.wrapping_add(1024)).unwrap();
+            bad.kick().unwrap();
+            bad.scribble(cons.wrapping_add(numbers.next() % 1024), &header).unwrap();
+            bad.put(word::RSP_CONS, bad.get(word::RSP_PROD).unwrap()).unwrap();
+            if numbers.next() % 8 == 0 {
+                bad.put(word::CONNECTION, 1).unwrap();
+            }
+        });
+    });
+}
+
+// Fails if a guest that does not ring is waited for, or is not answered once it does.
+#[test]
+fn a_guest_that_does_not_ring() {
+    on_each("a guest that does not ring", |host| {
+        let (mut bad, mut conn) = host.guest(BAD);
+        let request = frame(op::READ, 9, 0, format!("/local/domain/{BAD}\0").as_bytes());
+        bad.scribble(bad.get(word::REQ_PROD).unwrap(), &request).unwrap();
+        let prod = bad.get(word::REQ_PROD).unwrap();
+        bad.put(word::REQ_PROD, prod.wrapping_add(u32::try_from(request.len()).unwrap())).unwrap();
+        host.others_are_answered();
+        bad.kick().unwrap();
+        let reply = conn.message(PATIENCE).unwrap().unwrap();
+        assert_eq!((reply.ty, reply.req_id), (op::READ, 9));
+    });
+}
+
+// Fails if a guest that dies in the middle of a request leaves anything, or keeps its death secret.
+#[test]
+fn a_guest_that_dies_in_the_middle_of_a_request() {
+    on_each("death in a request", |host| {
+        let (mut bad, mut conn) = host.guest(BAD);
+        conn.ok(op::WRITE, "mine|1").unwrap();
+        host.dom0.watch("@releaseDomain|t|").unwrap();
+        bad.send(&frame(op::WRITE, 1, 0, b"half\0of it")[..21]).unwrap();
+        host.others_are_answered();
+        set_state(&host.daemon.xen(), BAD, "gone").unwrap();
+        host.dom0.event("@releaseDomain|t|").unwrap();
+        host.dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{BAD}|"), "F|").unwrap();
+        if host.daemon.kind == Kind::Ours {
+            host.dom0.fails(op::READ, &format!("/local/domain/{BAD}|"), "ENOENT").unwrap();
+        }
+        host.others_are_answered();
+    });
+}
+
+// Fails if transactions or watches of a guest outlive it, if a transaction of its takes effect, or
+// if a later domain finds anything of it.
+#[test]
+fn a_guest_that_is_killed_with_all_it_has_open() {
+    let mut host = Host::ours();
+    let (_, mut conn) = host.guest(BAD);
+    let listing = |host: &mut Host, what: &str| host.dom0.ok(op::CONTROL, what).unwrap();
+    let before = [listing(&mut host, "transactions|"), listing(&mut host, "watches|")];
+    conn.watch("x|t|").unwrap();
+    conn.watch("@releaseDomain|t|").unwrap();
+    for _ in 0..3 {
+        let tx = conn.begin().unwrap();
+        conn.gives_in(tx, op::WRITE, "never|1", "OK|").unwrap();
+    }
+    let open = [listing(&mut host, "transactions|"), listing(&mut host, "watches|")];
+    assert!(open[0] != before[0] && open[1] != before[1], "{open:?}");
+    host.dom0.watch("@releaseDomain|t|").unwrap();
+    set_state(&host.daemon.xen(), BAD, "gone").unwrap();
+    host.dom0.event("@releaseDomain|t|").unwrap();
+    host.dom0.gives(op::UNWATCH, "@releaseDomain|t|", "OK|").unwrap();
+    assert_eq!([listing(&mut host, "transactions|"), listing(&mut host, "watches|")], before);
+    let (_, mut later) = host.guest(BAD);
+    later.fails(op::READ, "never|", "ENOENT").unwrap();
+    later.fails(op::UNWATCH, "x|t|", "ENOENT").unwrap();
+    later.events(&[]).unwrap();
+    host.others_are_answered();
+    host.is_sound();
+}

@@ -1,0 +1,121 @@
+//! What is left after many rounds, and what a guest that does not read can make the daemon keep.
+
+use std::fs;
+
+use xenstore_tests::fake_guest::{PORT, word};
+use xenstore_tests::raw::{Link, frame, op};
+
+use crate::Host;
+
+/// What a daemon holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Bound ports, by the table of the pretend Xen.
+    pub(crate) ports: usize,
+    pub(crate) descriptors: usize,
+    /// Mapped pages of the files of rings.
+    pub(crate) pages: usize,
+}
+
+impl Held {
+    pub(crate) fn by(host: &Host) -> Held {
+        let proc = format!("/proc/{}", host.daemon.pid());
+        let table = fs::read(host.daemon.xen().join("ports")).unwrap();
+        let maps = fs::read_to_string(format!("{proc}/maps")).unwrap();
+        Held {
+            // Entry 0 is for totals.
+            ports: table.chunks_exact(16).skip(1).filter(|entry| entry[..4] != [0; 4]).count(),
+            descriptors: fs::read_dir(format!("{proc}/fd")).unwrap().count(),
+            pages: maps.lines().filter(|line| line.ends_with("/ring")).count(),
+        }
+    }
+}
+
+/// Resident memory in KiB.
+fn memory(host: &Host) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", host.daemon.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Introduces and releases domains. In batches the release comes before anybody can have looked.
+fn rounds(host: &mut Host, count: u16, batch: u16) {
+    for number in 0..count / batch {
+        let domids = (0..batch).map(|at| 100 + (number * batch + at) % 32);
+        let mut bytes = Vec::new();
+        for domid in domids {
+            let introduce = format!("{domid}\x001\x00{PORT}\0");
+            bytes.extend(frame(op::INTRODUCE, 1, 0, introduce.as_bytes()));
+            bytes.extend(frame(op::RELEASE, 1, 0, format!("{domid}\0").as_bytes()));
+        }
+        host.dom0.send(&bytes).unwrap();
+        for _ in 0..batch {
+            assert_eq!(host.dom0.reply().unwrap().ty, op::INTRODUCE);
+            assert_eq!(host.dom0.reply().unwrap().ty, op::RELEASE);
+        }
+    }
+    host.others_are_answered();
+}
+
+/// KiB that the allocator may keep more than before, after thousands of rounds: 1 MiB is a tenth of
+/// a page for each of 10,000.
+const TOLERANCE: usize = 1024;
+
+// Fails if a port, a descriptor, a mapped page or memory is lost for each domain that comes and
+// goes, also if it is released in the same batch as it is introduced.
+#[test]
+fn ten_thousand_rounds_leave_nothing() {
+    let mut host = Host::ours();
+    for domid in 100..132 {
+        host.fake(domid);
+    }
+    let before = Held::by(&host);
+    rounds(&mut host, 500, 1);
+    rounds(&mut host, 500, 10);
+    let memory_before = memory(&host);
+    rounds(&mut host, 5000, 1);
+    rounds(&mut host, 5000, 10);
+    assert_eq!(Held::by(&host), before);
+    let grown = memory(&host).saturating_sub(memory_before);
+    assert!(grown < TOLERANCE, "grown by {grown} KiB");
+    host.is_sound();
+}
+
+// Fails if a guest that does not read its answers and events makes the daemon keep more and more,
+// or anybody else wait.
+#[test]
+fn a_guest_that_does_not_read_costs_little() {
+    let mut host = Host::ours();
+    let (mut fake, mut conn) = host.guest(5);
+    conn.ok(op::WRITE, &format!("long|{}", "x".repeat(1900))).unwrap();
+    conn.watch("/local/domain/5|t|").unwrap();
+    let request = frame(op::READ, 1, 0, b"long\0");
+    let before = memory(&host);
+    // As many requests as the daemon takes; it stops when it has 64 KiB of answers.
+    let mut sent = 0;
+    while sent < 2000 {
+        let room = 1024
+            - fake.get(word::REQ_PROD).unwrap().wrapping_sub(fake.get(word::REQ_CONS).unwrap());
+        if room as usize >= request.len() {
+            fake.send(&request).unwrap();
+            sent += 1;
+            continue;
+        }
+        // It has had a turn by now, and takes no more.
+        host.others_are_answered();
+        if fake.get(word::REQ_PROD).unwrap().wrapping_sub(fake.get(word::REQ_CONS).unwrap())
+            == 1024 - room
+        {
+            break;
+        }
+    }
+    assert!(sent < 500, "it has been given {sent} answers of 1900 bytes");
+    for number in 0..3000 {
+        host.dom0.ok(op::WRITE, &format!("/local/domain/5/n{}|", number % 1500)).unwrap();
+    }
+    let grown = memory(&host).saturating_sub(before);
+    // 1,500 nodes of dom0's, 1,024 events and 64 KiB of answers.
+    assert!(grown < 2 * TOLERANCE, "grown by {grown} KiB");
+    host.others_are_answered();
+    host.is_sound();
+}

@@ -1,0 +1,222 @@
+//! Introduced, introduced again, connected again, offered features, shut down, dead, there before.
+
+use std::fs;
+
+use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
+use xenstore_tests::peers::{Daemon, Kind, Quotas};
+use xenstore_tests::raw::{Conn, frame, op};
+
+use crate::leaks::Held;
+use crate::{Host, on};
+
+/// oxenstored 4.17 keeps what a domain had open when it is introduced again, and its port.
+const LIKE_C: [Kind; 2] = [Kind::Ours, Kind::C];
+
+// Fails if a domain that is introduced with another port is still listened to at the old one only,
+// or keeps what it had open.
+#[test]
+fn introduced_again_with_another_port() {
+    on(&LIKE_C, "another port", |host| {
+        let (_, mut conn) = host.guest(5);
+        conn.watch("x|t|").unwrap();
+        let mut moved = host.fake(5);
+        moved.use_port(2);
+        host.introduce(5, 2);
+        let mut moved = Conn::new(moved);
+        moved.gives(op::READ, "/local/domain/5|", "").unwrap();
+        moved.fails(op::UNWATCH, "x|t|", "ENOENT").unwrap();
+    });
+}
+
+// Fails if a domain that was released cannot come back, or comes back to anything that it had.
+#[test]
+fn released_and_introduced() {
+    on(&LIKE_C, "release and introduce", |host| {
+        let (_, mut conn) = host.guest(5);
+        conn.watch("x|t|").unwrap();
+        let tx = conn.begin().unwrap();
+        host.dom0.gives(op::RELEASE, "5|", "OK|").unwrap();
+        host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "F|").unwrap();
+        host.introduce(5, PORT);
+        let mut again = Conn::new(host.fake(5));
+        again.end(tx, "T|", "ENOENT").unwrap();
+        again.fails(op::UNWATCH, "x|t|", "ENOENT").unwrap();
+        again.events(&[]).unwrap();
+    });
+}
+
+// Fails if a domain that was released before anybody looked at its ring, and is back, has somebody
+// serve its ring for each time: both would answer, into the same page.
+#[test]
+fn released_and_introduced_at_once() {
+    on(&LIKE_C, "release and introduce at once", |host| {
+        let mut conn = Conn::new(host.fake(5));
+        let before = Held::by(host);
+        let introduce = frame(op::INTRODUCE, 1, 0, format!("5\x001\x00{PORT}\0").as_bytes());
+        let release = frame(op::RELEASE, 2, 0, b"5\0");
+        host.dom0
+            .send(&[&introduce[..], &release, &introduce, &release, &introduce].concat())
+            .unwrap();
+        for ty in [op::INTRODUCE, op::RELEASE, op::INTRODUCE, op::RELEASE, op::INTRODUCE] {
+            assert_eq!(host.dom0.reply().unwrap().ty, ty);
+        }
+        for domid in 0..50 {
+            let path = format!("/local/domain/{domid}|");
+            conn.gives(op::GET_DOMAIN_PATH, &format!("{domid}|"), &path).unwrap();
+            conn.watch(&format!("x|t{domid}|")).unwrap();
+        }
+        let after = Held::by(host);
+        assert_eq!((after.ports, after.pages), (before.ports + 1, before.pages + 2));
+    });
+}
+
+// Fails if a guest that asks for a fresh connection does not get one, or one with anything of the
+// old one: half a request, a watch, a transaction. Its nodes stay.
+#[test]
+fn a_guest_connects_again() {
+    let mut host = Host::ours();
+    let (mut fake, mut conn) = host.guest(5);
+    conn.ok(op::WRITE, "mine|1").unwrap();
+    conn.watch("mine|t|").unwrap();
+    let tx = conn.begin().unwrap();
+    conn.gives_in(tx, op::WRITE, "mine|2", "OK|").unwrap();
+    conn.send(&[op::READ, 1, 0, 900].map(u32::to_le_bytes).concat()).unwrap();
+    host.others_are_answered();
+    fake.reconnect().unwrap();
+    let indices = [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD];
+    assert_eq!(indices.map(|at| fake.get(at).unwrap()), [0; 4]);
+    conn.gives(op::READ, "mine|", "1").unwrap();
+    conn.fails(op::UNWATCH, "mine|t|", "ENOENT").unwrap();
+    conn.end(tx, "T|", "ENOENT").unwrap();
+    host.dom0.ok(op::WRITE, "/local/domain/5/mine|3").unwrap();
+    conn.events(&[]).unwrap();
+    host.is_sound();
+}
+
+// Fails if a guest finds other features in its page than it was offered, or an error although that
+// field is not among them.
+#[test]
+fn features_are_as_offered() {
+    let mut host = Host::ours();
+    for (domid, features) in [(5, None), (6, Some(0)), (7, Some(13)), (8, Some(3))] {
+        let mut fake = host.fake(domid);
+        // What a page may hold before.
+        fake.put(word::SERVER_FEATURES, 0xffff_ffff).unwrap();
+        if let Some(features) = features {
+            let payload = format!("{domid}|{features}|");
+            host.dom0.gives(op::SET_FEATURE, &payload, "OK|").unwrap();
+        }
+        host.introduce(domid, PORT);
+        let features = features.unwrap_or(15);
+        assert_eq!(fake.get(word::SERVER_FEATURES).unwrap(), features);
+        fake.put(word::REQ_PROD, 5000).unwrap();
+        fake.kick().unwrap();
+        match features & 2 {
+            0 => host.others_are_answered(),
+            _ => fake.await_word(word::ERROR, 2).unwrap(),
+        }
+        assert_eq!(fake.get(word::ERROR).unwrap(), features & 2);
+    }
+    host.others_are_answered();
+}
+
+// Fails if a violation of the protocol is told as something else than error 3, or as the death of
+// the domain (XSA-325).
+#[test]
+fn a_violation_is_no_death() {
+    let mut host = Host::ours();
+    let (mut fake, mut conn) = host.guest(5);
+    host.dom0.watch("@releaseDomain|t|").unwrap();
+    conn.send(&[op::READ, 1, 0, 5000].map(u32::to_le_bytes).concat()).unwrap();
+    fake.await_word(word::ERROR, 3).unwrap();
+    host.dom0.events(&[]).unwrap();
+    host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "T|").unwrap();
+    set_state(&host.daemon.xen(), 5, "gone").unwrap();
+    host.dom0.event("@releaseDomain|t|").unwrap();
+    host.others_are_answered();
+}
+
+// Fails if a guest can fill the log by breaking the protocol again and again.
+#[test]
+fn violations_do_not_fill_the_log() {
+    let mut host = Host::ours();
+    let (mut fake, mut conn) = host.guest(5);
+    for _ in 0..50 {
+        conn.send(&[op::READ, 1, 0, 5000].map(u32::to_le_bytes).concat()).unwrap();
+        fake.await_word(word::ERROR, 3).unwrap();
+        fake.reconnect().unwrap();
+    }
+    conn.ok(op::WRITE, "alive|1").unwrap();
+    let log = host.daemon.log();
+    assert_eq!(log.matches("protocol error").count(), 1, "{log}");
+}
+
+// Fails if a shutdown is told twice or taken for a death, a death is not told after a shutdown, a
+// watch with a depth or a domid hears too much or too little, or a dead domain leaves nodes or
+// permission entries.
+#[test]
+fn shutdown_and_death_are_told_once_each() {
+    let mut host = Host::ours();
+    let (_, mut conn) = host.guest(5);
+    host.guest(6);
+    conn.ok(op::WRITE, "mine|1").unwrap();
+    host.dom0.ok(op::WRITE, "/shared|1").unwrap();
+    host.dom0.ok(op::SET_PERMS, "/shared|n0|r5|r6|").unwrap();
+    host.dom0.watch("@releaseDomain|bare|").unwrap();
+    host.dom0.watch("@releaseDomain/5|five|").unwrap();
+    host.dom0.watch("@releaseDomain/6|six|").unwrap();
+    host.dom0.gives(op::WATCH, "@releaseDomain|deep|1|", "OK|").unwrap();
+    host.dom0.event("@releaseDomain|deep|").unwrap();
+    let told = ["@releaseDomain|bare|", "@releaseDomain/5|five|", "@releaseDomain/5|deep|"];
+    let xen = host.daemon.xen();
+    for state in ["shutdown", "shutdown", "gone", "gone"] {
+        let fresh = fs::read_to_string(xen.join("5/state")).map_or(true, |old| old != state);
+        set_state(&xen, 5, state).unwrap();
+        if fresh {
+            for _ in 0..3 {
+                let got = match host.dom0.events.pop_front() {
+                    Some(event) => event,
+                    None => {
+                        let event = host.dom0.message(xenstore_tests::raw::PATIENCE);
+                        xenstore_tests::raw::text(&event.unwrap().unwrap().payload)
+                    }
+                };
+                assert!(told.contains(&got.as_str()), "{got}");
+            }
+        }
+        // The guest's request comes after the event about the domain, and dom0 hears in order.
+        host.others_are_answered();
+        host.dom0.events(&[]).unwrap();
+        let alive = if state == "gone" { "F|" } else { "T|" };
+        host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", alive).unwrap();
+    }
+    host.dom0.fails(op::READ, "/local/domain/5|", "ENOENT").unwrap();
+    host.dom0.gives(op::GET_PERMS, "/shared|", "n0|r6|").unwrap();
+    host.is_sound();
+}
+
+// Fails if a domain that a builder without toolstack has left waiting is not let in when the daemon
+// starts, or one that has no port is.
+#[test]
+fn domains_that_wait_are_let_in() {
+    let prepare = |xen: &std::path::Path| {
+        for (domid, port) in [(5, PORT), (6, 0)] {
+            let fake = FakeGuest::create(xen, domid)?;
+            fake.put(word::EVTCHN_PORT, port)?;
+            fake.put(word::CONNECTION, 1)?;
+        }
+        Ok(())
+    };
+    let daemon = Daemon::start_in(Kind::Ours, Quotas::Default, prepare).unwrap();
+    let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
+    dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "T|").unwrap();
+    dom0.gives(op::IS_DOMAIN_INTRODUCED, "6|", "F|").unwrap();
+    let mut fake = FakeGuest::create(&daemon.xen(), 5).unwrap();
+    fake.await_word(word::CONNECTION, 0).unwrap();
+    assert_eq!(fake.get(word::SERVER_FEATURES).unwrap(), 15);
+    Conn::new(fake).gives(op::GET_DOMAIN_PATH, "5|", "/local/domain/5|").unwrap();
+    // As a toolstack does later on.
+    dom0.gives(op::INTRODUCE, &format!("5|1|{PORT}|"), "OK|").unwrap();
+    let again = FakeGuest::create(&daemon.xen(), 5).unwrap();
+    Conn::new(again).gives(op::GET_DOMAIN_PATH, "5|", "/local/domain/5|").unwrap();
+}
