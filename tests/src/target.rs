@@ -1,5 +1,6 @@
 //! What can be tested, with one face.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -17,6 +18,8 @@ use crate::raw::{Conn, Link, op};
 pub enum Target {
     /// A daemon that we run. Guests speak over rings, if it has the pretend Xen.
     Daemon(Daemon),
+    /// The same, where the cases speak over the ring of dom0, which is there once.
+    Ring(Daemon, RefCell<Option<Conn>>),
     /// The embedded store.
     Memory(Store),
     /// A daemon that somebody runs; without guests.
@@ -42,13 +45,46 @@ impl Target {
         Daemon::start(kind, Quotas::Default).map(Target::Daemon)
     }
 
+    /// The same, over the ring of dom0.
+    pub fn start_ring(kind: Kind) -> Result<Target, String> {
+        let daemon = Daemon::start(kind, Quotas::Default)?;
+        let dom0 = FakeGuest::create(&daemon.xen(), 0).map_err(|error| error.to_string())?;
+        Ok(Target::Ring(daemon, RefCell::new(Some(Conn::new(dom0)))))
+    }
+
+    /// The connection that a case is about, as fresh as can be, to be given back.
+    pub fn take_main(&self) -> Result<Conn, String> {
+        let Target::Ring(_, main) = self else { return self.dom0() };
+        let mut main = main.borrow_mut().take().ok_or("a case has kept the connection")?;
+        let id = main.start(op::RESET_WATCHES, 0, b"\0")?;
+        // What an earlier case did not fetch comes first.
+        while main.reply()?.req_id != id {}
+        main.events.clear();
+        Ok(main)
+    }
+
+    /// Gives the connection back.
+    pub fn give_back(&self, conn: Conn) {
+        if let Target::Ring(_, main) = self {
+            *main.borrow_mut() = Some(conn);
+        }
+    }
+
+    /// The daemon, if it is one that we run.
+    fn daemon(&self) -> Option<&Daemon> {
+        match self {
+            Target::Daemon(daemon) | Target::Ring(daemon, _) => Some(daemon),
+            Target::Memory(_) | Target::Socket(_) => None,
+        }
+    }
+
     /// A connection that may do everything.
     pub fn dom0(&self) -> Result<Conn, String> {
         let connect = |path: PathBuf| {
             Conn::connect(&path).map_err(|error| format!("{}: {error}", path.display()))
         };
         match self {
-            Target::Daemon(daemon) => connect(daemon.socket()),
+            Target::Daemon(daemon) | Target::Ring(daemon, _) => connect(daemon.socket()),
             Target::Memory(store) => Ok(Conn::new(store.connect(0))),
             Target::Socket(path) => connect(path.clone()),
         }
@@ -57,7 +93,7 @@ impl Target {
     /// Can it have guests?
     pub fn has_guests(&self) -> bool {
         match self {
-            Target::Daemon(_) | Target::Memory(_) => true,
+            Target::Daemon(_) | Target::Ring(..) | Target::Memory(_) => true,
             Target::Socket(_) => false,
         }
     }
@@ -70,12 +106,8 @@ impl Target {
 
     /// Makes a domain exist without introducing it.
     pub fn create(&self, domid: u16) -> Result<Option<FakeGuest>, String> {
-        match self {
-            Target::Daemon(daemon) => {
-                FakeGuest::create(&daemon.xen(), domid).map(Some).map_err(|e| e.to_string())
-            }
-            Target::Memory(_) | Target::Socket(_) => Ok(None),
-        }
+        let create = |daemon: &Daemon| FakeGuest::create(&daemon.xen(), domid);
+        self.daemon().map(create).transpose().map_err(|error| error.to_string())
     }
 
     /// Makes and introduces a domain; its connection.
@@ -98,7 +130,7 @@ impl Target {
     /// A domain shuts down, or is gone.
     pub fn set_state(&self, domid: u16, gone: bool) -> Result<(), String> {
         match self {
-            Target::Daemon(daemon) => {
+            Target::Daemon(daemon) | Target::Ring(daemon, _) => {
                 let state = if gone { "gone" } else { "shutdown" };
                 set_state(&daemon.xen(), domid, state).map_err(|e| e.to_string())
             }

@@ -69,3 +69,34 @@ fn oxenstored() {
         ),
     }
 }
+
+// Fails if dom0's kernel, which speaks over a ring, is answered otherwise than the sockets are. So
+// for each daemon: the suite is about the protocol and not about what carries it.
+#[test]
+fn ours_over_the_ring_of_dom0() {
+    hold("ring", || Target::start_ring(Kind::Ours), "");
+}
+
+#[test]
+fn c_xenstored_over_the_ring_of_dom0() {
+    match peers::available(Kind::C) {
+        Err(why) => skip("conformance of C xenstored over a ring", &why),
+        Ok(()) => hold(
+            "C xenstored over a ring",
+            || Target::start_ring(Kind::C),
+            include_str!("../differences/c-4.17.txt"),
+        ),
+    }
+}
+
+#[test]
+fn oxenstored_over_the_ring_of_dom0() {
+    match peers::available(Kind::Ocaml) {
+        Err(why) => skip("conformance of oxenstored over a ring", &why),
+        Ok(()) => hold(
+            "oxenstored over a ring",
+            || Target::start_ring(Kind::Ocaml),
+            include_str!("../differences/oxenstored-4.17.txt"),
+        ),
+    }
+}

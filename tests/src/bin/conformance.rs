@@ -9,7 +9,7 @@ use xenstore_tests::peers::Kind;
 use xenstore_tests::target::Target;
 use xenstored::embedded::Store;
 
-const USAGE: &str = "usage: conformance [--socket PATH | --daemon memory|ours|c|ocaml] \
+const USAGE: &str = "usage: conformance [--socket PATH | --daemon memory|ours|c|ocaml [--ring]] \
                      [--differences FILE] [--filter TEXT] [--list]";
 
 fn main() -> ExitCode {
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
 
 fn start() -> Result<bool, String> {
     let (mut socket, mut daemon, mut filter) = (None, None, String::new());
+    let mut start = Target::start as fn(Kind) -> Result<Target, String>;
     let mut differences = Default::default();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -32,6 +33,8 @@ fn start() -> Result<bool, String> {
         match arg.as_str() {
             "--socket" => socket = Some(PathBuf::from(value()?)),
             "--daemon" => daemon = Some(value()?),
+            // Over the ring of dom0.
+            "--ring" => start = Target::start_ring,
             "--filter" => filter = value()?,
             "--differences" => {
                 let path = value()?;
@@ -48,9 +51,9 @@ fn start() -> Result<bool, String> {
     let target = || match (&socket, daemon.as_deref()) {
         (Some(path), None) => Ok(Target::Socket(path.clone())),
         (None, Some("memory") | None) => Ok(Target::Memory(Store::start())),
-        (None, Some("ours")) => Target::start(Kind::Ours),
-        (None, Some("c")) => Target::start(Kind::C),
-        (None, Some("ocaml")) => Target::start(Kind::Ocaml),
+        (None, Some("ours")) => start(Kind::Ours),
+        (None, Some("c")) => start(Kind::C),
+        (None, Some("ocaml")) => start(Kind::Ocaml),
         _ => Err(USAGE.into()),
     };
     let mut counts = [0; 4];
