@@ -25,11 +25,11 @@ request 11 "$tx" /tmp/payload
 xenstore-write data/state "in transaction $tx: $(tr -d '\0' </tmp/answer)"
 while :; do sleep 1; done
 JOB
-fds=$(subject_fds)
 same_fds() { eq "$(subject_fds)" "$fds"; }
 owned_by() { xenstore-ls -f -p / | grep "[(,][a-z]$1[,)]"; }
 xenstore-watch @releaseDomain >/tmp/release &
 wait_for 10 grep -q . /tmp/release
+fds=$(subject_fds) # with that watcher's
 
 round() {
 	check "$1: xl create" domu_start "t$1" /tmp/job
