@@ -37,6 +37,18 @@ pub enum Word {
 }
 
 impl Word {
+    /// Every word, by offset.
+    pub const ALL: [Word; 8] = [
+        Word::ReqCons,
+        Word::ReqProd,
+        Word::RspCons,
+        Word::RspProd,
+        Word::ServerFeatures,
+        Word::Connection,
+        Word::Error,
+        Word::EvtchnPort,
+    ];
+
     /// Offset in the page, in bytes.
     pub fn offset(self) -> usize {
         self as usize
@@ -120,17 +132,7 @@ mod tests {
     // Fails if a field moves against struct xenstore_domain_interface.
     #[test]
     fn layout_is_that_of_xs_wire_h() {
-        let words = [
-            Word::ReqCons,
-            Word::ReqProd,
-            Word::RspCons,
-            Word::RspProd,
-            Word::ServerFeatures,
-            Word::Connection,
-            Word::Error,
-            Word::EvtchnPort,
-        ];
-        assert_eq!(words.map(Word::offset), [2048, 2052, 2056, 2060, 2064, 2068, 2072, 2076]);
+        assert_eq!(Word::ALL.map(Word::offset), [2048, 2052, 2056, 2060, 2064, 2068, 2072, 2076]);
         assert_eq!([Side::Requests, Side::Replies].map(Side::offset), [0, 1024]);
     }
 }

@@ -15,7 +15,9 @@ use xenstore_protocol::ring::Word;
 use xenstore_protocol::{DomId, ErrorName, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Doorbell, Line, Page};
-use xenstore_transport::xen::{Bell, Channel, DomainState, Evtchn, Machine, XenLine, XenRing};
+use xenstore_transport::xen::{
+    Bell, Channel, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing,
+};
 
 use crate::log::Trace;
 use crate::server::Server;
@@ -43,6 +45,16 @@ pub(crate) struct Xen {
 struct Ringed {
     line: Arc<XenLine>,
     port: Option<u32>,
+}
+
+impl Ringed {
+    /// Gives the event channel back, if there is one.
+    fn unplug(&mut self, ports: &Ports) {
+        if let Some(port) = self.port.take() {
+            ports.borrow_mut().remove(&port);
+        }
+        self.line.doorbell().replace(None);
+    }
 }
 
 /// What waits for events.
@@ -96,7 +108,7 @@ impl Xen {
     fn add(
         &mut self,
         domid: DomId,
-        page: xenstore_transport::xen::SharedPage,
+        page: SharedPage,
         channel: Channel,
         features: u32,
     ) -> Arc<XenLine> {
@@ -110,11 +122,9 @@ impl Xen {
 
     /// A domain that has a ring is introduced again: mostly because its event channel has changed.
     fn again(&mut self, domid: DomId, remote: u32) {
-        let Some(Ringed { line, port }) = self.rings.get_mut(&domid) else { return };
-        if let Some(port) = port.take() {
-            self.ports.borrow_mut().remove(&port);
-        }
-        line.doorbell().replace(None);
+        let Some(ringed) = self.rings.get_mut(&domid) else { return };
+        ringed.unplug(&self.ports);
+        let Ringed { line, port } = ringed;
         match Channel::bind(&self.machine.evtchn, domid.0, remote) {
             Ok(channel) => {
                 *port = Some(channel.port());
@@ -179,14 +189,11 @@ impl Host for Xen {
     }
 
     fn release(&mut self, domid: DomId) {
-        let Some(Ringed { line, port }) = self.rings.remove(&domid) else { return };
-        if let Some(port) = port {
-            self.ports.borrow_mut().remove(&port);
-        }
+        let Some(mut ringed) = self.rings.remove(&domid) else { return };
         // The page goes with the connection, which ends now; or as soon as somebody serves it, if
         // the domain is released right after it was introduced.
-        line.close();
-        line.doorbell().replace(None);
+        ringed.line.close();
+        ringed.unplug(&self.ports);
     }
 
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
@@ -230,7 +237,7 @@ impl Events {
 /// Introduces domains that were there before us and wait.
 pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, u32)]) {
     for (domid, port) in waiting {
-        let payload = format!("{domid}\0{}\0{port}\0", 0);
+        let payload = format!("{domid}\x000\0{port}\0");
         let (ty, reply) = server.request(Operation::Introduce, payload.as_bytes());
         let reply = String::from_utf8_lossy(&reply);
         match ty == Operation::Error.as_wire() {

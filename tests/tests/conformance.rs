@@ -43,31 +43,28 @@ fn ours_over_a_socket() {
     hold("socket", || Target::start(Kind::Ours), "");
 }
 
+/// The same for a packaged daemon and its list, if it can be run here.
+fn hold_peer(what: &str, kind: Kind, start: fn(Kind) -> Result<Target, String>, list: &str) {
+    match peers::available(kind) {
+        Err(why) => skip(&format!("conformance of {what}"), &why),
+        Ok(()) => hold(what, || start(kind), list),
+    }
+}
+
+const C_DIFFERENCES: &str = include_str!("../differences/c-4.17.txt");
+const OCAML_DIFFERENCES: &str = include_str!("../differences/oxenstored-4.17.txt");
+
 // Fails if the suite and C xenstored differ elsewhere than the list says, so that what the suite
 // takes for right is held against a daemon that we did not write.
 #[test]
 fn c_xenstored() {
-    match peers::available(Kind::C) {
-        Err(why) => skip("conformance of C xenstored", &why),
-        Ok(()) => hold(
-            "C xenstored",
-            || Target::start(Kind::C),
-            include_str!("../differences/c-4.17.txt"),
-        ),
-    }
+    hold_peer("C xenstored", Kind::C, Target::start, C_DIFFERENCES);
 }
 
 // The same for oxenstored.
 #[test]
 fn oxenstored() {
-    match peers::available(Kind::Ocaml) {
-        Err(why) => skip("conformance of oxenstored", &why),
-        Ok(()) => hold(
-            "oxenstored",
-            || Target::start(Kind::Ocaml),
-            include_str!("../differences/oxenstored-4.17.txt"),
-        ),
-    }
+    hold_peer("oxenstored", Kind::Ocaml, Target::start, OCAML_DIFFERENCES);
 }
 
 // Fails if dom0's kernel, which speaks over a ring, is answered otherwise than the sockets are. So
@@ -79,24 +76,10 @@ fn ours_over_the_ring_of_dom0() {
 
 #[test]
 fn c_xenstored_over_the_ring_of_dom0() {
-    match peers::available(Kind::C) {
-        Err(why) => skip("conformance of C xenstored over a ring", &why),
-        Ok(()) => hold(
-            "C xenstored over a ring",
-            || Target::start_ring(Kind::C),
-            include_str!("../differences/c-4.17.txt"),
-        ),
-    }
+    hold_peer("C xenstored over a ring", Kind::C, Target::start_ring, C_DIFFERENCES);
 }
 
 #[test]
 fn oxenstored_over_the_ring_of_dom0() {
-    match peers::available(Kind::Ocaml) {
-        Err(why) => skip("conformance of oxenstored over a ring", &why),
-        Ok(()) => hold(
-            "oxenstored over a ring",
-            || Target::start_ring(Kind::Ocaml),
-            include_str!("../differences/oxenstored-4.17.txt"),
-        ),
-    }
+    hold_peer("oxenstored over a ring", Kind::Ocaml, Target::start_ring, OCAML_DIFFERENCES);
 }

@@ -94,14 +94,15 @@ impl Driver {
         slot.readable.store(true, Ordering::Relaxed);
         slot.writable.store(true, Ordering::Relaxed);
         let mut sources = lock(&own.sources);
-        let number = sources.free.pop().unwrap_or(sources.slots.len());
+        let number = sources.free.last().copied().unwrap_or(sources.slots.len());
         let flags = epoll::EventFlags::IN
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
         epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), flags)?;
-        match sources.slots.get_mut(number) {
-            Some(place) => *place = Some(slot.clone()),
+        // Only now, so that a number is not lost with a descriptor that the kernel refuses.
+        match sources.free.pop() {
+            Some(number) => sources.slots[number] = Some(slot.clone()),
             None => sources.slots.push(Some(slot.clone())),
         }
         Ok(Source(Way::Own(Registered { io, slot, number, own: own.clone() })))

@@ -30,7 +30,7 @@ fn harness() -> Command {
     command
 }
 
-/// Runs a scenario with our daemon; its logs go to `target/xen/logs`.
+/// Runs a scenario with our daemon; what it prints goes to `target/xen/NAME.log`.
 pub fn scenario(name: &str) -> Verdict {
     if let Err(why) = packages::install(packages::FOR_XEN) {
         return Verdict::Skip(why);

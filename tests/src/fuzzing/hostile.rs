@@ -11,18 +11,7 @@ use xenstore_protocol::{DomId, ErrorName};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Doorbell, Line, Page, Ring};
 
-/// The words of a page.
-const WORDS: [Word; 8] = [
-    Word::ReqCons,
-    Word::ReqProd,
-    Word::RspCons,
-    Word::RspProd,
-    Word::ServerFeatures,
-    Word::Connection,
-    Word::Error,
-    Word::EvtchnPort,
-];
-/// What they may be set to.
+/// What the words of a page may be set to.
 const VALUES: [u32; 12] =
     [0, 1, 2, 16, 1023, 1024, 1025, 5000, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1023, u32::MAX];
 /// Lengths in the headers of messages.
@@ -100,8 +89,8 @@ impl Shared {
         }
         let page = self.inside();
         match tape.byte() % 8 {
-            0 => page.store(tape.of(&WORDS), tape.of(&VALUES)),
-            1 => page.nudge(tape.of(&WORDS), tape.byte().into()),
+            0 => page.store(tape.of(&Word::ALL), tape.of(&VALUES)),
+            1 => page.nudge(tape.of(&Word::ALL), tape.byte().into()),
             2 => page.nudge(Word::ReqProd, tape.byte().into()),
             3 => {
                 let at = usize::from(tape.byte()) * 4;
