@@ -52,4 +52,4 @@ pub use domain::{DomainInfo, Host};
 pub use engine::{Engine, Millis};
 pub use history::Conflict;
 pub use restore::RestoreError;
-pub use state::{ConnectionState, DomainState, NodeState, State, WatchState};
+pub use state::{ConnectionState, DomainState, IoState, NodeState, ServerIo, State, WatchState};
