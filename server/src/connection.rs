@@ -8,9 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use xenstore_protocol::{FrameTooLong, Operation, server};
 use xenstore_store::{ConnId, Host};
-use xenstore_transport::Transport;
+use xenstore_transport::{Place, Transport};
 
-use crate::server::Server;
+use crate::server::{Server, Start};
+use crate::update::Held;
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
@@ -48,6 +49,29 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0 }
     }
 
+    /// The same with what was under way before.
+    pub(crate) fn with(mut self, start: Start) -> Self {
+        self.waiting = start.input;
+        self.state = server::Connection::resume(start.output, start.rest);
+        self
+    }
+
+    /// Stands still and says what is under way, unless the connection is over.
+    fn stand(&self) -> Poll<End> {
+        let place = self.transport.place();
+        if place == Place::Over {
+            return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
+        }
+        self.server.hold().stands(self.conn, || Held {
+            place,
+            input: [self.state.partial(), &self.waiting[self.taken..]].concat(),
+            output: self.state.unsent().to_vec(),
+            rest: self.state.partly_sent(),
+            failed: None,
+        });
+        Poll::Pending
+    }
+
     /// Writes what is there to write; pending while the other side has no room for all of it.
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.state.unsent().is_empty() {
@@ -64,7 +88,8 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        while *left > 0 && !self.state.is_full() {
+        let hold = self.server.hold();
+        while *left > 0 && !self.state.is_full() && !hold.holds(self.conn) {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,
@@ -134,7 +159,13 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             return Poll::Ready(End::Released);
         }
         let mut left = self.server.turn();
+        if let Some(bytes) = self.server.hold().parting(self.conn) {
+            self.state.out().extend_from_slice(&bytes);
+        }
         loop {
+            if self.server.hold().holds(self.conn) {
+                return self.stand();
+            }
             let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));

@@ -118,6 +118,11 @@ impl Engine {
         self.reset_watches(conn);
     }
 
+    /// All open connections.
+    pub fn connections(&self) -> Vec<ConnId> {
+        self.conns.keys().copied().collect()
+    }
+
     /// Is the connection open?
     pub fn is_connected(&self, conn: ConnId) -> bool {
         self.conns.contains_key(&conn)
