@@ -21,6 +21,10 @@ pub mod kind {
     pub const WATCH_DATA_EXTENDED: u32 = 8;
     /// Our own: what is known of a domain besides its quotas. Others skip it.
     pub const DOMAIN_IDENTITY: u32 = 0x8000_0001;
+    /// Our own: what is known of a connection besides its watches.
+    pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
+    /// Our own: what belongs to the server.
+    pub const SERVER: u32 = 0x8000_0003;
 }
 
 const IDENT: [u8; 8] = *b"xenstore";

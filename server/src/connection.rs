@@ -10,9 +10,10 @@ use std::time::Duration;
 use smol::Timer;
 use xenstore_protocol::{Frame, FrameTooLong, Header, Operation, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
-use xenstore_transport::Transport;
+use xenstore_transport::{Place, Transport};
 
-use crate::server::Server;
+use crate::server::{Server, Start};
+use crate::update::Held;
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
@@ -33,7 +34,7 @@ pub(crate) enum End {
 }
 
 /// A request that has been put off, with what it waits for besides being woken.
-struct Held {
+struct Deferred {
     header: Header,
     payload: Box<[u8]>,
     until: Millis,
@@ -51,13 +52,45 @@ pub(crate) struct Connection<'a, H: Host, T> {
     waiting: Vec<u8>,
     taken: usize,
     /// While there is one, nothing else is answered.
-    held: Option<Held>,
+    deferred: Option<Deferred>,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, held: None }
+        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, deferred: None }
+    }
+
+    /// The same with what was under way before.
+    pub(crate) fn with(mut self, start: Start) -> Self {
+        self.waiting = start.input;
+        self.state = server::Connection::resume(start.output, start.rest);
+        self
+    }
+
+    /// What has been read and not executed.
+    fn unread(&self) -> Vec<u8> {
+        let deferred = self.deferred.as_ref();
+        let header = deferred.map(|deferred| deferred.header.emit());
+        let header = header.as_ref().map_or(&[][..], |header| header);
+        let payload = deferred.map_or(&[][..], |deferred| &deferred.payload);
+        [header, payload, self.state.partial(), &self.waiting[self.taken..]].concat()
+    }
+
+    /// Stands still and says what is under way, unless the connection is over.
+    fn stand(&self) -> Poll<End> {
+        let place = self.transport.place();
+        if place == Place::Over {
+            return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
+        }
+        self.server.hold().stands(self.conn, || Held {
+            place,
+            input: self.unread(),
+            output: self.state.unsent().to_vec(),
+            rest: self.state.partly_sent(),
+            failed: None,
+        });
+        Poll::Pending
     }
 
     /// Writes what is there to write; pending while the other side has no room for all of it.
@@ -76,13 +109,18 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        while *left > 0 && !self.state.is_full() && self.held.is_none() {
+        let hold = self.server.hold();
+        while *left > 0
+            && !self.state.is_full()
+            && self.deferred.is_none()
+            && !hold.holds(self.conn)
+        {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
-                    self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
+                    self.deferred = answer_frame(self.server, self.conn, &frame, 0, out)?;
                 }
             }
         }
@@ -91,20 +129,20 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 
     /// Offers a request again that was put off; pending if it has to wait still.
     fn retry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
-        let time = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
-        let frame = Frame { header: held.header, payload: &held.payload };
-        self.held = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
-        match &mut self.held {
+        let Some(mut deferred) = self.deferred.take() else { return Poll::Ready(Ok(())) };
+        let time = if Pin::new(&mut deferred.timer).poll(cx).is_ready() { deferred.until } else { 0 };
+        let frame = Frame { header: deferred.header, payload: &deferred.payload };
+        self.deferred = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
+        match &mut self.deferred {
             None => Poll::Ready(Ok(())),
             // A timer wakes only those who have asked it.
-            Some(held) => Pin::new(&mut held.timer).poll(cx).map(|_| Ok(())),
+            Some(deferred) => Pin::new(&mut deferred.timer).poll(cx).map(|_| Ok(())),
         }
     }
 
     /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
     fn advance(&mut self, cx: &mut Context<'_>, left: &mut u32) -> Poll<Result<(), End>> {
-        if self.held.is_some() {
+        if self.deferred.is_some() {
             return self.retry(cx);
         }
         if !self.waiting.is_empty() {
@@ -138,7 +176,7 @@ fn answer_frame<H: Host + 'static>(
     frame: &Frame<'_>,
     time: Millis,
     out: &mut Vec<u8>,
-) -> Result<Option<Held>, End> {
+) -> Result<Option<Deferred>, End> {
     let answer = || server.handle(conn, &frame.header, frame.payload, time, out);
     // A mistake in answering one client must not end the others.
     match catch_unwind(AssertUnwindSafe(answer)) {
@@ -146,7 +184,7 @@ fn answer_frame<H: Host + 'static>(
         Ok(Outcome::Later(until)) => {
             let wait = until.saturating_sub(server.clock().now());
             let timer = Timer::after(Duration::from_millis(wait));
-            Ok(Some(Held { header: frame.header, payload: frame.payload.into(), until, timer }))
+            Ok(Some(Deferred { header: frame.header, payload: frame.payload.into(), until, timer }))
         }
         Err(_) => {
             let name = Operation::from_wire(frame.header.ty).map(Operation::name);
@@ -180,7 +218,13 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             return Poll::Ready(End::Released);
         }
         let mut left = self.server.turn();
+        if let Some(bytes) = self.server.hold().parting(self.conn) {
+            self.state.out().extend_from_slice(&bytes);
+        }
         loop {
+            if self.server.hold().holds(self.conn) {
+                return self.stand();
+            }
             let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));

@@ -1,28 +1,28 @@
 //! The daemon's life: start, serve, stop.
 
+use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use smol::LocalExecutor;
-use smol::channel::Sender;
 use tracing::{error, info, warn};
-use xenstore_protocol::DomId;
-use xenstore_store::{Config, Host};
+use xenstore_store::Host;
 use xenstore_transport::driver::Driver;
+use xenstore_transport::inherit;
 use xenstore_transport::socket::Listener;
-use xenstore_transport::xen::XenRing;
 
 use crate::log::Trace;
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
 use crate::place::socket_path;
 use crate::server::{Clock, Server};
-use crate::standalone::Standalone;
-use crate::xen::{self, Xen};
+use crate::surroundings::Surroundings;
+use crate::update::{self, Outgoing, Updatable, Update};
+use crate::xen;
 
 /// Set for the process in the background by the one that started it.
 const DETACHED: &str = "XENSTORED_DETACHED";
@@ -46,10 +46,16 @@ pub fn main() -> ExitCode {
     if settings.options.config_test {
         return ExitCode::SUCCESS;
     }
+    if settings.options.check_state {
+        return check_state(&settings.config);
+    }
     let detached = std::env::var_os(DETACHED).is_some();
     // A socket from systemd is for this very process.
     let activated = std::env::var_os("LISTEN_PID").is_some();
-    let background = settings.options.pid_file.is_some() && !settings.options.no_fork;
+    let options = &settings.options;
+    // One that goes on is in the place of one that is where it should be.
+    let goes_on = options.resume.is_some() || options.live_update || options.live;
+    let background = options.pid_file.is_some() && !options.no_fork && !goes_on;
     if background && !activated && !detached {
         return detach();
     }
@@ -77,6 +83,17 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 fn complain(line: &str, status: u8) -> ExitCode {
     eprintln!("xenstored: {line}");
     ExitCode::from(status)
+}
+
+/// Says how long it takes to make a store of the state on standard input, or why that cannot be.
+fn check_state(config: &xenstore_store::Config) -> ExitCode {
+    match update::check(config) {
+        Ok(time) => {
+            let _ = writeln!(std::io::stdout(), "{} us", time.as_micros());
+            ExitCode::SUCCESS
+        }
+        Err(line) => complain(&line, 1),
+    }
 }
 
 /// Starts the daemon again in the background and waits until it answers. A process with threads
@@ -107,8 +124,10 @@ fn run(settings: Settings) -> Result<(), String> {
         warn!("{remark}");
     }
     // Before anything else has one of the descriptors.
-    let activated = activated()?;
+    let incoming = update::receive(&options, &config)?;
+    let activated = if incoming.is_none() { activated()? } else { None };
     raise_descriptor_limit();
+    let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
     let trace = Trace::new();
     for switch in &options.trace_control {
@@ -119,21 +138,55 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
     let (fresh, rings) = smol::channel::unbounded();
-    let Surroundings { host, kind, events, waiting } =
-        surroundings(&options, &config, fresh, &trace, &driver)?;
-    let server = Server::new(&config, host, Clock::Real(Instant::now()))
-        .driven(driver.clone())
-        .traced(trace.clone());
+    let surroundings = Surroundings::find(
+        &options,
+        &config,
+        incoming.as_ref().map(|incoming| &incoming.state),
+        (fresh, &trace, &driver),
+    )?;
+    let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
+    let listener = match &incoming {
+        Some(incoming) => inherited_listener(incoming.state.io.listener, &driver)?,
+        None => listen(&options, activated, &driver)?,
+    };
+    let update = Update::default();
+    let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
+    let (server, taken) = match incoming {
+        Some(incoming) => {
+            let (engine, taken) = incoming.take();
+            let ran = Duration::from_millis(taken.clock());
+            let start = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
+            (Server::with_engine(engine, host, Clock::Real(start)), Some(taken))
+        }
+        None => (Server::new(&config, host, Clock::Real(Instant::now())), None),
+    };
+    let server = server.driven(driver.clone()).traced(trace.clone()).updated(update.clone());
+    let bound = events.as_ref().map(|events| events.bound.clone());
     let executor = LocalExecutor::new();
     driver.block_on(executor.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
-        xen::introduce_all(&server, &waiting);
-        let listener = listen(&options, activated, &driver)?;
-        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
+        match taken {
+            Some(taken) => {
+                taken.adopt(&server, resumed, &executor, &driver);
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            }
+            None => {
+                xen::introduce_all(&server, &waiting);
+                announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
+            }
+        }
+        let listener = listener.as_ref().map(|(listener, _)| listener);
+        let outgoing = Outgoing {
+            server: &server,
+            update: &update,
+            listener,
+            xen: bound.map(|bound| (bound, all_rings)),
+            program,
+        };
         let accept = async {
-            match &listener {
-                Some((listener, _)) => server.accept(listener, &executor).await,
+            match listener {
+                Some(listener) => server.accept(listener, &executor).await,
                 None => future::pending().await,
             }
         };
@@ -160,49 +213,26 @@ fn run(settings: Settings) -> Result<(), String> {
             }
             future::pending().await
         };
-        future::or(future::or(accept, stop), future::or(deliver, serve_rings)).await;
+        let serve = future::or(deliver, serve_rings);
+        future::or(future::or(accept, stop), future::or(serve, outgoing.run())).await;
         Ok(())
     }))
 }
 
-/// Where the daemon runs.
-struct Surroundings {
-    host: Box<dyn Host>,
-    /// For people.
-    kind: String,
-    events: Option<xen::Events>,
-    /// Domains that were there before, and their ports.
-    waiting: Vec<(DomId, u32)>,
-}
-
-/// Xen, a pretend one, or none: then every domain exists and there are no rings.
-fn surroundings(
-    options: &Options,
-    config: &Config,
-    fresh: Sender<XenRing>,
-    trace: &Trace,
+/// The socket that a program before this one has listened on.
+fn inherited_listener(
+    number: Option<i32>,
     driver: &Driver,
-) -> Result<Surroundings, String> {
-    let machine = match &options.pretend_xen {
-        Some(dir) => xenstore_transport::xen::pretend(dir, driver),
-        None => xenstore_transport::xen::host(driver),
-    };
-    let machine = match machine {
-        Ok(machine) => machine,
-        Err(error) if options.require_xen => return Err(format!("--require-xen: {error}")),
-        Err(error) => {
-            return Ok(Surroundings {
-                host: Box::new(Standalone::with_trace(trace.clone())),
-                kind: format!("standalone store (no Xen here: {error})"),
-                events: None,
-                waiting: Vec::new(),
-            });
-        }
-    };
-    let (mut host, events) = Xen::new(machine, fresh, trace.clone())?;
-    host.connect_own_kernel(config.store)?;
-    let waiting = host.built_before(config.store);
-    Ok(Surroundings { host: Box::new(host), kind: "store".into(), events: Some(events), waiting })
+) -> Result<Option<(Listener, String)>, String> {
+    let Some(number) = number else { return Ok(None) };
+    let listener = inherit::socket(number, true).and_then(|fd| Listener::adopt(fd, driver));
+    let mut listener = listener.map_err(|error| format!("socket: {error}"))?;
+    // One from systemd stays when we end.
+    if std::env::var_os("LISTEN_PID").is_none() {
+        listener = listener.owns_file();
+    }
+    let place = listener.path().map_or("?".into(), |path| path.display().to_string());
+    Ok(Some((listener, place)))
 }
 
 /// A socket from systemd, or one of our own; and how to name it.

@@ -16,6 +16,8 @@ mod pid_file;
 mod place;
 mod server;
 mod standalone;
+mod surroundings;
+mod update;
 mod xen;
 
 pub use server::{Clock, Server};

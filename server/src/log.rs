@@ -36,7 +36,7 @@ pub(crate) struct Trace(Arc<Mutex<State>>);
 
 impl Trace {
     /// What [`Trace::control`] knows.
-    pub(crate) const COMMANDS: &[(&str, &str)] = &[
+    pub(crate) const COMMANDS: [(&'static str, &'static str); 4] = [
         ("log", "[on|off|+<switch>|-<switch>]"),
         ("logfile", "<file>"),
         ("memreport", "[<file>]"),

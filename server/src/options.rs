@@ -99,8 +99,29 @@ pub(crate) struct Options {
     /// Continue from the state of a running daemon.
     #[arg(short = 'U', long)]
     pub(crate) live_update: bool,
-    /// Taken from oxenstored and not used.
-    #[arg(long, hide = true)]
+    /// Check the state of a running daemon, on standard input, then end.
+    #[arg(long)]
+    pub(crate) check_state: bool,
+    /// The state that this program goes on from, as a descriptor.
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) resume: Option<i32>,
+    /// What goes with that state.
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) errand: Option<i32>,
+    /// Taken from C xenstored up to 4.17 and not used.
+    #[arg(short = 'P', long, hide = true)]
+    output_pid: bool,
+    /// Taken from C xenstored up to 4.17 and not used.
+    #[arg(short = 'R', long, hide = true)]
+    no_recovery: bool,
+    /// Taken from C xenstored up to 4.17 and not used.
+    #[arg(short = 'I', long, value_name = "ON|OFF", num_args = 0..=1, require_equals = true, hide = true)]
+    internal_db: Option<Option<String>>,
+    /// Taken from C xenstored up to 4.17 and not used.
+    #[arg(short = 'V', long, hide = true)]
+    verbose: bool,
+    /// Taken from oxenstored and C xenstored and not used.
+    #[arg(short = 'D', long, hide = true)]
     no_domain_init: bool,
     /// Taken from oxenstored and not used.
     #[arg(long, hide = true)]

@@ -34,6 +34,12 @@ pub(crate) fn socket_path(option: Option<&Path>) -> Result<PathBuf, String> {
     Err(format!("no place for a socket ({last}); choose one with --socket"))
 }
 
+/// Where daemons leave what the next is to find: `$XENSTORED_RUNDIR` or `/run/xenstored`.
+pub(crate) fn run_dir() -> PathBuf {
+    let dir = std::env::var_os("XENSTORED_RUNDIR").filter(|dir| !dir.is_empty());
+    dir.map_or_else(|| "/run/xenstored".into(), PathBuf::from)
+}
+
 fn make(dir: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

@@ -18,6 +18,7 @@ use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
 use crate::log::Trace;
+use crate::update::{Held, Hold, Update};
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -46,6 +47,18 @@ impl Clock {
     }
 }
 
+/// With what a connection starts that another program has had before.
+#[derive(Debug, Default)]
+pub(crate) struct Start {
+    /// Bytes that were read and not answered.
+    pub(crate) input: Vec<u8>,
+    /// Bytes that were not written, of which so many are the rest of a message.
+    pub(crate) output: Vec<u8>,
+    pub(crate) rest: usize,
+    /// It waits for its other end to start anew.
+    pub(crate) failed: Option<Failure>,
+}
+
 /// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.
 #[derive(Debug)]
 pub struct Server<H: Host>(Rc<Shared<H>>);
@@ -68,20 +81,37 @@ struct Shared<H: Host> {
     buffer: RefCell<Box<[u8]>>,
     trace: Option<Trace>,
     driver: Driver,
+    /// Who stands still, because another program is about to go on with everything.
+    update: Update,
 }
 
 impl<H: Host + 'static> Server<H> {
     /// A server with an empty store.
     pub fn new(config: &Config, host: H, clock: Clock) -> Self {
+        Server::with_engine(Engine::new(config), host, clock)
+    }
+
+    /// A server with the store of another one. Its connections are there, and nobody serves them.
+    pub(crate) fn with_engine(engine: Engine, host: H, clock: Clock) -> Self {
         Server(Rc::new(Shared {
-            engine: RefCell::new(Engine::new(config)),
+            engine: RefCell::new(engine),
             host: RefCell::new(host),
             clock,
             wakers: RefCell::default(),
             buffer: RefCell::new(vec![0; READ_MAX].into()),
             trace: None,
             driver: Driver::any_executor(),
+            update: Update::default(),
         }))
+    }
+
+    /// The same, which another program can go on with when `update` says so; to be called before
+    /// there are connections.
+    pub(crate) fn updated(mut self, update: Update) -> Self {
+        if let Some(shared) = Rc::get_mut(&mut self.0) {
+            shared.update = update;
+        }
+        self
     }
 
     /// The same, on the loop of this driver, to be called before there are connections.
@@ -111,20 +141,37 @@ impl<H: Host + 'static> Server<H> {
         };
         let conn = self.0.engine.borrow_mut().connect(caller);
         debug!(%conn, ?peer, "connected");
+        self.serve_as(conn, transport, Start::default())
+    }
+
+    /// Goes on with a connection that the engine has been restored with. Otherwise as
+    /// [`Server::serve`].
+    pub(crate) fn serve_as<'a>(
+        &'a self,
+        conn: ConnId,
+        transport: impl Transport + 'a,
+        start: Start,
+    ) -> impl Future<Output = ()> + 'a {
         // Disconnects also when the future is dropped half-way.
-        self.answer_all(Disconnect { server: self, conn }, peer, transport)
+        self.answer_all(Disconnect { server: self, conn }, transport, start)
     }
 
     async fn answer_all(
         &self,
         guard: Disconnect<'_, H>,
-        peer: Peer,
         mut transport: impl Transport,
+        mut start: Start,
     ) {
-        let conn = guard.conn;
+        let (conn, peer) = (guard.conn, transport.peer());
         let mut told = false;
+        if let Some(failure) = start.failed
+            && !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await
+        {
+            return;
+        }
         loop {
-            let failure = match Connection::new(self, conn, &mut transport).await {
+            let start = std::mem::take(&mut start);
+            let failure = match Connection::new(self, conn, &mut transport).with(start).await {
                 End::Closed => return debug!(%conn, "disconnected"),
                 End::Released => return debug!(%conn, "its domain is gone"),
                 End::Io(error) => {
@@ -162,15 +209,24 @@ impl<H: Host + 'static> Server<H> {
         transport: &mut impl Transport,
         failure: Failure,
     ) -> Poll<bool> {
-        match self.register(conn, cx.waker()) {
-            true => transport.poll_recover(cx, failure),
-            false => Poll::Ready(false),
+        if !self.register(conn, cx.waker()) {
+            return Poll::Ready(false);
         }
+        let recovered = transport.poll_recover(cx, failure);
+        if recovered.is_pending() && self.hold().holds(conn) {
+            let (place, failed) = (transport.place(), Some(failure));
+            let none = Held { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
+            self.hold().stands(conn, || none);
+        }
+        recovered
     }
 
     /// Accepts clients for ever and answers each in a task of its own.
     pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
         loop {
+            while self.hold().holds_all() {
+                yield_now().await;
+            }
             match listener.accept().await {
                 Ok(socket) => {
                     executor.spawn(self.serve(socket)).detach();
@@ -216,12 +272,14 @@ impl<H: Host + 'static> Server<H> {
         let now = shared.clock.now().max(time);
         let start = out.len();
         let outcome = {
+            shared.update.asked_by(conn);
             let mut host = shared.host.borrow_mut();
             shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out)
         };
         if outcome != Outcome::Answered {
             return outcome;
         }
+        shared.update.keep_back(header, out);
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
             let who = format!("conn {conn}");
             trace.frame("IN", &who, header, payload);
@@ -291,6 +349,33 @@ impl<H: Host + 'static> Server<H> {
         self.0.driver.later(waker);
     }
 
+    /// Who stands still.
+    pub(crate) fn hold(&self) -> &Hold {
+        self.0.update.hold()
+    }
+
+    /// Holds all connections, until [`Server::let_go`]; what each has under way.
+    pub(crate) async fn hold_all(&self) -> BTreeMap<ConnId, Held> {
+        self.hold().set_all(true);
+        self.wake_all();
+        poll_fn(|cx| {
+            let conns = self.0.engine.borrow().connections();
+            self.hold().all_of(conns.into_iter(), cx.waker()).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Lets all connections go on.
+    pub(crate) fn let_go(&self) {
+        self.hold().set_all(false);
+        self.wake_all();
+    }
+
+    /// Gives every connection a turn.
+    pub(crate) fn wake_all(&self) {
+        self.0.wakers.borrow().values().for_each(Waker::wake_by_ref);
+    }
+
     /// What all tasks read into.
     pub(crate) fn buffer(&self) -> std::cell::RefMut<'_, Box<[u8]>> {
         self.0.buffer.borrow_mut()
@@ -313,5 +398,6 @@ impl<H: Host> Drop for Disconnect<'_, H> {
     fn drop(&mut self) {
         self.server.0.engine.borrow_mut().disconnect(self.conn);
         self.server.0.wakers.borrow_mut().remove(&self.conn);
+        self.server.0.update.gone(self.conn);
     }
 }

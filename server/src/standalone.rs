@@ -22,6 +22,12 @@ impl Standalone {
         Standalone { trace, ..Standalone::default() }
     }
 
+    /// This domain was there before, and was known by this id.
+    pub(crate) fn knows(&mut self, domid: DomId, info: DomainInfo) {
+        self.last_id = self.last_id.max(info.unique_id);
+        self.domains.insert(domid, info);
+    }
+
     /// The domain shuts down but still exists.
     pub fn shut_down(&mut self, domid: u16) {
         self.info(DomId(domid)).shutdown = true;
@@ -59,6 +65,6 @@ impl Host for Standalone {
     }
 
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        Trace::COMMANDS
+        &Trace::COMMANDS
     }
 }

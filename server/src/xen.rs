@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tracing::{error, info, warn};
 use xenstore_protocol::ring::Word;
 use xenstore_protocol::{DomId, ErrorName, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
-use xenstore_transport::ring::{Doorbell, Line, Page};
+use xenstore_transport::ring::{Doorbell, Indices, Line, Page};
 use xenstore_transport::xen::{
     Bell, Channel, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing,
 };
@@ -28,11 +29,14 @@ const EVENTS_PAUSE: Duration = Duration::from_secs(1);
 /// Whom an event at a port of ours is for.
 type Ports = Rc<RefCell<BTreeMap<u32, Arc<XenLine>>>>;
 
+/// The rings of domains. Clones are the same.
+pub(crate) type Rings = Rc<RefCell<BTreeMap<DomId, Ringed>>>;
+
 /// Domains of a hypervisor, and their rings.
 #[derive(Debug)]
 pub(crate) struct Xen {
     machine: Machine,
-    rings: BTreeMap<DomId, Ringed>,
+    rings: Rings,
     ports: Ports,
     /// Rings that somebody has to serve.
     fresh: Sender<XenRing>,
@@ -41,10 +45,14 @@ pub(crate) struct Xen {
     trace: Trace,
 }
 
+/// The ring of a domain.
 #[derive(Debug)]
-struct Ringed {
+pub(crate) struct Ringed {
     line: Arc<XenLine>,
-    port: Option<u32>,
+    /// Our end of its event channel.
+    pub(crate) port: Option<u32>,
+    /// The frame that its page was said to be.
+    pub(crate) gfn: u64,
 }
 
 impl Ringed {
@@ -57,27 +65,50 @@ impl Ringed {
     }
 }
 
+/// The event channels of this daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Bound {
+    /// All of them.
+    pub(crate) evtchn: Arc<dyn Evtchn>,
+    /// The one that says that something has happened to a domain.
+    pub(crate) domain_exc: u32,
+}
+
 /// What waits for events.
 pub(crate) struct Events {
-    evtchn: Arc<dyn Evtchn>,
+    pub(crate) bound: Bound,
     ports: Ports,
-    domain_exc: u32,
+}
+
+/// Where another daemon was with the ring of a domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// Our end of the event channel, which is bound; none if there is none.
+    pub(crate) port: Option<u32>,
+    /// The frame of the page; 0 if that is not known.
+    pub(crate) gfn: u64,
+    /// What the guest was offered.
+    pub(crate) features: u32,
+    /// Otherwise what the page says.
+    pub(crate) indices: Option<Indices>,
 }
 
 impl Xen {
-    /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`. An error is one line.
+    /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
+    /// ours already. An error is one line.
     pub(crate) fn new(
         machine: Machine,
         fresh: Sender<XenRing>,
         trace: Trace,
+        bound: Option<u32>,
     ) -> Result<(Xen, Events), String> {
         let evtchn = machine.evtchn.clone();
-        let domain_exc = evtchn.bind_domain_exc().map_err(|error| {
+        let domain_exc = bound.map_or_else(|| evtchn.bind_domain_exc(), Ok).map_err(|error| {
             format!("VIRQ_DOM_EXC: {error}; does another XenStore run on this host?")
         })?;
         let ports = Ports::default();
-        let (rings, seen) = (BTreeMap::new(), BTreeMap::new());
-        let events = Events { evtchn, ports: ports.clone(), domain_exc };
+        let (rings, seen) = (Rings::default(), BTreeMap::new());
+        let events = Events { bound: Bound { evtchn, domain_exc }, ports: ports.clone() };
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
@@ -86,8 +117,43 @@ impl Xen {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
         let channel = Channel::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        self.add(domid, page, channel, feature::ALL).doorbell().ring();
+        self.add(domid, page, channel, feature::ALL, 0).doorbell().ring();
         Ok(())
+    }
+
+    /// The rings of domains, for whoever hands them on.
+    pub(crate) fn rings(&self) -> Rings {
+        self.rings.clone()
+    }
+
+    /// This domain was there before, and was known by this id.
+    pub(crate) fn knows(&mut self, domid: DomId, info: DomainInfo) {
+        self.last_id = self.last_id.max(info.unique_id);
+        self.seen.insert(domid, info);
+    }
+
+    /// Goes on with the ring of a domain where another daemon was.
+    pub(crate) fn resume(
+        &mut self,
+        domid: DomId,
+        own: bool,
+        progress: Progress,
+    ) -> io::Result<XenRing> {
+        let Progress { port, gfn, features, indices } = progress;
+        let page = match own {
+            true => self.machine.memory.own_ring()?.0,
+            false => self.machine.memory.map_ring(domid.0, gfn)?,
+        };
+        let channel = port.map(|port| Channel::adopt(&self.machine.evtchn, port));
+        let indices = indices.unwrap_or_else(|| Indices::of(&page));
+        let line = Line::resume(page, Bell::new(channel), features);
+        if let Some(port) = port {
+            self.ports.borrow_mut().insert(port, line.clone());
+            // The other may have taken an event and not come to it.
+            self.machine.evtchn.unmask(&[port])?;
+        }
+        self.rings.borrow_mut().insert(domid, Ringed { line: line.clone(), port, gfn });
+        Ok(XenRing::resume(line, domid.0, indices))
     }
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page
@@ -111,20 +177,23 @@ impl Xen {
         page: SharedPage,
         channel: Channel,
         features: u32,
+        gfn: u64,
     ) -> Arc<XenLine> {
         let port = channel.port();
         let line = Line::new(page, Bell::new(channel), features);
         self.ports.borrow_mut().insert(port, line.clone());
         let _ = self.fresh.try_send(XenRing::new(line.clone(), domid.0));
-        self.rings.insert(domid, Ringed { line: line.clone(), port: Some(port) });
+        let ringed = Ringed { line: line.clone(), port: Some(port), gfn };
+        self.rings.borrow_mut().insert(domid, ringed);
         line
     }
 
     /// A domain that has a ring is introduced again: mostly because its event channel has changed.
     fn again(&mut self, domid: DomId, remote: u32) {
-        let Some(ringed) = self.rings.get_mut(&domid) else { return };
+        let mut rings = self.rings.borrow_mut();
+        let Some(ringed) = rings.get_mut(&domid) else { return };
         ringed.unplug(&self.ports);
-        let Ringed { line, port } = ringed;
+        let Ringed { line, port, .. } = ringed;
         match Channel::bind(&self.machine.evtchn, domid.0, remote) {
             Ok(channel) => {
                 *port = Some(channel.port());
@@ -171,7 +240,7 @@ impl Host for Xen {
         port: u32,
         features: u32,
     ) -> Result<(), ErrorName> {
-        if self.rings.contains_key(&domid) {
+        if self.rings.borrow().contains_key(&domid) {
             self.again(domid, port);
             return Ok(());
         }
@@ -184,12 +253,12 @@ impl Host for Xen {
             warn!(%domid, port, %error, "cannot bind the event channel of this domain");
             ErrorName::Einval
         })?;
-        self.add(domid, page, channel, features);
+        self.add(domid, page, channel, features, gfn);
         Ok(())
     }
 
     fn release(&mut self, domid: DomId) {
-        let Some(mut ringed) = self.rings.remove(&domid) else { return };
+        let Some(mut ringed) = self.rings.borrow_mut().remove(&domid) else { return };
         // The page goes with the connection, which ends now; or as soon as somebody serves it, if
         // the domain is released right after it was introduced.
         ringed.line.close();
@@ -201,7 +270,7 @@ impl Host for Xen {
     }
 
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        Trace::COMMANDS
+        &Trace::COMMANDS
     }
 }
 
@@ -209,10 +278,11 @@ impl Events {
     /// Passes events on, for ever: those of rings to whoever serves them, and those about domains
     /// to the store.
     pub(crate) async fn deliver(self, server: &Server<Box<dyn Host>>) {
+        let Bound { evtchn, domain_exc } = &self.bound;
         let mut ports = Vec::new();
         loop {
             ports.clear();
-            if let Err(error) = poll_fn(|cx| self.evtchn.poll_ports(cx, &mut ports)).await {
+            if let Err(error) = poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
                 error!(%error, "cannot read events; trying again");
                 Timer::after(EVENTS_PAUSE).await;
                 continue;
@@ -222,12 +292,12 @@ impl Events {
                     line.rang();
                 }
             }
-            if ports.contains(&self.domain_exc) {
+            if ports.contains(domain_exc) {
                 server.with(|engine, host| engine.domains_changed(host));
             }
             // A guest that rings without end gets no more events than turns (XSA-332).
             yield_now().await;
-            if let Err(error) = self.evtchn.unmask(&ports) {
+            if let Err(error) = evtchn.unmask(&ports) {
                 error!(%error, "cannot unmask event channels");
             }
         }

@@ -99,6 +99,16 @@ impl Engine {
         conn
     }
 
+    /// Opens a connection whose number is known from before, unless that is in use.
+    pub(crate) fn connect_as(&mut self, conn: ConnId, caller: Caller) -> Option<ConnId> {
+        if conn.0 == 0 || conn.0 > u64::MAX / 2 || self.conns.contains_key(&conn) {
+            return None;
+        }
+        self.last_conn = self.last_conn.max(conn.0);
+        self.conns.insert(conn, Connection::new(caller));
+        Some(conn)
+    }
+
     /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset_watches(conn);
@@ -109,6 +119,11 @@ impl Engine {
     /// The connection starts anew: its watches, transactions and events go.
     pub fn restart(&mut self, conn: ConnId) {
         self.reset_watches(conn);
+    }
+
+    /// All open connections.
+    pub fn connections(&self) -> Vec<ConnId> {
+        self.conns.keys().copied().collect()
     }
 
     /// Is the connection open?

@@ -55,4 +55,4 @@ pub use engine::{Engine, Millis};
 pub use history::Conflict;
 pub use protect::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
 pub use restore::RestoreError;
-pub use state::{ConnectionState, DomainState, NodeState, State, WatchState};
+pub use state::{ConnectionState, DomainState, IoState, NodeState, ServerIo, State, WatchState};

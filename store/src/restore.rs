@@ -12,7 +12,7 @@ use crate::connection::{Caller, ConnId};
 use crate::domain::UNKNOWN_ID;
 use crate::engine::Engine;
 use crate::node::Node;
-use crate::state::{ConnectionState, DomainState, NodeState, State, WatchState};
+use crate::state::{ConnectionState, DomainState, IoState, NodeState, ServerIo, State, WatchState};
 use crate::tree::{parent, paths};
 
 /// A state that cannot be; nothing was made of it.
@@ -50,7 +50,7 @@ impl Engine {
             features: domain.features,
             quotas: domain.quotas,
         };
-        let connection = |connection: &crate::connection::Connection| {
+        let connection = |(id, connection): (&ConnId, &crate::connection::Connection)| {
             let mut ids: Vec<_> = connection.watches.values().collect();
             ids.sort_unstable();
             let watches = ids.into_iter().filter_map(|id| {
@@ -60,18 +60,21 @@ impl Engine {
                 let path = watch.path[watch.prefix..].into();
                 Some(WatchState { path, token: watch.token.clone(), depth })
             });
-            ConnectionState { caller: connection.caller, watches: watches.collect() }
+            let (caller, watches) = (connection.caller, watches.collect());
+            ConnectionState { id: *id, caller, io: IoState::default(), watches }
         };
         State {
             quotas: self.domains.defaults,
             domains: self.domains.known.iter().map(domain).collect(),
-            connections: self.conns.values().map(connection).collect(),
+            connections: self.conns.iter().map(connection).collect(),
             nodes,
+            io: ServerIo::default(),
+            lost: Vec::new(),
         }
     }
 
-    /// Makes an engine from a state. The connections come back in the order of the state; each gets
-    /// an event for every watch, since what it has missed is not known.
+    /// Makes an engine from a state. The connections come back in the order of the state, with their
+    /// numbers; each gets an event for every watch, since what it has missed is not known.
     pub fn restore(config: &Config, state: &State) -> Result<(Engine, Vec<ConnId>), RestoreError> {
         let mut engine = Engine::new(config);
         engine.domains.defaults = state.quotas;
@@ -146,7 +149,11 @@ impl Engine {
         {
             return Err(RestoreError(alloc::format!("a connection of domain {domid}, unknown")));
         }
-        let conn = self.connect(state.caller);
+        let conn = self.connect_as(state.id, state.caller);
+        if conn != Some(state.id) {
+            return Err(RestoreError(alloc::format!("connection {} is there twice", state.id)));
+        }
+        let conn = state.id;
         for watch in &state.watches {
             let wrong = |error: ErrorName| {
                 RestoreError(alloc::format!("watch {} of connection {conn}: {error}", watch.path))

@@ -217,7 +217,9 @@ fn impossible_states_are_refused() {
         ("no permissions", |s| s.nodes[0].perms.clear()),
         ("unknown", |s| {
             let caller = xenstore_store::Caller::Domain(xenstore_protocol::DomId(9));
-            let connection = xenstore_store::ConnectionState { caller, watches: Vec::new() };
+            let (id, io) = (xenstore_store::ConnId(77), Default::default());
+            let watches = Vec::new();
+            let connection = xenstore_store::ConnectionState { id, caller, io, watches };
             s.connections.push(connection);
         }),
     ];

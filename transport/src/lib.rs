@@ -6,11 +6,13 @@
 //! * [`memory`]: a pair of pipes within one process;
 //! * [`socket`]: a unix socket;
 //! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
+//! * [`inherit`]: descriptors that one program hands to the next;
 //! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
 pub mod driver;
 pub mod fault;
+pub mod inherit;
 pub mod memory;
 mod raw;
 pub mod ring;
@@ -18,9 +20,12 @@ pub mod socket;
 pub mod trace;
 pub mod xen;
 
+use std::os::fd::RawFd;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
+
+use crate::ring::Indices;
 
 /// Who is at the other end of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +56,29 @@ pub enum Failure {
     Protocol,
 }
 
+/// Where another server can go on with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere: it lives in this process.
+    Nowhere,
+    /// At this descriptor.
+    Descriptor(RawFd),
+    /// At these indices of the ring of the domain.
+    Ring(Indices),
+    /// The connection is over, which reading or writing will tell; a new one may have started.
+    Over,
+}
+
 /// Bytes in both directions, and who is at the other end. Whoever has read or written flushes
 /// before waiting: some transports tell the other end only then.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Who is at the other end.
     fn peer(&self) -> Peer;
+
+    /// Where another server could go on.
+    fn place(&self) -> Place {
+        Place::Nowhere
+    }
 
     /// Tells the other end that the connection has failed, if it can be told, and waits until a new
     /// one starts on this transport. False if that cannot be, as with everything but a ring.
@@ -69,6 +92,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
         (**self).peer()
     }
 
+    fn place(&self) -> Place {
+        (**self).place()
+    }
+
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         (**self).poll_recover(cx, failure)
     }
@@ -77,6 +104,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 impl<T: Transport + ?Sized> Transport for &mut T {
     fn peer(&self) -> Peer {
         (**self).peer()
+    }
+
+    fn place(&self) -> Place {
+        (**self).place()
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {

@@ -14,7 +14,7 @@ use atomic_waker::AtomicWaker;
 use futures_io::{AsyncRead, AsyncWrite};
 use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
 
-use crate::{Failure, Peer, Transport};
+use crate::{Failure, Peer, Place, Transport};
 
 /// How words of the page are read: what the guest did before it wrote one has been done.
 pub(crate) const READ: Ordering = Ordering::Acquire;
@@ -45,13 +45,20 @@ pub trait Doorbell {
 pub struct Garbage;
 
 /// Our end of the two rings, without waiting.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Indices {
-    req_cons: u32,
-    rsp_prod: u32,
+    /// Bytes of requests that have been taken.
+    pub req_cons: u32,
+    /// Bytes of answers that have been put down.
+    pub rsp_prod: u32,
 }
 
 impl Indices {
+    /// What the page says of our end, for whoever has not kept it.
+    pub fn of(page: &impl Page) -> Indices {
+        Indices { req_cons: page.load(Word::ReqCons), rsp_prod: page.load(Word::RspProd) }
+    }
+
     /// Takes requests; 0 if there are none.
     pub fn read(&mut self, page: &impl Page, bytes: &mut [u8]) -> Result<usize, Garbage> {
         let there = filled(page.load(Word::ReqProd), self.req_cons).ok_or(Garbage)?;
@@ -100,12 +107,22 @@ impl<P: Page, D: Doorbell> Line<P, D> {
     /// A page as a domain builder leaves it, with empty rings and the features that the guest is
     /// offered.
     pub fn new(page: P, doorbell: D, features: u32) -> Arc<Self> {
+        let line = Line::resume(page, doorbell, features);
+        line.start();
+        line
+    }
+
+    /// A page that another server has served so far, as it is.
+    pub fn resume(page: P, doorbell: D, features: u32) -> Arc<Self> {
         page.store(Word::ServerFeatures, features);
         let tells_errors = features & xenstore_protocol::feature::ERROR != 0;
         let (starts, closed, waker) = (0.into(), false.into(), AtomicWaker::new());
-        let line = Line { page, doorbell, tells_errors, starts, closed, waker };
-        line.start();
-        Arc::new(line)
+        Arc::new(Line { page, doorbell, tells_errors, starts, closed, waker })
+    }
+
+    /// What is shared with the guest.
+    pub fn page(&self) -> &P {
+        &self.page
     }
 
     /// How to ring for the guest.
@@ -155,8 +172,14 @@ pub struct Ring<P, D> {
 impl<P: Page, D: Doorbell> Ring<P, D> {
     /// The server's end of a line. There must be one at a time.
     pub fn new(line: Arc<Line<P, D>>, domid: u16) -> Self {
+        Ring { moved: false, ..Ring::resume(line, domid, Indices::default()) }
+    }
+
+    /// The same, from where another server was. The guest is told to look once, since the other may
+    /// not have come to it.
+    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices) -> Self {
         let start = line.starts.load(Ordering::Acquire);
-        Ring { line, domid, indices: Indices::default(), start, moved: false }
+        Ring { line, domid, indices, start, moved: true }
     }
 
     /// Does what `copy` does, unless the rings start anew.
@@ -190,6 +213,13 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
 impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
     fn peer(&self) -> Peer {
         Peer::Domain(self.domid)
+    }
+
+    fn place(&self) -> Place {
+        match self.line.starts.load(Ordering::Acquire) == self.start {
+            true => Place::Ring(self.indices),
+            false => Place::Over,
+        }
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {

@@ -4,8 +4,8 @@ use std::fs::Permissions;
 use std::future::poll_fn;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::driver::{Driver, Source};
-use crate::{Credentials, Peer, Transport};
+use crate::{Credentials, Peer, Place, Transport};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -49,6 +49,13 @@ impl Socket {
         }
     }
 
+    /// Takes over a connected socket.
+    pub fn adopt(socket: OwnedFd, driver: &Driver) -> io::Result<Socket> {
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        Socket::new(driver.source(stream)?)
+    }
+
     fn new(stream: Source<UnixStream>) -> io::Result<Socket> {
         // Nothing depends on who it is, so a kernel that does not say is no reason to refuse.
         let credentials = rustix::net::sockopt::socket_peercred(&stream).ok();
@@ -64,6 +71,10 @@ impl Socket {
 impl Transport for Socket {
     fn peer(&self) -> Peer {
         self.peer
+    }
+
+    fn place(&self) -> Place {
+        Place::Descriptor(self.stream.as_fd().as_raw_fd())
     }
 }
 
@@ -139,7 +150,7 @@ impl Listener {
         std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, BACKLOG)?;
         let mut listener = Listener::adopt(socket, driver)?;
-        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path)?);
+        let inode = std::fs::metadata(path)?.ino();
         listener.file = Some((path.to_owned(), inode));
         Ok(listener)
     }
@@ -152,6 +163,13 @@ impl Listener {
         listener.set_nonblocking(true)?;
         let (listener, driver) = (driver.source(listener)?, driver.clone());
         Ok(Listener { listener, driver, file: None })
+    }
+
+    /// Its file is removed when this is dropped, although it was not made here.
+    pub fn owns_file(mut self) -> Listener {
+        let inode = |path: &PathBuf| std::fs::metadata(path).ok().map(|m| m.ino());
+        self.file = self.path().and_then(|path| Some((inode(&path)?, path))).map(|(i, p)| (p, i));
+        self
     }
 
     /// The path that it listens on, if it has one.
@@ -187,8 +205,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         if let Some((path, inode)) = &self.file {
             // Somebody else may have put another socket there.
-            let ours = std::fs::symlink_metadata(path)
-                .is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == *inode);
+            let ours = std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() == *inode);
             if ours {
                 let _ = std::fs::remove_file(path);
             }

@@ -4,15 +4,18 @@
 //!   never referenced, only copied through atomics, so that somebody who changes it at any moment
 //!   can do no more than give us strange bytes.
 //! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
+//! * [`inherited`]: descriptors that were open before this program started.
 //!
-//! What is done with the two is safe code elsewhere.
+//! What is done with the three is safe code elsewhere.
 #![allow(unsafe_code)]
 
+mod inherited;
 mod ioctl;
 mod mapping;
 #[cfg(all(test, xenstore_loom))]
 mod model;
 
+pub(crate) use inherited::{let_through, take};
 pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
 #[cfg(all(test, xenstore_loom))]

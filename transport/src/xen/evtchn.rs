@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -11,6 +12,7 @@ use rustix::ioctl::Opcode;
 
 use super::{EVTCHN_DEVICE, Evtchn};
 use crate::driver::{Driver, Source};
+use crate::inherit;
 use crate::raw::call;
 
 const BIND_VIRQ: Opcode = 0x0004_4500;
@@ -40,6 +42,17 @@ impl Device {
             .custom_flags(flags)
             .open(EVTCHN_DEVICE)
             .map_err(|error| io::Error::new(error.kind(), format!("{EVTCHN_DEVICE}: {error}")))?;
+        Device::with(device, driver)
+    }
+
+    /// Goes on with a device that is open; its ports are still bound.
+    pub(crate) fn adopt(number: RawFd, driver: &Driver) -> io::Result<Device> {
+        let device = inherit::evtchn(number)?;
+        rustix::io::ioctl_fionbio(&device, true)?;
+        Device::with(device.into(), driver)
+    }
+
+    fn with(device: File, driver: &Driver) -> io::Result<Device> {
         Ok(Device { device: driver.source(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
     }
 
@@ -84,6 +97,10 @@ impl Evtchn for Device {
         let words = buffer[..count].as_chunks::<4>().0;
         ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
         Poll::Ready(Ok(()))
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 
     fn unmask(&self, ports: &[u32]) -> io::Result<()> {

@@ -11,6 +11,7 @@ mod pretend;
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -36,6 +37,8 @@ pub trait Evtchn: Debug + Send + Sync {
     /// Waits for events and appends the ports that got some, each once. They get no more until they
     /// are unmasked.
     fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>>;
+    /// What all ports are bound to, to be handed on.
+    fn descriptor(&self) -> BorrowedFd<'_>;
     /// Lets these ports get events again.
     fn unmask(&self, ports: &[u32]) -> io::Result<()>;
 }
@@ -79,10 +82,15 @@ pub struct Machine {
 
 pub use pretend::pretend;
 
-/// The Xen that this machine runs on. An error says which device is missing or refuses.
-pub fn host(driver: &Driver) -> io::Result<Machine> {
+/// The Xen that this machine runs on: with all ports free, or with those of a program before this
+/// one, which has left this descriptor. An error says which device is missing or refuses.
+pub fn host(driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
+    let evtchn = match inherited {
+        Some(number) => evtchn::Device::adopt(number, driver)?,
+        None => evtchn::Device::open(driver)?,
+    };
     Ok(Machine {
-        evtchn: Arc::new(evtchn::Device::open(driver)?),
+        evtchn: Arc::new(evtchn),
         memory: Box::new(memory::Devices::open()?),
         domains: Box::new(domctl::Hypervisor::open()?),
     })
@@ -128,6 +136,11 @@ impl Channel {
         Ok(Channel { evtchn: evtchn.clone(), port })
     }
 
+    /// A channel that is connected already, at this port of ours.
+    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: u32) -> Channel {
+        Channel { evtchn: evtchn.clone(), port }
+    }
+
     /// The port at our end.
     pub fn port(&self) -> u32 {
         self.port
@@ -146,9 +159,9 @@ impl Drop for Channel {
 pub struct Bell(Mutex<Option<Channel>>);
 
 impl Bell {
-    /// A bell at the end of this channel.
-    pub fn new(channel: Channel) -> Bell {
-        Bell(Mutex::new(Some(channel)))
+    /// A bell at the end of this channel, or for now of none.
+    pub fn new(channel: impl Into<Option<Channel>>) -> Bell {
+        Bell(Mutex::new(channel.into()))
     }
 
     /// Uses another channel from now on, or none. The old one is given back.

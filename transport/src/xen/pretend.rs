@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
 use crate::driver::{Driver, Source};
+use crate::inherit;
 use crate::raw::Mapping;
 
 const PAGE_SIZE: usize = 4096;
@@ -34,26 +36,29 @@ const PORTS: u32 = 32767;
 /// Bytes of the records that are read at once.
 const RECORDS: usize = 4096;
 
-/// A Xen of the files in `dir`, which is made if it is not there.
-pub fn pretend(dir: &Path, driver: &Driver) -> io::Result<Machine> {
+/// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
+/// of a program before this one, which has left this descriptor of its FIFO.
+pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(dir.to_owned());
-    let fifo = files.fifo("events")?;
-    // Events for an earlier daemon.
-    let mut rest = [0; RECORDS];
-    while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
-    let open = OpenOptions::new().write(true).create(true).truncate(true).open(dir.join("ports"));
-    let table = open?;
-    let evtchn = Channels {
-        files: files.clone(),
-        fifo: driver.source(fifo)?,
-        table,
-        ports: Mutex::default(),
+    let fifo = match inherited {
+        Some(number) => File::from(inherit::fifo(number)?),
+        None => files.fifo("events")?,
     };
+    if inherited.is_none() {
+        // Events for an earlier daemon.
+        let mut rest = [0; RECORDS];
+        while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
+    }
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).create(true).truncate(inherited.is_none());
+    let table = open.open(dir.join("ports"))?;
+    let ports = Mutex::new(Ports::load(&table, &files)?);
+    let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
-        domains: Box::new(Lives { files, ids: BTreeMap::new(), last: 0 }),
+        domains: Box::new(Lives(files)),
     })
 }
 
@@ -72,8 +77,13 @@ impl Files {
         OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
     }
 
+    /// What events to a guest need: its words and its FIFO.
+    fn guest(&self, domid: u32) -> io::Result<(Mapping, File)> {
+        Ok((self.page(domid, 1)?, self.fifo(&format!("{domid}/events"))?))
+    }
+
     /// The page of a domain, or the one behind it.
-    fn page(&self, domid: u16, number: u64) -> io::Result<Mapping> {
+    fn page(&self, domid: u32, number: u64) -> io::Result<Mapping> {
         let path = self.0.join(domid.to_string()).join("ring");
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
@@ -93,7 +103,7 @@ impl Memory for Files {
     }
 
     fn map_ring(&mut self, domid: u16, _gfn: u64) -> io::Result<SharedPage> {
-        Ok(SharedPage { mapping: self.page(domid, 0)?, _grant: None })
+        Ok(SharedPage { mapping: self.page(domid.into(), 0)?, _grant: None })
     }
 }
 
@@ -111,6 +121,29 @@ struct Ports {
     by_number: BTreeMap<u32, Port>,
     by_remote: BTreeMap<(u32, u32), u32>,
     last: u32,
+}
+
+impl Ports {
+    /// Those that the table says are bound.
+    fn load(mut table: &File, files: &Files) -> io::Result<Ports> {
+        let mut bytes = Vec::new();
+        table.read_to_end(&mut bytes)?;
+        let mut ports = Ports::default();
+        for (number, entry) in (0..).zip(bytes.as_chunks::<16>().0) {
+            let [kind, domid, remote] = [0, 4, 8].map(|at| {
+                u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
+            });
+            let guest = match kind {
+                INTERDOMAIN => Some(files.guest(domid)?),
+                VIRQ => None,
+                _ => continue,
+            };
+            ports.last = number;
+            ports.by_remote.insert((domid, remote), number);
+            ports.by_number.insert(number, Port { kind, domid, remote, guest });
+        }
+        Ok(ports)
+    }
 }
 
 #[derive(Debug)]
@@ -147,8 +180,7 @@ impl Channels {
 
 impl Evtchn for Channels {
     fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
-        let words = self.files.page(domid, 1)?;
-        let fifo = self.files.fifo(&format!("{domid}/events"))?;
+        let (words, fifo) = self.files.guest(domid.into())?;
         words.word(TO_GUEST).store(0, Ordering::SeqCst);
         // A new channel is pending at once: the guest may have rung before.
         words.word(TO_DAEMON).store(1, Ordering::SeqCst);
@@ -205,43 +237,54 @@ impl Evtchn for Channels {
         Poll::Ready(Ok(()))
     }
 
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fifo.as_fd()
+    }
+
     fn unmask(&self, _: &[u32]) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Domains by their directories. Each gets an id when it is first seen.
+/// Domains by their directories. Each gets an id when it is first seen, which is kept in a file
+/// beside the others until it is seen gone: the next daemon knows it by the same id.
 #[derive(Debug)]
-struct Lives {
-    files: Files,
-    ids: BTreeMap<u16, u64>,
-    last: u64,
+struct Lives(Files);
+
+/// A number that no domain has had.
+fn fresh_id() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| u64::try_from(now.as_nanos()).unwrap_or(1))
 }
 
 impl Domains for Lives {
     fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>> {
-        let dir = self.files.0.join(domid.to_string());
+        let dir = self.0.0.join(domid.to_string());
         let state = match fs::read_to_string(dir.join("state")) {
             Ok(state) => state,
             Err(_) if dir.exists() => "running".into(),
             Err(_) => "gone".into(),
         };
         if state.starts_with("gone") || state.starts_with("dying") {
-            self.ids.remove(&domid);
+            let _ = fs::remove_file(dir.join("id"));
             return Ok(None);
         }
-        let last = &mut self.last;
-        let unique_id = *self.ids.entry(domid).or_insert_with(|| {
-            *last += 1;
-            *last
-        });
+        let known = fs::read_to_string(dir.join("id")).ok().and_then(|id| id.parse().ok());
+        let unique_id = match known {
+            Some(id) => id,
+            None => {
+                let id = fresh_id();
+                fs::write(dir.join("id"), id.to_string())?;
+                id
+            }
+        };
         let shutdown = ["shutdown", "crashed"].iter().any(|word| state.starts_with(word));
         Ok(Some(DomainState { unique_id: Some(unique_id), shutdown }))
     }
 
     fn all(&mut self) -> io::Result<Vec<u16>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.files.0)? {
+        for entry in fs::read_dir(&self.0.0)? {
             let name = entry?.file_name();
             if let Some(domid) = name.to_str().and_then(|name| name.parse().ok())
                 && self.domain(domid)?.is_some()

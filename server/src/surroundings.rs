@@ -1,0 +1,123 @@
+//! Where the daemon runs: on Xen, on a pretend one, or on none.
+
+use smol::channel::Sender;
+use tracing::warn;
+use xenstore_protocol::DomId;
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
+use xenstore_transport::driver::Driver;
+use xenstore_transport::ring::Indices;
+use xenstore_transport::xen::{Machine, XenRing};
+
+use crate::log::Trace;
+use crate::options::Options;
+use crate::standalone::Standalone;
+use crate::xen::{self, Progress, Rings, Xen};
+
+/// The machine, and what is there already.
+pub(crate) struct Surroundings {
+    pub(crate) host: Box<dyn Host>,
+    /// For people.
+    pub(crate) kind: String,
+    pub(crate) events: Option<xen::Events>,
+    pub(crate) rings: Rings,
+    /// Domains that were there before, and their ports.
+    pub(crate) waiting: Vec<(DomId, u32)>,
+    /// Rings that another program has served.
+    pub(crate) resumed: Vec<(ConnId, XenRing)>,
+}
+
+/// Rings that are to be served, the trace, and who waits.
+type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
+
+impl Surroundings {
+    /// Xen, a pretend one, or none: then every domain exists and there are no rings. With the state
+    /// that another program has left, that of this program.
+    pub(crate) fn find(
+        options: &Options,
+        config: &Config,
+        state: Option<&State>,
+        tools: Tools<'_>,
+    ) -> Result<Surroundings, String> {
+        let device = state.and_then(|state| state.io.evtchn);
+        let (_, trace, driver) = &tools;
+        let machine = match &options.pretend_xen {
+            Some(dir) => xenstore_transport::xen::pretend(dir, driver, device),
+            None => xenstore_transport::xen::host(driver, device),
+        };
+        match machine {
+            Ok(machine) => Surroundings::with_xen(machine, config, state, tools),
+            Err(error) if options.require_xen => Err(format!("--require-xen: {error}")),
+            Err(error) if device.is_some() => {
+                Err(format!("the state is one of a Xen host: {error}"))
+            }
+            Err(error) => {
+                let mut host = Standalone::with_trace((*trace).clone());
+                known(state, |domid, info| host.knows(domid, info));
+                Ok(Surroundings {
+                    host: Box::new(host),
+                    kind: format!("standalone store (no Xen here: {error})"),
+                    events: None,
+                    rings: Rings::default(),
+                    waiting: Vec::new(),
+                    resumed: Vec::new(),
+                })
+            }
+        }
+    }
+
+    fn with_xen(
+        machine: Machine,
+        config: &Config,
+        state: Option<&State>,
+        (fresh, trace, _): Tools<'_>,
+    ) -> Result<Surroundings, String> {
+        let bound = state.and_then(|state| state.io.virq_port);
+        let (mut host, events) = Xen::new(machine, fresh, trace.clone(), bound)?;
+        known(state, |domid, info| host.knows(domid, info));
+        let (waiting, resumed) = match state {
+            Some(state) => (Vec::new(), resume_rings(&mut host, config, state)),
+            None => {
+                host.connect_own_kernel(config.store)?;
+                (host.built_before(config.store), Vec::new())
+            }
+        };
+        // The program before this one may have taken an event and not come to it.
+        if let Err(error) = events.bound.evtchn.unmask(&[events.bound.domain_exc]) {
+            warn!(%error, "cannot unmask VIRQ_DOM_EXC");
+        }
+        let rings = host.rings();
+        let (host, kind) = (Box::new(host), "store".into());
+        Ok(Surroundings { host, kind, events: Some(events), rings, waiting, resumed })
+    }
+}
+
+/// Tells of every domain whose identity a state has.
+fn known(state: Option<&State>, mut tell: impl FnMut(DomId, DomainInfo)) {
+    for domain in state.iter().flat_map(|state| &state.domains) {
+        if domain.unique_id != 0 {
+            let info = DomainInfo { unique_id: domain.unique_id, shutdown: domain.shutdown };
+            tell(domain.domid, info);
+        }
+    }
+}
+
+/// The rings of a state. One that cannot be had is told and left out.
+fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Vec<(ConnId, XenRing)> {
+    let mut rings = Vec::new();
+    for connection in &state.connections {
+        let Caller::Domain(domid) = connection.caller else { continue };
+        let domain = state.domains.iter().find(|domain| domain.domid == domid);
+        let io = &connection.io;
+        let progress = Progress {
+            port: io.port,
+            gfn: io.gfn.unwrap_or(0),
+            features: domain.map_or(xenstore_protocol::feature::ALL, |domain| domain.features),
+            indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),
+        };
+        match host.resume(domid, domid == config.store, progress) {
+            Ok(ring) => rings.push((connection.id, ring)),
+            Err(error) => warn!(%domid, %error, "the ring of this domain cannot be had again"),
+        }
+    }
+    rings
+}

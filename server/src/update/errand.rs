@@ -1,0 +1,131 @@
+//! What goes from program to program besides the state: whom to answer, and how to go back.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use xenstore_protocol::Header;
+use xenstore_store::{ConnId, Millis};
+
+/// Bytes that nobody can change any more, in memory, as a descriptor that is close-on-exec.
+pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL,
+    )?;
+    Ok(file.into())
+}
+
+/// All bytes of a descriptor, from its beginning.
+pub(crate) fn read(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut file = File::from(descriptor);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What the program that stops tells the one that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Errand {
+    /// When the first stopped, since 1970.
+    pub(crate) stopped: Duration,
+    /// The first program itself, for the second to go back to; none if there is no way back.
+    pub(crate) previous: Option<RawFd>,
+    /// What its clock said then, in milliseconds.
+    pub(crate) clock: Millis,
+    /// Whoever asked for it, and its request.
+    pub(crate) asker: Option<(ConnId, Header)>,
+    /// The first program is the second: another could not go on, for this reason.
+    pub(crate) failed: Option<String>,
+    /// Options of the first program.
+    pub(crate) args: Vec<OsString>,
+}
+
+/// The time since 1970.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+impl Errand {
+    /// As bytes: texts that end with NUL, which none of them can hold.
+    pub(crate) fn emit(&self) -> Vec<u8> {
+        // Connections are numbered from 1 on.
+        let (asker, header) = self.asker.unwrap_or((ConnId(0), Header::default()));
+        let texts = [
+            self.stopped.as_nanos().to_string(),
+            self.clock.to_string(),
+            self.previous.unwrap_or(-1).to_string(),
+            asker.to_string(),
+            header.req_id.to_string(),
+            header.tx_id.to_string(),
+            self.failed.clone().unwrap_or_default().replace('\0', " "),
+        ];
+        let args = self.args.iter().map(OsString::as_os_str);
+        let all = texts.iter().map(OsStr::new).chain(args);
+        all.flat_map(|text| [text.as_bytes(), b"\0"].concat()).collect()
+    }
+
+    /// The reverse of [`Errand::emit`]; nothing for anything else.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Errand> {
+        let mut texts = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
+        let mut number = || std::str::from_utf8(texts.next()?).ok()?.parse::<i64>().ok();
+        let (stopped, clock, previous, asker) = (number()?, number()?, number()?, number()?);
+        let (req_id, tx_id) = (u32::try_from(number()?).ok()?, u32::try_from(number()?).ok()?);
+        let failed = String::from_utf8_lossy(texts.next()?).into_owned();
+        let header = Header { req_id, tx_id, ..Header::default() };
+        Some(Errand {
+            stopped: Duration::from_nanos(u64::try_from(stopped).ok()?),
+            clock: u64::try_from(clock).ok()?,
+            previous: RawFd::try_from(previous).ok().filter(|number| *number >= 0),
+            asker: u64::try_from(asker).ok().filter(|id| *id != 0).map(|id| (ConnId(id), header)),
+            failed: Some(failed).filter(|reason| !reason.is_empty()),
+            args: texts.map(|text| OsString::from_vec(text.to_vec())).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if something that goes along arrives otherwise than it was sent, or garbage is taken
+    // for it.
+    #[test]
+    fn an_errand_arrives_as_it_was_sent() {
+        let header = Header { req_id: u32::MAX, tx_id: 7, ..Header::default() };
+        let errand = Errand {
+            stopped: Duration::from_nanos(1_234_567_890_123_456_789),
+            previous: Some(9),
+            clock: 86_400_000,
+            asker: Some((ConnId(3), header)),
+            failed: Some("no such\nthing".into()),
+            args: vec!["-N".into(), OsString::new(), OsString::from_vec(vec![0xff])],
+        };
+        assert_eq!(Errand::parse(&errand.emit()), Some(errand.clone()));
+        let bare = Errand { previous: None, asker: None, failed: None, args: vec![], ..errand };
+        assert_eq!(Errand::parse(&bare.emit()), Some(bare));
+        for garbage in
+            [&b""[..], b"1\0", b"x\x001\x001\x001\x001\x001\0\0", b"1\x001\x001\x001\x001"]
+        {
+            assert_eq!(Errand::parse(garbage), None);
+        }
+    }
+
+    // Fails if a state can be changed after it was written, or is not read from its beginning.
+    #[test]
+    fn what_is_sealed_stays_as_it_is() {
+        let sealed = sealed("test", b"state").unwrap();
+        let copy = File::from(sealed.try_clone().unwrap());
+        assert!((&copy).write(b"x").is_err() && copy.set_len(0).is_err());
+        assert_eq!(read(sealed).unwrap(), b"state");
+    }
+}

@@ -1,0 +1,101 @@
+//! Connections held still: neither read nor written, with what each has under way.
+//!
+//! Before another program goes on with all connections, each must be between two steps. A connection
+//! is held when its task gets its turn; what it then has under way is noted here and stays with it,
+//! so that it can be let go as if nothing had happened.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::task::Waker;
+
+use xenstore_store::ConnId;
+use xenstore_transport::{Failure, Place};
+
+/// What a connection that is held has under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Where another program can go on with it.
+    pub(crate) place: Place,
+    /// Bytes that have been read and not answered.
+    pub(crate) input: Vec<u8>,
+    /// Bytes that have not been written, of which so many are the rest of a message.
+    pub(crate) output: Vec<u8>,
+    pub(crate) rest: usize,
+    /// It waits for its other end to start anew.
+    pub(crate) failed: Option<Failure>,
+}
+
+/// Who is held.
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    all: Cell<bool>,
+    one: Cell<Option<ConnId>>,
+    held: RefCell<BTreeMap<ConnId, Held>>,
+    /// What one that was held is to write when it goes on.
+    parting: RefCell<Option<(ConnId, Vec<u8>)>>,
+    /// Whoever waits until all are.
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Hold {
+    /// Is this connection to stand still?
+    pub(crate) fn holds(&self, conn: ConnId) -> bool {
+        self.all.get() || self.one.get() == Some(conn)
+    }
+
+    /// Are all to?
+    pub(crate) fn holds_all(&self) -> bool {
+        self.all.get()
+    }
+
+    /// Holds one connection, even if the others go on.
+    pub(crate) fn set_one(&self, conn: ConnId) {
+        self.one.set(Some(conn));
+    }
+
+    /// Lets that one go on, with these bytes to write first.
+    pub(crate) fn let_one_go(&self, conn: ConnId, bytes: Vec<u8>) {
+        self.one.set(None);
+        *self.parting.borrow_mut() = Some((conn, bytes));
+    }
+
+    /// What this connection is to write now that it goes on.
+    pub(crate) fn parting(&self, conn: ConnId) -> Option<Vec<u8>> {
+        let mut parting = self.parting.borrow_mut();
+        parting.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
+    }
+
+    /// Holds all connections, or no longer.
+    pub(crate) fn set_all(&self, all: bool) {
+        self.all.set(all);
+        self.held.borrow_mut().clear();
+    }
+
+    /// The task of a connection stands still.
+    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> Held) {
+        if self.all.get() {
+            self.held.borrow_mut().insert(conn, held());
+            if let Some(waker) = self.waiter.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// What all of these have under way, if all of them stand still; otherwise `waker` is woken
+    /// when another one does.
+    pub(crate) fn all_of(
+        &self,
+        mut conns: impl Iterator<Item = ConnId>,
+        waker: &Waker,
+    ) -> Option<BTreeMap<ConnId, Held>> {
+        let all = {
+            let held = self.held.borrow();
+            conns.all(|conn| held.contains_key(&conn))
+        };
+        if !all {
+            *self.waiter.borrow_mut() = Some(waker.clone());
+            return None;
+        }
+        Some(self.held.take())
+    }
+}

@@ -1,0 +1,232 @@
+//! Going on with what another program has left.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use smol::LocalExecutor;
+use tracing::{error, info, warn};
+use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
+use xenstore_transport::driver::Driver;
+use xenstore_transport::socket::Socket;
+use xenstore_transport::xen::XenRing;
+use xenstore_transport::{Failure, inherit};
+
+use super::errand::{self, Errand};
+use super::session::reply;
+use crate::options::Options;
+use crate::place::run_dir;
+use crate::server::{Server, Start};
+
+/// Everything that another program has left, sound, with nothing taken of it yet.
+pub(crate) struct Incoming {
+    /// Who has left it, for people.
+    pub(crate) from: &'static str,
+    pub(crate) state: State,
+    pub(crate) engine: Engine,
+    /// What goes with it, if the other was one of ours.
+    pub(crate) errand: Option<Errand>,
+    /// The file to be removed once it has been taken over.
+    file: Option<PathBuf>,
+    /// When reading it began, for a program that does not say when it stopped.
+    begun: Instant,
+}
+
+/// Makes an engine of a state, and looks for mistakes in it. The reason against it is one line.
+fn engine_of(config: &Config, bytes: &[u8]) -> Result<(State, Engine), String> {
+    let make = || {
+        let state = State::decode(bytes).map_err(|error| error.to_string())?;
+        let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
+        engine.check().map_err(|violation| violation.to_string())?;
+        Ok((state, engine))
+    };
+    catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err("panic while reading it".into()))
+}
+
+/// `--check-state`: looks at the state on standard input. How long that took, or what is wrong.
+pub(crate) fn check(config: &Config) -> Result<Duration, String> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let bytes = input.and_then(errand::read).map_err(|error| format!("standard input: {error}"))?;
+    let begun = Instant::now();
+    engine_of(config, &bytes)?;
+    Ok(begun.elapsed())
+}
+
+/// What another program has left, if the options say that there is something. An error is one line.
+pub(crate) fn receive(options: &Options, config: &Config) -> Result<Option<Incoming>, String> {
+    match (options.resume, options.errand) {
+        (Some(state), Some(errand)) => receive_ours(config, state, errand).map(Some),
+        (Some(_), None) | (None, Some(_)) => Err("--resume and --errand go together".into()),
+        (None, None) if options.live_update => receive_file(config).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn receive_ours(config: &Config, state: i32, errand: i32) -> Result<Incoming, String> {
+    let begun = Instant::now();
+    let wrong = |what: &str, error: &dyn std::fmt::Display| format!("--{what}: {error}");
+    let errand = inherit::any(errand).and_then(errand::read);
+    let errand = errand.map_err(|error| wrong("errand", &error))?;
+    let errand = Errand::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
+    let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
+    let bytes = memory.try_clone().and_then(errand::read);
+    match bytes.map_err(|error| error.to_string()).and_then(|bytes| engine_of(config, &bytes)) {
+        Ok((state, engine)) => {
+            if let Some(previous) = errand.previous {
+                // It has been needed up to here.
+                let _ = inherit::any(previous);
+            }
+            let from = "xenstored";
+            Ok(Incoming { from, state, engine, errand: Some(errand), file: None, begun })
+        }
+        Err(reason) => Err(wrong("resume", &go_back(&errand, memory, reason))),
+    }
+}
+
+/// Runs the program before this one again, with the same state, once. Comes back only if that cannot
+/// be done; the reasons.
+fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
+    let Some(previous) = errand.previous else { return reason };
+    let back = Errand { previous: None, failed: Some(reason.clone()), ..errand.clone() };
+    let go = || {
+        let previous = inherit::any(previous)?;
+        let errand = errand::sealed("errand", &back.emit())?;
+        inherit::let_through(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", previous.as_raw_fd()));
+        command.args(&back.args).args(resume_options(&state, &errand));
+        Err::<(), _>(command.exec())
+    };
+    match go() {
+        Ok(()) => reason,
+        Err(error) => format!("{reason}; and the program before cannot be run: {error}"),
+    }
+}
+
+/// Options with which a program of ours goes on.
+pub(super) fn resume_options(state: &OwnedFd, errand: &OwnedFd) -> [OsString; 4] {
+    let number = |descriptor: &OwnedFd| OsString::from(descriptor.as_raw_fd().to_string());
+    ["--resume".into(), number(state), "--errand".into(), number(errand)]
+}
+
+fn receive_file(config: &Config) -> Result<Incoming, String> {
+    let begun = Instant::now();
+    let path = run_dir().join("state_dump");
+    let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let bytes = std::fs::read(&path).map_err(|error| wrong(&error))?;
+    let (state, engine) = engine_of(config, &bytes).map_err(|error| wrong(&error))?;
+    let from = "C xenstored";
+    Ok(Incoming { from, state, engine, errand: None, file: Some(path), begun })
+}
+
+impl Incoming {
+    /// The engine, and what is to be done with the rest.
+    pub(crate) fn take(self) -> (Engine, Taken) {
+        let Incoming { from, state, engine, errand, file, begun } = self;
+        (engine, Taken { from, state, errand, file, begun })
+    }
+}
+
+/// The same without its engine, which a server has.
+pub(crate) struct Taken {
+    from: &'static str,
+    state: State,
+    errand: Option<Errand>,
+    file: Option<PathBuf>,
+    begun: Instant,
+}
+
+impl Taken {
+    /// What the clock of the other said, in milliseconds.
+    pub(crate) fn clock(&self) -> Millis {
+        self.errand.as_ref().map_or(0, |errand| errand.clock)
+    }
+
+    /// Goes on with all connections. One that cannot be had ends.
+    pub(crate) fn adopt<'a>(
+        &self,
+        server: &'a Server<Box<dyn Host>>,
+        rings: Vec<(ConnId, XenRing)>,
+        executor: &LocalExecutor<'a>,
+        driver: &Driver,
+    ) {
+        let mut rings: BTreeMap<ConnId, XenRing> = rings.into_iter().collect();
+        let mut lost = 0;
+        for connection in &self.state.connections {
+            let (id, start) = (connection.id, self.start(connection));
+            if let Some(ring) = rings.remove(&id) {
+                executor.spawn(server.serve_as(id, ring, start)).detach();
+                continue;
+            }
+            let none = || io::Error::from(io::ErrorKind::NotFound);
+            let socket = connection.io.fd.ok_or_else(none);
+            let socket = socket.and_then(|number| inherit::socket(number, false));
+            match socket.and_then(|socket| Socket::adopt(socket, driver)) {
+                Ok(socket) => executor.spawn(server.serve_as(id, socket, start)).detach(),
+                Err(error) => {
+                    warn!(conn = %id, who = ?connection.caller, %error, "lost a connection");
+                    server.with(|engine, _| engine.disconnect(id));
+                    lost += 1;
+                }
+            }
+        }
+        // Deaths that nobody has heard of.
+        server.with(|engine, host| engine.domains_changed(host));
+        self.finish(lost);
+    }
+
+    /// What a connection starts with.
+    fn start(&self, connection: &ConnectionState) -> Start {
+        let io = &connection.io;
+        let mut start = Start {
+            input: io.input.clone(),
+            output: io.output.clone(),
+            rest: io.output_rest.into(),
+            failed: io.broken.then_some(Failure::Protocol),
+        };
+        let errand = self.errand.as_ref();
+        let asker = errand.and_then(|errand| errand.asker).filter(|(id, _)| *id == connection.id);
+        if let Some((_, header)) = asker {
+            let failed = errand.and_then(|errand| errand.failed.as_deref());
+            start.output.extend_from_slice(&reply(&header, failed.unwrap_or("OK")));
+        }
+        start
+    }
+
+    /// All has been taken over; says so.
+    fn finish(&self, lost: usize) {
+        if let Some(path) = &self.file
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            warn!(path = %path.display(), %error, "cannot remove the state that was left");
+        }
+        for text in &self.state.lost {
+            warn!("not carried over: {text}");
+        }
+        let stopped = self.errand.as_ref().map(|errand| errand.stopped);
+        let pause = stopped.map_or(self.begun.elapsed(), |at| errand::now().saturating_sub(at));
+        let connections = &self.state.connections;
+        let is_ring = |c: &&ConnectionState| matches!(c.caller, Caller::Domain(_));
+        let rings = connections.iter().filter(is_ring).count();
+        let bytes: usize = connections.iter().map(|c| c.io.input.len() + c.io.output.len()).sum();
+        info!(
+            from = self.from,
+            rings,
+            sockets = connections.len() - rings,
+            lost,
+            watches = connections.iter().map(|c| c.watches.len()).sum::<usize>(),
+            nodes = self.state.nodes.len(),
+            bytes,
+            ms = pause.as_secs_f64() * 1e3,
+            "taken over"
+        );
+        if let Some(reason) = self.errand.as_ref().and_then(|errand| errand.failed.as_ref()) {
+            error!(reason, "live update: the other program could not go on; this one does");
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Live update: another program goes on with everything that this one has, in the same process.
+//!
+//! The requester names the program ([`session`]). That program is asked whether it could go on, with
+//! a copy of the state ([`candidate`]). If so, all connections stand still ([`hold`]), the state and
+//! what goes with it ([`errand`]) are put into memory that nobody can change, and the program is run
+//! in place of this one ([`outgoing`]), with the descriptors that the state names. It reads the state,
+//! checks it, and only then touches a descriptor ([`incoming`]); if the state is not to be read after
+//! all, it runs the first program again.
+
+mod candidate;
+mod errand;
+mod hold;
+mod incoming;
+mod outgoing;
+mod session;
+
+pub(crate) use hold::{Held, Hold};
+pub(crate) use incoming::{check, receive};
+pub(crate) use outgoing::Outgoing;
+pub(crate) use session::{Updatable, Update};

@@ -1,0 +1,245 @@
+//! CONTROL `live-update`: what the requester says, with the commands and rules of C xenstored.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation};
+use xenstore_store::{ConnId, DomainInfo, Host};
+
+use super::hold::Hold;
+use crate::log::Trace;
+
+/// The state of live updates; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Update(Rc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    hold: Hold,
+    /// Whose request is being answered.
+    asking: Cell<Option<ConnId>>,
+    session: RefCell<Option<Session>>,
+    /// A request that is answered when it is done, and has no header yet.
+    order: RefCell<Option<Order>>,
+    ready: RefCell<Option<Order>>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// Begun by `-f`, until it is done or the connection that began it ends.
+#[derive(Clone, Debug)]
+struct Session {
+    conn: ConnId,
+    file: PathBuf,
+    cmdline: Option<String>,
+    /// When it was first said to start.
+    started: Option<Instant>,
+}
+
+/// What `-s` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Who waits for the answer, and the header of its request.
+    pub(crate) conn: ConnId,
+    pub(crate) header: Header,
+    /// The program that is to go on.
+    pub(crate) file: PathBuf,
+    /// Its options, if not ours.
+    pub(crate) cmdline: Option<String>,
+    /// Go on also if something is lost by it.
+    pub(crate) force: bool,
+    /// Only tell what would happen.
+    pub(crate) dry_run: bool,
+    /// How long to wait for what would be lost, and since when it has been waited for.
+    pub(crate) patience: Duration,
+    pub(crate) since: Instant,
+    /// Version of the stream that the requester wants.
+    pub(crate) version: u32,
+}
+
+/// The answer when all is well.
+const OK: &str = "OK";
+const CANCELLED: &str = "Cancellation was requested";
+
+impl Update {
+    /// Arguments of CONTROL `live-update`, for CONTROL `help`.
+    const COMMAND: (&str, &str) =
+        ("live-update", "-f <file>|-c <cmdline>|-s [-t <sec>] [-F] [-v <ver>] [-n]|-a");
+
+    /// Who stands still.
+    pub(crate) fn hold(&self) -> &Hold {
+        &self.0.hold
+    }
+
+    /// A request of this connection is about to be answered.
+    pub(crate) fn asked_by(&self, conn: ConnId) {
+        self.0.asking.set(Some(conn));
+    }
+
+    /// Takes the answer to a request back that has just been written, if it is to be given later.
+    pub(crate) fn keep_back(&self, header: &Header, out: &mut Vec<u8>) {
+        let Some(order) = self.0.order.borrow_mut().take() else { return };
+        // The last message there is the answer: whatever comes with one goes before it.
+        out.truncate(out.len() - HEADER_LEN - OK.len() - 1);
+        self.hold().set_one(order.conn);
+        *self.0.ready.borrow_mut() = Some(Order { header: *header, ..order });
+        if let Some(waker) = self.0.waiter.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// A connection has ended.
+    pub(crate) fn gone(&self, conn: ConnId) {
+        self.0.session.borrow_mut().take_if(|session| session.conn == conn);
+        self.hold().parting(conn);
+    }
+
+    /// Waits until somebody asks for an update.
+    pub(crate) async fn ordered(&self) -> Order {
+        poll_fn(|cx| match self.0.ready.borrow_mut().take() {
+            Some(order) => Poll::Ready(order),
+            None => {
+                *self.0.waiter.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// An error if the session has been ended meanwhile.
+    pub(crate) fn still_wanted(&self) -> Result<(), String> {
+        self.0.session.borrow().as_ref().map(drop).ok_or_else(|| CANCELLED.to_owned())
+    }
+
+    /// Answers an order. Its session ends, unless the requester is told to ask again.
+    pub(crate) fn answer(&self, order: &Order, text: &str) {
+        if text != "BUSY" {
+            *self.0.session.borrow_mut() = None;
+        }
+        self.hold().let_one_go(order.conn, reply(&order.header, text));
+    }
+
+    fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, ErrorName> {
+        let texts: Result<Vec<&str>, _> = args.iter().map(|arg| std::str::from_utf8(arg)).collect();
+        let texts = texts.map_err(|_| ErrorName::Einval)?;
+        let done = match texts.as_slice() {
+            ["-f", file] => self.begin(file),
+            ["-c", words @ ..] if !words.is_empty() => self.with_session(|session| {
+                session.cmdline = Some(words.join(" "));
+            }),
+            ["-s", options @ ..] => self.start(options)?,
+            ["-a"] => match self.0.session.borrow_mut().take() {
+                Some(_) => Ok(()),
+                None => Err("No live-update session active."),
+            },
+            _ => return Err(ErrorName::Einval),
+        };
+        let text = done.err().unwrap_or(OK);
+        Ok([text.as_bytes(), b"\0"].concat())
+    }
+
+    fn begin(&self, file: &str) -> Result<(), &'static str> {
+        use std::os::unix::fs::PermissionsExt;
+        let metadata = std::fs::metadata(file).map_err(|_| "File not accessible.")?;
+        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+            return Err("File not executable.");
+        }
+        let mut session = self.0.session.borrow_mut();
+        let conn = self.0.asking.get().ok_or("Not in live-update session.")?;
+        if session.is_some() {
+            return Err("live-update session already active.");
+        }
+        let file = PathBuf::from(file);
+        *session = Some(Session { conn, file, cmdline: None, started: None });
+        Ok(())
+    }
+
+    /// For the connection that began it only.
+    fn with_session<T>(&self, change: impl FnOnce(&mut Session) -> T) -> Result<T, &'static str> {
+        let mut session = self.0.session.borrow_mut();
+        let session = session.as_mut().filter(|session| Some(session.conn) == self.0.asking.get());
+        session.map(change).ok_or("Not in live-update session.")
+    }
+
+    /// An error name for options that make no sense, a text for what is not possible.
+    fn start(&self, options: &[&str]) -> Result<Result<(), &'static str>, ErrorName> {
+        let (mut force, mut dry_run, mut seconds, mut version) = (false, false, 0, 2);
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            let mut number = || options.next().and_then(|text| text.parse::<u32>().ok());
+            match *option {
+                "-F" => force = true,
+                "-n" => dry_run = true,
+                "-t" => seconds = number().ok_or(ErrorName::Einval)?,
+                "-v" => version = number().ok_or(ErrorName::Einval)?,
+                _ => return Err(ErrorName::Einval),
+            }
+        }
+        if !(1..=2).contains(&version) {
+            return Ok(Err("Migration stream version not supported."));
+        }
+        let order = self.with_session(|session| Order {
+            conn: session.conn,
+            header: Header::default(),
+            file: session.file.clone(),
+            cmdline: session.cmdline.clone(),
+            force,
+            dry_run,
+            patience: Duration::from_secs(seconds.into()),
+            since: *session.started.get_or_insert_with(Instant::now),
+            version,
+        });
+        Ok(order.map(|order| *self.0.order.borrow_mut() = Some(order)))
+    }
+}
+
+/// The answer to a CONTROL request, as bytes.
+pub(crate) fn reply(header: &Header, text: &str) -> Vec<u8> {
+    let len = u32::try_from(text.len() + 1).unwrap_or(0);
+    let header = Header { ty: Operation::Control.as_wire(), len, ..*header };
+    [&header.emit()[..], text.as_bytes(), b"\0"].concat()
+}
+
+/// A machine whose store can be updated.
+pub(crate) struct Updatable {
+    /// The machine itself.
+    pub(crate) host: Box<dyn Host>,
+    /// What is asked about updates goes here.
+    pub(crate) update: Update,
+}
+
+impl Host for Updatable {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        self.host.domain(domid)
+    }
+
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: u64,
+        port: u32,
+        features: u32,
+    ) -> Result<(), ErrorName> {
+        self.host.introduce(domid, gfn, port, features)
+    }
+
+    fn release(&mut self, domid: DomId) {
+        self.host.release(domid);
+    }
+
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        match command {
+            b"live-update" => Some(self.update.control(args)),
+            _ => self.host.control(command, args),
+        }
+    }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        const OTHERS: [(&str, &str); 4] = Trace::COMMANDS;
+        const ALL: &[(&str, &str)] = &[Update::COMMAND, OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
+        ALL
+    }
+}

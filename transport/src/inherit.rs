@@ -1,0 +1,60 @@
+//! Descriptors that one program hands to the next, which takes its place by exec.
+//!
+//! Everything that is opened here is close-on-exec. What the next program is to have is named, let
+//! through right before, and close-on-exec again as soon as that program has taken it.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use rustix::fs::{FileType, fstat, stat};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+
+use crate::xen::EVTCHN_DEVICE;
+
+/// Lets descriptors through to the next program, or no longer. All or none.
+pub fn let_through(numbers: &[RawFd], through: bool) -> io::Result<()> {
+    for (done, number) in numbers.iter().enumerate() {
+        if let Err(error) = crate::raw::let_through(*number, through) {
+            for undone in &numbers[..done] {
+                let _ = crate::raw::let_through(*undone, !through);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes any descriptor that was let through, by its number, once.
+pub fn any(number: RawFd) -> io::Result<OwnedFd> {
+    crate::raw::take(number)
+}
+
+fn wrong(number: RawFd, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("descriptor {number} is no {what}"))
+}
+
+/// Takes a unix socket: one that listens, or one that is connected.
+pub fn socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
+    let taken = any(number)?;
+    let what = if listens { "listening unix socket" } else { "connected unix socket" };
+    let is_unix =
+        socket_domain(&taken).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX);
+    let as_wanted = socket_acceptconn(&taken).is_ok_and(|found| found == listens);
+    if is_unix && as_wanted { Ok(taken) } else { Err(wrong(number, what)) }
+}
+
+/// Takes the event channel device.
+pub(crate) fn evtchn(number: RawFd) -> io::Result<OwnedFd> {
+    let taken = any(number)?;
+    let (found, device) = (fstat(&taken)?, stat(EVTCHN_DEVICE)?);
+    let same = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+        && found.st_rdev == device.st_rdev;
+    if same { Ok(taken) } else { Err(wrong(number, "event channel device")) }
+}
+
+/// Takes a FIFO.
+pub(crate) fn fifo(number: RawFd) -> io::Result<OwnedFd> {
+    let taken = any(number)?;
+    let is_fifo = FileType::from_raw_mode(fstat(&taken)?.st_mode) == FileType::Fifo;
+    if is_fifo { Ok(taken) } else { Err(wrong(number, "FIFO")) }
+}
