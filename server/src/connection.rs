@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use smol::Timer;
-use xenstore_protocol::{Frame, FrameTooLong, Header, Operation, server};
+use xenstore_protocol::{ErrorName, Frame, FrameTooLong, Header, Operation, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
@@ -66,6 +66,10 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.waiting = start.input;
         self.state = server::Connection::resume(start.output, start.rest);
         self
+    }
+
+    fn has_unread(&self) -> bool {
+        self.deferred.is_some() || !self.waiting.is_empty() || !self.state.partial().is_empty()
     }
 
     /// What has been read and not executed.
@@ -177,7 +181,8 @@ fn answer_frame<H: Host + 'static>(
     time: Millis,
     out: &mut Vec<u8>,
 ) -> Result<Option<Deferred>, End> {
-    let answer = || server.handle(conn, &frame.header, frame.payload, time, out);
+    let start = out.len();
+    let answer = || server.handle(conn, &frame.header, frame.payload, time, &mut *out);
     // A mistake in answering one client must not end the others.
     match catch_unwind(AssertUnwindSafe(answer)) {
         Ok(Outcome::Answered) => Ok(None),
@@ -191,8 +196,12 @@ fn answer_frame<H: Host + 'static>(
             let payload = String::from_utf8_lossy(frame.payload);
             tracing::error!(%conn, header = ?frame.header, name, %payload,
                 "panic while answering this request; please report it");
-            server.check();
-            Err(End::Panic)
+            if !server.repair() {
+                return Err(End::Panic);
+            }
+            out.truncate(start);
+            Reply::Error(ErrorName::Eio).emit(&frame.header, out);
+            Ok(None)
         }
     }
 }
@@ -203,6 +212,9 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
         let end = this.turn(cx);
+        if end.is_pending() && this.has_unread() {
+            this.server.left_over(this.conn, || this.unread());
+        }
         // Once a turn, after all that has been read and written.
         match Pin::new(&mut this.transport).poll_flush(cx) {
             Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),

@@ -9,6 +9,7 @@
 mod connection;
 pub mod daemon;
 pub mod embedded;
+mod journal;
 mod log;
 mod options;
 mod oxenstored_conf;

@@ -11,12 +11,13 @@ use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis, Outcome};
+use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Millis, Outcome, Recorded};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Failure, Peer, Transport};
+use xenstore_transport::{Failure, Peer, Place, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
+use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::update::{Held, Hold, Update};
 
@@ -59,6 +60,18 @@ pub(crate) struct Start {
     pub(crate) failed: Option<Failure>,
 }
 
+impl Start {
+    /// Of the output, counted by `all` up to its end, only what is behind this place is still to be
+    /// written.
+    pub(crate) fn written_up_to(&mut self, all: Option<(u32, u32)>, place: Place) {
+        let (Some((_, made)), Place::Ring(indices)) = (all, place) else { return };
+        let unsent = made.wrapping_sub(indices.rsp_prod) as usize;
+        if unsent < self.output.len() {
+            self.output.drain(..self.output.len() - unsent);
+        }
+    }
+}
+
 /// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.
 #[derive(Debug)]
 pub struct Server<H: Host>(Rc<Shared<H>>);
@@ -83,6 +96,8 @@ struct Shared<H: Host> {
     driver: Driver,
     /// Who stands still, because another program is about to go on with everything.
     update: Update,
+    /// What the next process goes on from, if this one ends in any other way.
+    journal: RefCell<Option<Journal>>,
 }
 
 impl<H: Host + 'static> Server<H> {
@@ -102,7 +117,14 @@ impl<H: Host + 'static> Server<H> {
             trace: None,
             driver: Driver::any_executor(),
             update: Update::default(),
+            journal: RefCell::default(),
         }))
+    }
+
+    /// The same, with everything that is done from now on in this journal.
+    pub(crate) fn journaled(self, journal: Option<Journal>) -> Self {
+        *self.0.journal.borrow_mut() = journal;
+        self
     }
 
     /// The same, which another program can go on with when `update` says so; to be called before
@@ -139,7 +161,7 @@ impl<H: Host + 'static> Server<H> {
             Peer::Process(_) => Caller::Socket,
             Peer::Domain(domid) => Caller::Domain(DomId(domid)),
         };
-        let conn = self.0.engine.borrow_mut().connect(caller);
+        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
         debug!(%conn, ?peer, "connected");
         self.serve_as(conn, transport, Start::default())
     }
@@ -191,7 +213,7 @@ impl<H: Host + 'static> Server<H> {
                     Failure::Protocol
                 }
             };
-            self.0.engine.borrow_mut().restart(conn);
+            self.restart(conn);
             if !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await {
                 return;
             }
@@ -244,7 +266,8 @@ impl<H: Host + 'static> Server<H> {
     /// Runs a request of the machine's own, on behalf of the store's domain. The reply's type and
     /// payload.
     pub fn request(&self, op: Operation, payload: &[u8]) -> (u32, Vec<u8>) {
-        let conn = self.0.engine.borrow_mut().connect(Caller::Socket);
+        let caller = Caller::Socket;
+        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let mut out = Vec::new();
@@ -253,7 +276,7 @@ impl<H: Host + 'static> Server<H> {
         while let Outcome::Later(until) = self.handle(conn, &header, payload, time, &mut out) {
             time = until;
         }
-        self.0.engine.borrow_mut().disconnect(conn);
+        self.disconnect(conn);
         let ty = out.first_chunk().map_or(0, |header| Header::parse(header).ty);
         (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
     }
@@ -271,8 +294,11 @@ impl<H: Host + 'static> Server<H> {
         let shared = &self.0;
         let now = shared.clock.now().max(time);
         let start = out.len();
-        let outcome = {
-            shared.update.asked_by(conn);
+        shared.update.asked_by(conn);
+        let outcome = if self.is_journaled(conn, header) {
+            let input = Input::Request { conn, now, header: *header, payload };
+            self.run(&input, |engine, host| engine.handle(conn, header, payload, now, host, out))
+        } else {
             let mut host = shared.host.borrow_mut();
             shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out)
         };
@@ -293,7 +319,77 @@ impl<H: Host + 'static> Server<H> {
         outcome
     }
 
-    /// Lets the engine and the machine change together, then wakes those whom it concerns.
+    /// Does something to the engine that is in the journal first, if there is one.
+    fn run<T>(
+        &self,
+        input: &Input<'_>,
+        run: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
+    ) -> T {
+        let shared = &self.0;
+        let mut engine = shared.engine.borrow_mut();
+        let mut host = shared.host.borrow_mut();
+        let mut journal = shared.journal.borrow_mut();
+        let Some(journal) = journal.as_mut() else { return run(&mut engine, &mut *host) };
+        journal.input(input);
+        let mut answers = Vec::new();
+        let mut recorded = Recorded { host: &mut *host, answers: &mut answers };
+        let result = run(&mut engine, &mut recorded);
+        journal.done(&answers);
+        result
+    }
+
+    /// Must this request be in the journal?
+    fn is_journaled(&self, conn: ConnId, header: &Header) -> bool {
+        self.0.journal.borrow().is_some() && {
+            let engine = self.0.engine.borrow();
+            journal::concerns(engine.caller(conn), engine.has_events(conn), header)
+        }
+    }
+
+    /// What was taken from a ring and is not executed yet goes into the journal, before the guest is
+    /// told that it was taken.
+    pub(crate) fn left_over(&self, conn: ConnId, bytes: impl FnOnce() -> Vec<u8>) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut()
+            && matches!(self.0.engine.borrow().caller(conn), Some(Caller::Domain(_)))
+        {
+            journal.left_over(conn, &bytes());
+        }
+    }
+
+    /// Waits until the journal wants to begin anew.
+    pub(crate) async fn journal_is_full(&self) {
+        poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
+            Some(journal) => journal.poll_full(cx),
+            None => Poll::Pending,
+        })
+        .await;
+    }
+
+    /// Begins the journal anew, with a state that is that of now.
+    pub(crate) fn begin_journal(&self, state: &[u8]) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
+            journal.next(state);
+        }
+    }
+
+    /// Asks the machine about every domain.
+    pub(crate) fn domains_changed(&self) {
+        self.run(&Input::DomainsChanged, Engine::domains_changed);
+        self.wake();
+    }
+
+    /// A connection starts anew.
+    pub(crate) fn restart(&self, conn: ConnId) {
+        self.run(&Input::Restart(conn), |engine, _| engine.restart(conn));
+    }
+
+    /// Ends a connection.
+    pub(crate) fn disconnect(&self, conn: ConnId) {
+        self.run(&Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
+    }
+
+    /// Lets the engine and the machine change together, then wakes those whom it concerns. The
+    /// journal does not hear of it.
     pub fn with<T>(&self, change: impl FnOnce(&mut Engine, &mut H) -> T) -> T {
         let result = change(&mut self.0.engine.borrow_mut(), &mut self.0.host.borrow_mut());
         self.wake();
@@ -334,8 +430,14 @@ impl<H: Host + 'static> Server<H> {
 
     /// Appends some of the events that wait for `conn`. Are there more?
     pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> bool {
-        let limit = out.len() + xenstore_protocol::server::Connection::HIGH_WATER;
-        self.0.engine.borrow_mut().emit_events(conn, limit, out)
+        if !self.0.engine.borrow().has_events(conn) {
+            return false;
+        }
+        let (start, room) = (out.len(), xenstore_protocol::server::Connection::HIGH_WATER);
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        self.run(&Input::Events { conn, limit }, |engine, _| {
+            engine.emit_events(conn, start + room, out)
+        })
     }
 
     /// How many requests a connection may have answered before it is the turn of others: many while
@@ -381,22 +483,34 @@ impl<H: Host + 'static> Server<H> {
         self.0.buffer.borrow_mut()
     }
 
-    /// Looks for damage after a request could not be answered.
-    pub(crate) fn check(&self) {
+    /// After a request could not be answered: makes the engine again as it was before it, or at least
+    /// looks for damage. Has nothing of that request been done?
+    pub(crate) fn repair(&self) -> bool {
+        let rebuilt = self.0.journal.borrow_mut().as_mut().map(Journal::rebuild);
+        match rebuilt {
+            Some(Ok(engine)) => {
+                *self.0.engine.borrow_mut() = engine;
+                self.wake();
+                return true;
+            }
+            Some(Err(reason)) => tracing::error!(reason, "the store cannot be made again"),
+            None => {}
+        }
         if let Err(violation) = self.0.engine.borrow().check() {
             tracing::error!(%violation, "the store is damaged; please report this");
         }
+        false
     }
 }
 
-struct Disconnect<'a, H: Host> {
+struct Disconnect<'a, H: Host + 'static> {
     server: &'a Server<H>,
     conn: ConnId,
 }
 
-impl<H: Host> Drop for Disconnect<'_, H> {
+impl<H: Host + 'static> Drop for Disconnect<'_, H> {
     fn drop(&mut self) {
-        self.server.0.engine.borrow_mut().disconnect(self.conn);
+        self.server.disconnect(self.conn);
         self.server.0.wakers.borrow_mut().remove(&self.conn);
         self.server.0.update.gone(self.conn);
     }

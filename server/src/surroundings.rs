@@ -8,6 +8,7 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::ring::Indices;
 use xenstore_transport::xen::{Machine, XenRing};
 
+use crate::journal::Settled;
 use crate::log::Trace;
 use crate::options::Options;
 use crate::standalone::Standalone;
@@ -23,8 +24,11 @@ pub(crate) struct Surroundings {
     /// Domains that were there before, and their ports.
     pub(crate) waiting: Vec<(DomId, u32)>,
     /// Rings that another program has served.
-    pub(crate) resumed: Vec<(ConnId, XenRing)>,
+    pub(crate) resumed: Resumed,
 }
+
+/// Rings that another program has served, and how to go on with each.
+pub(crate) type Resumed = Vec<(ConnId, XenRing, Settled)>;
 
 /// Rings that are to be served, the trace, and who waits.
 type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
@@ -102,7 +106,7 @@ fn known(state: Option<&State>, mut tell: impl FnMut(DomId, DomainInfo)) {
 }
 
 /// The rings of a state. One that cannot be had is told and left out.
-fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Vec<(ConnId, XenRing)> {
+fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
     let mut rings = Vec::new();
     for connection in &state.connections {
         let Caller::Domain(domid) = connection.caller else { continue };
@@ -110,12 +114,14 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Vec<(ConnId, 
         let io = &connection.io;
         let progress = Progress {
             port: io.port,
+            remote: io.remote_port,
             gfn: io.gfn.unwrap_or(0),
             features: domain.map_or(xenstore_protocol::feature::ALL, |domain| domain.features),
             indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),
+            tail: state.io.evtchn.is_none().then_some(io.output.len()),
         };
         match host.resume(domid, domid == config.store, progress) {
-            Ok(ring) => rings.push((connection.id, ring)),
+            Ok((ring, settled)) => rings.push((connection.id, ring, settled)),
             Err(error) => warn!(%domid, %error, "the ring of this domain cannot be had again"),
         }
     }

@@ -20,6 +20,7 @@ use xenstore_transport::xen::{
     Bell, Channel, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing,
 };
 
+use crate::journal::{Settled, settle};
 use crate::log::Trace;
 use crate::server::Server;
 
@@ -51,6 +52,8 @@ pub(crate) struct Ringed {
     line: Arc<XenLine>,
     /// Our end of its event channel.
     pub(crate) port: Option<u32>,
+    /// The domain's end.
+    pub(crate) remote: u32,
     /// The frame that its page was said to be.
     pub(crate) gfn: u64,
 }
@@ -85,12 +88,17 @@ pub(crate) struct Events {
 pub(crate) struct Progress {
     /// Our end of the event channel, which is bound; none if there is none.
     pub(crate) port: Option<u32>,
+    /// The domain's end, to be bound anew if ours is gone.
+    pub(crate) remote: Option<u32>,
     /// The frame of the page; 0 if that is not known.
     pub(crate) gfn: u64,
     /// What the guest was offered.
     pub(crate) features: u32,
-    /// Otherwise what the page says.
+    /// Where it was; otherwise what the page says.
     pub(crate) indices: Option<Indices>,
+    /// Nobody has written down where it was at the end: so many of the last bytes that were to be
+    /// written are known, and `indices` count them all.
+    pub(crate) tail: Option<usize>,
 }
 
 impl Xen {
@@ -117,7 +125,7 @@ impl Xen {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
         let channel = Channel::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        self.add(domid, page, channel, feature::ALL, 0).doorbell().ring();
+        self.add(domid, page, channel, feature::ALL, (0, remote)).doorbell().ring();
         Ok(())
     }
 
@@ -138,22 +146,35 @@ impl Xen {
         domid: DomId,
         own: bool,
         progress: Progress,
-    ) -> io::Result<XenRing> {
-        let Progress { port, gfn, features, indices } = progress;
-        let page = match own {
-            true => self.machine.memory.own_ring()?.0,
-            false => self.machine.memory.map_ring(domid.0, gfn)?,
+    ) -> io::Result<(XenRing, Settled)> {
+        let Progress { port, remote, gfn, features, indices, tail } = progress;
+        let (page, own_remote) = match own {
+            true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
+            false => (self.machine.memory.map_ring(domid.0, gfn)?, None),
         };
-        let channel = port.map(|port| Channel::adopt(&self.machine.evtchn, port));
-        let indices = indices.unwrap_or_else(|| Indices::of(&page));
+        let remote = own_remote.or(remote).unwrap_or(0);
+        let channel = match port {
+            Some(port) => Some(Channel::adopt(&self.machine.evtchn, port)),
+            // As in `again`: it can be introduced once more.
+            None => Channel::bind(&self.machine.evtchn, domid.0, remote)
+                .inspect_err(|error| warn!(%domid, port = remote, %error, "cannot bind the event channel"))
+                .ok(),
+        };
+        let port = channel.as_ref().map(Channel::port);
+        let known = Indices::of(&page);
+        let (indices, settled) = match (indices, tail) {
+            (Some(all), Some(tail)) => settle(all, tail, known),
+            (indices, _) => (indices.unwrap_or(known), Settled::Goes),
+        };
         let line = Line::resume(page, Bell::new(channel), features);
         if let Some(port) = port {
             self.ports.borrow_mut().insert(port, line.clone());
             // The other may have taken an event and not come to it.
             self.machine.evtchn.unmask(&[port])?;
         }
-        self.rings.borrow_mut().insert(domid, Ringed { line: line.clone(), port, gfn });
-        Ok(XenRing::resume(line, domid.0, indices))
+        let ringed = Ringed { line: line.clone(), port, remote, gfn };
+        self.rings.borrow_mut().insert(domid, ringed);
+        Ok((XenRing::resume(line, domid.0, indices), settled))
     }
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page
@@ -177,13 +198,13 @@ impl Xen {
         page: SharedPage,
         channel: Channel,
         features: u32,
-        gfn: u64,
+        (gfn, remote): (u64, u32),
     ) -> Arc<XenLine> {
         let port = channel.port();
         let line = Line::new(page, Bell::new(channel), features);
         self.ports.borrow_mut().insert(port, line.clone());
         let _ = self.fresh.try_send(XenRing::new(line.clone(), domid.0));
-        let ringed = Ringed { line: line.clone(), port: Some(port), gfn };
+        let ringed = Ringed { line: line.clone(), port: Some(port), remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         line
     }
@@ -193,6 +214,7 @@ impl Xen {
         let mut rings = self.rings.borrow_mut();
         let Some(ringed) = rings.get_mut(&domid) else { return };
         ringed.unplug(&self.ports);
+        ringed.remote = remote;
         let Ringed { line, port, .. } = ringed;
         match Channel::bind(&self.machine.evtchn, domid.0, remote) {
             Ok(channel) => {
@@ -253,7 +275,7 @@ impl Host for Xen {
             warn!(%domid, port, %error, "cannot bind the event channel of this domain");
             ErrorName::Einval
         })?;
-        self.add(domid, page, channel, features, gfn);
+        self.add(domid, page, channel, features, (gfn, port));
         Ok(())
     }
 
@@ -293,7 +315,7 @@ impl Events {
                 }
             }
             if ports.contains(domain_exc) {
-                server.with(|engine, host| engine.domains_changed(host));
+                server.domains_changed();
             }
             // A guest that rings without end gets no more events than turns (XSA-332).
             yield_now().await;

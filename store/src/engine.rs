@@ -131,6 +131,16 @@ impl Engine {
         self.conns.contains_key(&conn)
     }
 
+    /// Who is at the other end of a connection, unless it has ended.
+    pub fn caller(&self, conn: ConnId) -> Option<Caller> {
+        self.conns.get(&conn).map(|connection| connection.caller)
+    }
+
+    /// Do events wait for this connection?
+    pub fn has_events(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|connection| !connection.events.is_empty())
+    }
+
     /// A connection for which events wait that did not at the last call, or whose request was put
     /// off and is to be offered again.
     pub fn pop_ready(&mut self) -> Option<ConnId> {

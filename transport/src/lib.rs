@@ -7,12 +7,14 @@
 //! * [`socket`]: a unix socket;
 //! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
 //! * [`inherit`]: descriptors that one program hands to the next;
+//! * [`mapped_file`]: a file that is written as memory;
 //! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
 pub mod driver;
 pub mod fault;
 pub mod inherit;
+pub mod mapped_file;
 pub mod memory;
 mod raw;
 pub mod ring;

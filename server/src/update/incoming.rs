@@ -16,13 +16,15 @@ use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Mill
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, inherit};
+use xenstore_transport::{Failure, Transport, inherit};
 
 use super::errand::{self, Errand};
 use super::session::reply;
 use crate::options::Options;
 use crate::place::run_dir;
+use crate::journal::{Recovered, Settled};
 use crate::server::{Server, Start};
+use crate::surroundings::Resumed;
 
 /// Everything that another program has left, sound, with nothing taken of it yet.
 pub(crate) struct Incoming {
@@ -125,6 +127,12 @@ fn receive_file(config: &Config) -> Result<Incoming, String> {
 }
 
 impl Incoming {
+    /// What the last process has left in its journal.
+    pub(crate) fn recovered(recovered: Recovered) -> Incoming {
+        let Recovered { state, engine } = recovered;
+        Incoming { from: "journal", state, engine, errand: None, file: None, begun: Instant::now() }
+    }
+
     /// The engine, and what is to be done with the rest.
     pub(crate) fn take(self) -> (Engine, Taken) {
         let Incoming { from, state, engine, errand, file, begun } = self;
@@ -142,24 +150,41 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// The state, for a journal to begin with.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
     /// What the clock of the other said, in milliseconds.
     pub(crate) fn clock(&self) -> Millis {
-        self.errand.as_ref().map_or(0, |errand| errand.clock)
+        match &self.errand {
+            Some(errand) => errand.clock,
+            None => crate::journal::clock(&self.state),
+        }
     }
 
     /// Goes on with all connections. One that cannot be had ends.
     pub(crate) fn adopt<'a>(
         &self,
         server: &'a Server<Box<dyn Host>>,
-        rings: Vec<(ConnId, XenRing)>,
+        rings: Resumed,
         executor: &LocalExecutor<'a>,
         driver: &Driver,
     ) {
-        let mut rings: BTreeMap<ConnId, XenRing> = rings.into_iter().collect();
+        let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
+        let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
         for connection in &self.state.connections {
-            let (id, start) = (connection.id, self.start(connection));
-            if let Some(ring) = rings.remove(&id) {
+            let (id, mut start) = (connection.id, self.start(connection));
+            if let Some((ring, settled)) = rings.remove(&id) {
+                if settled == Settled::Goes {
+                    start.written_up_to(connection.io.indices, ring.place());
+                } else {
+                    let failed = settled == Settled::Broken;
+                    warn!(conn = %id, who = ?connection.caller, failed, "this ring starts anew");
+                    server.restart(id);
+                    start = Start { failed: failed.then_some(Failure::Transport), ..Start::default() };
+                }
                 executor.spawn(server.serve_as(id, ring, start)).detach();
                 continue;
             }
@@ -170,13 +195,13 @@ impl Taken {
                 Ok(socket) => executor.spawn(server.serve_as(id, socket, start)).detach(),
                 Err(error) => {
                     warn!(conn = %id, who = ?connection.caller, %error, "lost a connection");
-                    server.with(|engine, _| engine.disconnect(id));
+                    server.disconnect(id);
                     lost += 1;
                 }
             }
         }
         // Deaths that nobody has heard of.
-        server.with(|engine, host| engine.domains_changed(host));
+        server.domains_changed();
         self.finish(lost);
     }
 

@@ -126,8 +126,9 @@ impl Outgoing<'_> {
     }
 
     /// The whole state, with what the server knows of it.
-    fn state(&self, mut held: BTreeMap<ConnId, Held>) -> State {
+    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, Held>) -> State {
         let mut state = self.server.with(|engine, _| engine.dump());
+        state.io.other = self.server.clock().now().to_le_bytes().to_vec();
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
         if let Some((bound, _)) = &self.xen {
             state.io.evtchn = Some(bound.evtchn.descriptor().as_raw_fd());
@@ -153,6 +154,7 @@ impl Outgoing<'_> {
                 let ring = rings.get(&DomId(domid.0));
                 io.port = ring.and_then(|ring| ring.port);
                 io.gfn = ring.map(|ring| ring.gfn);
+                io.remote_port = ring.map(|ring| ring.remote);
             }
         }
         state

@@ -1,0 +1,295 @@
+//! The journal: what was done to the engine, in memory that outlives the process.
+//!
+//! A file in the runtime directory, which is memory on every Linux host, holds a state and every
+//! input of the engine since ([`segment`]). The engine is deterministic, so the next process makes
+//! it again from there ([`replay`]), however this one ends: killed, aborted, out of memory. It does
+//! not survive the machine.
+//!
+//! An input is recorded before it is carried out, and marked as done before anybody hears of it. A
+//! request that was being carried out at the end is carried out again; one that has ended the process
+//! twice is answered with EIO instead.
+//!
+//! When a file is long enough, all connections stand still for a moment, and the next one begins with
+//! the state as it is then.
+
+mod record;
+mod replay;
+mod segment;
+mod way;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+use xenstore_protocol::{Header, Operation};
+use xenstore_store::{Caller, Config, ConnId, Engine, Input, State};
+
+use record::Record;
+use replay::Replay;
+pub(crate) use replay::clock;
+use segment::{Left, Segment};
+pub(crate) use way::{Settled, settle};
+
+/// Bytes of records after which the next file is begun; and room for what comes until then.
+const FULL: usize = 32 << 20;
+const ROOM: usize = 2 * FULL;
+/// How long a journal that could not be written rests.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How often the same request may end the process before it is refused.
+const TRIES: u8 = 2;
+
+/// The journal of a server.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    dir: PathBuf,
+    config: Config,
+    boot: [u8; 16],
+    number: u64,
+    /// None while it cannot be written.
+    segment: Option<Segment>,
+    /// When it may be tried again.
+    rests_until: Instant,
+    body: Vec<u8>,
+    waiter: Option<Waker>,
+}
+
+/// What a process has left in its journal.
+pub(crate) struct Recovered {
+    pub(crate) engine: Engine,
+    pub(crate) state: State,
+}
+
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).unwrap_or_default());
+    let bytes: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap_or(0)).collect();
+    bytes.try_into().unwrap_or_default()
+}
+
+fn file(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("journal.{number}"))
+}
+
+/// Numbers of the files that are there, the newest first.
+fn numbers(dir: &Path) -> Vec<u64> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
+    let number = |name: std::ffi::OsString| name.to_str()?.strip_prefix("journal.")?.parse().ok();
+    let mut numbers: Vec<u64> = names.filter_map(number).collect();
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    numbers
+}
+
+/// Removes all files of a journal, for whoever does not want to go on from there.
+pub(crate) fn remove(dir: &Path) {
+    for number in numbers(dir) {
+        let _ = std::fs::remove_file(file(dir, number));
+    }
+}
+
+/// What the last process has left here; none if it left nothing, or nothing that can be used, which
+/// is told.
+pub(crate) fn recover(dir: &Path, config: &Config) -> Option<Recovered> {
+    let begun = Instant::now();
+    for number in numbers(dir) {
+        let path = file(dir, number);
+        let make = || {
+            let left = Left::read(&path, &boot_id())?;
+            finish(dir, Replay::of(config, &left)?, &left, begun)
+        };
+        let made = catch_unwind(AssertUnwindSafe(make));
+        match made.unwrap_or_else(|_| Err("panic while reading it".into())) {
+            Ok(recovered) => return Some(recovered),
+            Err(reason) => {
+                warn!(journal = %path.display(), reason, "nothing can be made of this journal");
+            }
+        }
+    }
+    None
+}
+
+fn finish(
+    dir: &Path,
+    replay: Replay,
+    left: &Left,
+    begun: Instant,
+) -> Result<Recovered, String> {
+    let (records, interrupted) = (replay.records, replay.interrupted.clone());
+    let (engine, mut state) = replay.finish();
+    engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
+    if left.is_damaged() {
+        error!("the end of the journal is damaged: what was done last is lost");
+    }
+    suspect(dir, interrupted, &mut state);
+    let ms = begun.elapsed().as_secs_f64() * 1e3;
+    let rings = state.connections.len();
+    let nodes = state.nodes.len();
+    info!(records, rings, nodes, ms, "the last process ended unexpectedly; going on from its journal");
+    Ok(Recovered { engine, state })
+}
+
+/// Counts how often the same request was being carried out when a process ended. One that has done
+/// so too often is refused: it is taken for executed, and answered with EIO.
+fn suspect(dir: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
+    let path = dir.join("journal-suspect");
+    let Some((conn, frame)) = interrupted else {
+        let _ = std::fs::remove_file(&path);
+        return;
+    };
+    let known = std::fs::read(&path).unwrap_or_default();
+    let before = known.split_last().filter(|(_, before)| **before == frame[..]);
+    let count = before.map_or(0, |(count, _)| *count) + 1;
+    let header = frame.first_chunk().map(Header::parse).unwrap_or_default();
+    let name = Operation::from_wire(header.ty).map_or("?", Operation::name);
+    warn!(%conn, name, header = ?header, times = count,
+        "the process ended while it carried out this request");
+    let ring = state.connections.iter_mut().find(|connection| connection.id == conn);
+    if count >= TRIES
+        && let Some(connection) = ring
+    {
+        error!(%conn, name, header = ?header, "this request is refused with EIO; please report it");
+        way::refuse(&mut connection.io, &frame);
+        let _ = std::fs::remove_file(&path);
+        return;
+    }
+    let _ = std::fs::write(&path, [frame, vec![count]].concat());
+}
+
+impl Journal {
+    /// Begins a journal with a state. Whatever was in this directory before is not needed any more.
+    pub(crate) fn begin(dir: PathBuf, config: &Config, state: &State) -> Journal {
+        let number = numbers(&dir).first().copied().unwrap_or(0);
+        let mut journal = Journal {
+            dir,
+            config: *config,
+            boot: boot_id(),
+            number,
+            segment: None,
+            rests_until: Instant::now(),
+            body: Vec::new(),
+            waiter: None,
+        };
+        journal.next(&state.encode());
+        journal
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> PathBuf {
+        file(&self.dir, self.number)
+    }
+
+    /// Begins the next file, with this state; the ones before are not needed any more.
+    pub(crate) fn next(&mut self, state: &[u8]) {
+        let (number, new) = (self.number + 1, self.dir.join("journal.new"));
+        let make = || -> io::Result<Segment> {
+            let segment = Segment::create(&new, &self.boot, state, ROOM)?;
+            std::fs::rename(&new, file(&self.dir, number))?;
+            Ok(segment)
+        };
+        match make() {
+            Ok(segment) => {
+                self.segment = Some(segment);
+                self.number = number;
+                for old in numbers(&self.dir).into_iter().filter(|old| *old < number) {
+                    let _ = std::fs::remove_file(file(&self.dir, old));
+                }
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(&new);
+                self.suspend(&error);
+            }
+        }
+    }
+
+    /// Is it time for the next file?
+    pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_full() {
+            return Poll::Ready(());
+        }
+        self.waiter = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn is_full(&self) -> bool {
+        match &self.segment {
+            Some(segment) => segment.len() >= FULL,
+            None => self.rests_until <= Instant::now(),
+        }
+    }
+
+    /// A journal that lacks something is worse than none: it goes, and a new one is tried later.
+    fn suspend(&mut self, error: &io::Error) {
+        self.segment = None;
+        self.rests_until = Instant::now() + PAUSE;
+        remove(&self.dir);
+        error!(
+            dir = %self.dir.display(), %error, retry_s = PAUSE.as_secs(),
+            "cannot write the journal: until then a crash loses the store; make room there, or choose another place with --journal"
+        );
+    }
+
+    fn write(&mut self, record: &Record<'_>) {
+        let Some(segment) = &mut self.segment else { return };
+        self.body.clear();
+        record.emit(&mut self.body);
+        if let Err(error) = segment.record(&self.body) {
+            self.suspend(&error);
+        }
+    }
+
+    /// Something is about to be done.
+    pub(crate) fn input(&mut self, input: &Input<'_>) {
+        self.write(&Record::Input(*input));
+    }
+
+    /// It has been done, and the machine has answered this meanwhile.
+    pub(crate) fn done(&mut self, answers: &[u8]) {
+        if !answers.is_empty() {
+            self.write(&Record::Answers(answers));
+        }
+        let Some(segment) = &mut self.segment else { return };
+        if let Err(error) = segment.done() {
+            self.suspend(&error);
+        }
+        if self.is_full()
+            && let Some(waker) = self.waiter.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// These bytes were taken from a ring, besides requests that were executed.
+    pub(crate) fn left_over(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.write(&Record::LeftOver { conn, bytes });
+        self.done(&[]);
+    }
+
+    /// Makes the engine again as it was before the last input, which is refused.
+    pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
+        if self.segment.is_none() {
+            return Err("there is no journal".into());
+        }
+        let left = Left::own(&self.path(), &self.boot)?;
+        let replay = Replay::of(&self.config, &left)?;
+        replay.engine.check().map_err(|violation| violation.to_string())?;
+        self.write(&Record::Refused);
+        self.done(&[]);
+        Ok(replay.engine)
+    }
+}
+
+/// Must what a request does be recorded? On a socket, which does not outlive the process, not if it
+/// only asks.
+pub(crate) fn concerns(caller: Option<Caller>, waits: bool, header: &Header) -> bool {
+    use Operation::{
+        Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read,
+    };
+    let only_asks = matches!(
+        Operation::from_wire(header.ty),
+        Some(Directory | DirectoryPart | GetDomainPath | GetPerms | IsDomainIntroduced | Read)
+    );
+    caller != Some(Caller::Socket) || waits || header.tx_id != 0 || !only_asks
+}

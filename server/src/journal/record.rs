@@ -1,0 +1,58 @@
+//! What stands in a journal.
+
+use xenstore_store::{ConnId, Input};
+
+/// A record. What belongs to an input comes right after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record<'a> {
+    /// Something that is done to the engine.
+    Input(Input<'a>),
+    /// What the machine answered meanwhile.
+    Answers(&'a [u8]),
+    /// The request was answered with EIO, and nothing was done.
+    Refused,
+    /// All that was taken from a ring and not executed.
+    LeftOver {
+        /// Whose.
+        conn: ConnId,
+        /// Whole requests, then a part of one.
+        bytes: &'a [u8],
+    },
+}
+
+// Inputs have small numbers.
+const ANSWERS: u8 = 0x80;
+const REFUSED: u8 = 0x81;
+const LEFT_OVER: u8 = 0x82;
+
+impl<'a> Record<'a> {
+    /// Appends it as bytes.
+    pub(super) fn emit(&self, out: &mut Vec<u8>) {
+        match self {
+            Record::Input(input) => input.emit(out),
+            Record::Answers(answers) => {
+                out.push(ANSWERS);
+                out.extend_from_slice(answers);
+            }
+            Record::Refused => out.push(REFUSED),
+            Record::LeftOver { conn, bytes } => {
+                out.push(LEFT_OVER);
+                out.extend_from_slice(&conn.0.to_le_bytes());
+                out.extend_from_slice(bytes);
+            }
+        }
+    }
+
+    /// The reverse of [`Record::emit`]; `None` for anything else.
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Record<'a>> {
+        Some(match bytes.split_first()? {
+            (&ANSWERS, answers) => Record::Answers(answers),
+            (&REFUSED, []) => Record::Refused,
+            (&LEFT_OVER, rest) => {
+                let (conn, bytes) = rest.split_first_chunk()?;
+                Record::LeftOver { conn: ConnId(u64::from_le_bytes(*conn)), bytes }
+            }
+            _ => Record::Input(Input::parse(bytes)?),
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! From what a journal holds to an engine that is where the one was that wrote it.
+
+use std::collections::BTreeMap;
+
+use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Reply};
+use xenstore_store::{
+    Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State,
+};
+
+use super::record::Record;
+use super::segment::Left;
+use super::way::Way;
+
+/// The page of a ring and the guest's port, as they were introduced.
+pub(super) type Introduced = BTreeMap<DomId, (u64, u32)>;
+
+/// An engine that was made again.
+pub(super) struct Replay {
+    pub(super) engine: Engine,
+    /// What went over the connections of domains.
+    pub(super) ways: BTreeMap<ConnId, Way>,
+    pub(super) introduced: Introduced,
+    /// The last time that was told to the engine.
+    pub(super) now: Millis,
+    /// Records that were carried out again.
+    pub(super) records: u64,
+    /// The last request, if it was not carried out.
+    pub(super) interrupted: Option<(ConnId, Vec<u8>)>,
+}
+
+impl Replay {
+    /// Makes the engine again. An error is one line.
+    pub(super) fn of(config: &Config, left: &Left) -> Result<Replay, String> {
+        let state = State::decode(left.state()).map_err(|error| error.to_string())?;
+        let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
+        let mut replay = Replay {
+            engine,
+            ways: BTreeMap::new(),
+            introduced: Introduced::new(),
+            now: 0,
+            records: 0,
+            interrupted: None,
+        };
+        replay.begin(&state);
+        let mut records = left.records().peekable();
+        while let Some((body, done)) = records.next() {
+            let record = Record::parse(body).ok_or("a record in it means nothing")?;
+            if !done {
+                if let Record::Input(Input::Request { conn, header, payload, .. }) = record {
+                    replay.interrupted = Some((conn, [&header.emit()[..], payload].concat()));
+                }
+                break;
+            }
+            let next = records.peek().and_then(|(body, _)| Record::parse(body));
+            replay.step(&record, next.as_ref())?;
+            replay.records += 1;
+        }
+        Ok(replay)
+    }
+
+    fn begin(&mut self, state: &State) {
+        for connection in &state.connections {
+            let Caller::Domain(domid) = connection.caller else { continue };
+            let io = &connection.io;
+            let (consumed, rsp_prod) = io.indices.unwrap_or_default();
+            let unsent = u32::try_from(io.output.len()).unwrap_or(u32::MAX);
+            let way = Way {
+                consumed,
+                produced: rsp_prod.wrapping_add(unsent),
+                unread: io.input.clone(),
+                tail: io.output.clone(),
+            };
+            self.ways.insert(connection.id, way);
+            if let Some(port) = io.remote_port {
+                self.introduced.insert(domid, (io.gfn.unwrap_or(0), port));
+            }
+        }
+        self.now = clock(state);
+    }
+
+    /// Carries out one record; the answers of the machine, and whether it was refused, come in the
+    /// next.
+    fn step(&mut self, record: &Record<'_>, next: Option<&Record<'_>>) -> Result<(), String> {
+        let input = match record {
+            Record::Input(input) => input,
+            Record::LeftOver { conn, bytes } => {
+                self.ways.entry(*conn).or_default().left_over(bytes);
+                return Ok(());
+            }
+            // With the record before.
+            Record::Answers(_) | Record::Refused => return Ok(()),
+        };
+        let mut out = Vec::new();
+        if let (Input::Request { conn, header, .. }, Some(Record::Refused)) = (input, next) {
+            Reply::Error(ErrorName::Eio).emit(header, &mut out);
+            self.answered(*conn, HEADER_LEN + header.len as usize, &out);
+            return Ok(());
+        }
+        let answers = match next {
+            Some(Record::Answers(answers)) => answers,
+            _ => &[][..],
+        };
+        let mut host = Replayed::new(answers);
+        let outcome = self.engine.apply(input, &mut host, &mut out);
+        if host.astray {
+            return Err("it does not say what the machine answered".into());
+        }
+        match input {
+            Input::Request { conn, now, header, .. } if outcome == Outcome::Answered => {
+                self.now = self.now.max(*now);
+                self.answered(*conn, HEADER_LEN + header.len as usize, &out);
+            }
+            Input::Events { conn, .. } => {
+                if let Some(way) = self.ways.get_mut(conn) {
+                    way.made(&out);
+                }
+            }
+            Input::Connect(Caller::Domain(_)) => {
+                let conns = self.engine.connections();
+                let new = conns.last().filter(|conn| !self.ways.contains_key(conn));
+                self.ways.extend(new.map(|conn| (*conn, Way::default())));
+            }
+            Input::Restart(conn) => drop(self.ways.insert(*conn, Way::default())),
+            _ => {}
+        }
+        // The page of a ring that is introduced again is empty from then on.
+        for (domid, gfn, port) in host.introduced {
+            self.introduced.insert(domid, (gfn, port));
+            for (conn, way) in &mut self.ways {
+                if self.engine.caller(*conn) == Some(Caller::Domain(domid)) {
+                    *way = Way::default();
+                }
+            }
+        }
+        self.ways.retain(|conn, _| self.engine.is_connected(*conn));
+        Ok(())
+    }
+
+    fn answered(&mut self, conn: ConnId, request: usize, answer: &[u8]) {
+        if let Some(way) = self.ways.get_mut(&conn) {
+            way.answered(request, answer);
+        }
+    }
+
+    /// Ends what ended with the process: connections of sockets; and begins what it had not come to:
+    /// those of domains that had been introduced. The state from which to go on.
+    pub(super) fn finish(mut self) -> (Engine, State) {
+        for conn in self.engine.connections() {
+            if self.engine.caller(conn) == Some(Caller::Socket) {
+                self.engine.disconnect(conn);
+            }
+        }
+        let domains: Vec<_> = self.engine.dump().domains;
+        for domain in domains.iter().filter(|domain| domain.introduced) {
+            let caller = Caller::Domain(domain.domid);
+            let conns = self.engine.connections();
+            let served = conns.iter().any(|conn| self.engine.caller(*conn) == Some(caller));
+            if !served && self.introduced.contains_key(&domain.domid) {
+                let conn = self.engine.connect(caller);
+                self.ways.insert(conn, Way::default());
+            }
+        }
+        let mut state = self.engine.dump();
+        state.io.other = self.now.to_le_bytes().to_vec();
+        for connection in &mut state.connections {
+            let Caller::Domain(domid) = connection.caller else { continue };
+            let introduced = self.introduced.get(&domid);
+            let io = &mut connection.io;
+            io.gfn = introduced.map(|(gfn, _)| *gfn);
+            io.remote_port = introduced.map(|(_, port)| *port);
+            let way = self.ways.remove(&connection.id).unwrap_or_default();
+            io.indices = Some((way.consumed, way.produced));
+            (io.input, io.output) = (way.unread, way.tail);
+        }
+        (self.engine, state)
+    }
+}
+
+/// What the clock said, in a state that is kept in a journal.
+pub(crate) fn clock(state: &State) -> Millis {
+    state.io.other.as_slice().try_into().map_or(0, Millis::from_le_bytes)
+}

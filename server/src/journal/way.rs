@@ -1,0 +1,135 @@
+//! How far a ring has come, as far as the journal knows.
+
+use xenstore_protocol::{ErrorName, Header, Reply};
+use xenstore_store::IoState;
+use xenstore_transport::ring::Indices;
+
+/// Most bytes of answers that can wait to be written: more are not taken before some have gone.
+const TAIL: usize = 512 * 1024;
+/// Bytes of one direction of a ring.
+const RING: u32 = xenstore_protocol::ring::SIZE;
+
+/// What was taken from a ring and given to it since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way {
+    /// Bytes of requests that were taken.
+    pub(super) consumed: u32,
+    /// Bytes of answers that were made.
+    pub(super) produced: u32,
+    /// The last bytes that were taken and not executed.
+    pub(super) unread: Vec<u8>,
+    /// The last bytes that were made.
+    pub(super) tail: Vec<u8>,
+}
+
+/// How to go on with a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// Where it was.
+    Goes,
+    /// The guest has started anew, and nothing has been done for it since.
+    Anew,
+    /// Its page says what cannot be.
+    Broken,
+}
+
+/// Where to go on with a ring from which so much was taken and for which so much was made, the last
+/// `tail` bytes of which are known, by what its page says. The guest can have written anything there;
+/// what it says decides over nothing but its own bytes.
+pub(crate) fn settle(all: Indices, tail: usize, page: Indices) -> (Indices, Settled) {
+    let unsent = all.rsp_prod.wrapping_sub(page.rsp_prod) as usize;
+    let untold = all.req_cons.wrapping_sub(page.req_cons);
+    if unsent <= tail && untold <= RING {
+        (Indices { req_cons: all.req_cons, rsp_prod: page.rsp_prod }, Settled::Goes)
+    } else if page == Indices::default() {
+        (page, Settled::Anew)
+    } else {
+        (page, Settled::Broken)
+    }
+}
+
+impl Way {
+    /// A request of this many bytes was answered with these.
+    pub(super) fn answered(&mut self, request: usize, answer: &[u8]) {
+        let known = self.unread.len().min(request);
+        self.unread.drain(..known);
+        self.consumed = self.consumed.wrapping_add(word(request - known));
+        self.made(answer);
+    }
+
+    /// These bytes were made.
+    pub(super) fn made(&mut self, bytes: &[u8]) {
+        self.produced = self.produced.wrapping_add(word(bytes.len()));
+        self.tail.extend_from_slice(bytes);
+        if self.tail.len() > 2 * TAIL {
+            self.tail.drain(..self.tail.len() - TAIL);
+        }
+    }
+
+    /// Besides what was executed, these bytes were taken.
+    pub(super) fn left_over(&mut self, bytes: &[u8]) {
+        self.consumed = self.consumed.wrapping_sub(word(self.unread.len()));
+        self.consumed = self.consumed.wrapping_add(word(bytes.len()));
+        self.unread = bytes.to_vec();
+    }
+}
+
+/// Takes a request that is about to be read from a ring for executed, and answers it with EIO.
+pub(super) fn refuse(io: &mut IoState, frame: &[u8]) {
+    let Some(header) = frame.first_chunk().map(Header::parse) else { return };
+    let (consumed, produced) = io.indices.unwrap_or_default();
+    let mut way = Way {
+        consumed,
+        produced,
+        unread: std::mem::take(&mut io.input),
+        tail: std::mem::take(&mut io.output),
+    };
+    let mut answer = Vec::new();
+    Reply::Error(ErrorName::Eio).emit(&header, &mut answer);
+    way.answered(frame.len(), &answer);
+    io.indices = Some((way.consumed, way.produced));
+    (io.input, io.output) = (way.unread, way.tail);
+}
+
+fn word(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if bytes are counted twice or not at all, however they were taken.
+    #[test]
+    fn bytes_are_counted_once() {
+        let mut way = Way { consumed: u32::MAX - 10, ..Way::default() };
+        way.answered(20, b"abc");
+        assert_eq!((way.consumed, way.produced), (9, 3));
+        way.left_over(&[1; 30]);
+        assert_eq!(way.consumed, 39);
+        way.answered(20, b"");
+        assert_eq!((way.consumed, way.unread.len()), (39, 10));
+        way.answered(25, b"d");
+        assert_eq!((way.consumed, way.unread.len(), way.produced), (54, 0, 4));
+        assert_eq!(way.tail, b"abcd");
+        way.left_over(&[1; 7]);
+        way.left_over(&[1; 9]);
+        assert_eq!(way.consumed, 63);
+    }
+
+    // Fails if what a guest writes into its page makes us give it bytes that are not its own, or
+    // give it up without need.
+    #[test]
+    fn the_page_is_believed_only_where_it_can_be_right() {
+        let indices = |req_cons, rsp_prod| Indices { req_cons, rsp_prod };
+        let settle = |page| settle(indices(5000, 900), 100, page);
+        let goes = |page| settle(page) == (indices(5000, page.rsp_prod), Settled::Goes);
+        assert!(goes(indices(5000, 900)) && goes(indices(4500, 800)));
+        for page in [(3975, 900), (5001, 900), (5000, 799), (5000, 901)] {
+            assert_eq!(settle(indices(page.0, page.1)).1, Settled::Broken, "{page:?}");
+        }
+        assert_eq!(settle(indices(0, 0)), (indices(0, 0), Settled::Anew));
+        let none = super::settle(indices(0, 0), 0, indices(0, 0));
+        assert_eq!(none, (indices(0, 0), Settled::Goes));
+    }
+}

@@ -1,0 +1,102 @@
+//! A file that is written as memory: no call of the kernel for each piece, and what has been
+//! written is there for the next program however this one ends.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+
+use crate::raw::Mapping;
+
+/// Bytes that are asked for at once.
+const STEP: usize = 1 << 20;
+
+/// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
+/// file system is an error and not a signal.
+#[derive(Debug)]
+pub struct MappedFile {
+    file: File,
+    mapping: Mapping,
+    len: usize,
+    /// Bytes from the start on that are there.
+    room: usize,
+}
+
+impl MappedFile {
+    /// Makes a file of at most `len` bytes, all 0, that only its owner may read, and locks it. A
+    /// file of that name is emptied.
+    pub fn create(path: &Path, len: usize) -> io::Result<MappedFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(path)?;
+        lock(&file)?;
+        file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
+        let mapping = Mapping::shared(&file, 0, len)?;
+        Ok(MappedFile { file, mapping, len, room: 0 })
+    }
+
+    /// How long it may get.
+    pub fn limit(&self) -> usize {
+        self.len
+    }
+
+    fn reserve(&mut self, end: usize) -> io::Result<()> {
+        if end <= self.room {
+            return Ok(());
+        }
+        if end > self.len {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let room = end.next_multiple_of(STEP).min(self.len);
+        let (offset, len) = (self.room as u64, (room - self.room) as u64);
+        fallocate(&self.file, FallocateFlags::empty(), offset, len)?;
+        self.room = room;
+        Ok(())
+    }
+
+    /// Writes bytes at an offset. Fails, having written nothing, if there is no room.
+    pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.reserve(at + bytes.len())?;
+        self.mapping.write(at, bytes);
+        Ok(())
+    }
+
+    /// Writes a word, at a multiple of 4, after all that has been written before.
+    pub fn publish(&mut self, at: usize, word: u32) -> io::Result<()> {
+        self.reserve(at + 4)?;
+        self.mapping.word(at).store(word, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Locks a file for this process, until it is closed. Fails at once if another has it.
+pub fn lock(file: &File) -> io::Result<()> {
+    Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if what was written is not in the file, if there is anything beyond the limit, or if
+    // two can have the file at once.
+    #[test]
+    fn what_is_written_is_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut mapped = MappedFile::create(&path, 8192).unwrap();
+        mapped.write(4093, b"abcdef").unwrap();
+        mapped.publish(8, 0x0102_0304).unwrap();
+        assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((bytes.len(), &bytes[4093..4099]), (8192, &b"abcdef"[..]));
+        assert_eq!(bytes[8..12], 0x0102_0304_u32.to_ne_bytes());
+        assert!(bytes[8190..].iter().all(|byte| *byte == 0));
+        assert!(lock(&File::open(&path).unwrap()).is_err());
+        drop(mapped);
+        assert!(lock(&File::open(&path).unwrap()).is_ok());
+    }
+}
