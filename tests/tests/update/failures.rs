@@ -3,8 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
-use xenstore_tests::raw::op;
+use xenstore_tests::peers::{self, Kind};
+use xenstore_tests::raw::{op, text};
+use xenstore_tests::skip;
 
 use crate::{Host, ours};
 
@@ -130,5 +133,73 @@ fn a_dry_run_only_tells() {
     let report = host.control(&["-s", "-n"]).unwrap();
     assert!(report.contains("bytes") && report.contains("ms"), "{report}");
     assert_eq!(host.updates(), 0);
-    host.update();
+    let xs = |args: &[&str]| {
+        let mut command = Command::new(peers::program("xs").unwrap());
+        command.arg("--socket").arg(host.daemon.socket()).arg("live-update").args(args);
+        let output = command.arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), text)
+    };
+    let (done, text) = xs(&["--dry-run"]);
+    assert!(done && text.contains("lost: nothing"), "{text}");
+    assert_eq!(host.updates(), 0);
+    assert_eq!(xs(&[]), (true, "done\n".into()));
+    assert_eq!(host.updates(), 1);
+    let (done, text) = xs(&["--options", "--bogus"]);
+    assert!(!done && text.contains("--bogus"), "{text}");
+    assert_eq!(host.updates(), 1);
+}
+
+// Fails if a transaction that C xenstored cannot go on with is lost although nobody said so, is
+// not named, or one that ends in time is in the way; or if others cannot go on while it is waited
+// for.
+#[test]
+fn transactions_are_in_the_way_of_c_xenstored() {
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("transactions and C xenstored", &why);
+    }
+    let mut host = Host::start();
+    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let program = program.to_str().unwrap();
+    let mut client = host.client();
+    let tx = client.begin().unwrap();
+    client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    let report = host.control(&["-s", "-n"]).unwrap();
+    assert!(report.contains("in the way: conn") && report.contains("requests 1"), "{report}");
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    assert_eq!(host.control(&["-s", "-t", "60"]), Ok("BUSY".into()));
+    let refusal = host.control(&["-s", "-t", "0"]).unwrap();
+    assert!(refusal.starts_with("Domains with long running transactions:\nconn"), "{refusal}");
+    host.client().ok(op::WRITE, "/b|1").unwrap();
+    client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
+    // It ends while it is waited for.
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    host.dom0.start(op::CONTROL, 0, b"live-update\0-s\0-t\x0060\0").unwrap();
+    client.end(tx, "T|", "OK|").unwrap();
+    let first = text(&host.dom0.reply().unwrap().payload);
+    if first != "OK|" {
+        assert_eq!(first, "BUSY|");
+        assert_eq!(host.control(&["-s", "-t", "60"]), Ok("OK".into()));
+    }
+    client.gives(op::READ, "/a|", "in|").unwrap();
+    client.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
+}
+
+// Fails if transactions that are given up are not told, or keep C xenstored from going on.
+#[test]
+fn transactions_can_be_given_up() {
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("transactions and C xenstored", &why);
+    }
+    let mut host = Host::start();
+    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let mut client = host.client();
+    let tx = client.begin().unwrap();
+    client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();
+    assert_eq!(host.control(&["-f", program.to_str().unwrap()]), Ok("OK".into()));
+    assert_eq!(host.control(&["-s", "-t", "0", "-F"]), Ok("OK".into()));
+    assert!(host.daemon.log().contains("unfinished"), "{}", host.daemon.log());
+    client.fails_in(tx, op::READ, "/a|", "ENOENT").unwrap();
+    client.fails(op::READ, "/a|", "ENOENT").unwrap();
 }
