@@ -56,6 +56,11 @@ pub(crate) struct Ringed {
 }
 
 impl Ringed {
+    /// Tells the guest what it may use.
+    pub(crate) fn offer(&self, features: u32) {
+        self.line.page().store(Word::ServerFeatures, features);
+    }
+
     /// Gives the event channel back, if there is one.
     fn unplug(&mut self, ports: &Ports) {
         if let Some(port) = self.port.take() {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::Timer;
 use tracing::{error, info, warn};
-use xenstore_protocol::{DomId, Operation};
+use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Caller, ConnId, Host, State};
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Place, inherit};
@@ -213,7 +213,13 @@ impl Outgoing<'_> {
             bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
             let mut command = Command::new(&order.file);
             command.args(for_c::options(args));
+            // C xenstored may have none of these, and does not say.
+            self.offer(|_| 0);
             let result = exec(command, &descriptors(&state));
+            self.offer(|domid| {
+                let domain = state.domains.iter().find(|domain| domain.domid == domid);
+                domain.map_or(feature::ALL, |domain| domain.features)
+            });
             if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
                 error!(%error, "VIRQ_DOM_EXC cannot be bound again");
             }
@@ -223,6 +229,12 @@ impl Outgoing<'_> {
         let failed = run().err().map_or_else(String::new, |error| error.to_string());
         events.into_iter().for_each(|(conn, bytes)| self.server.hold().give(conn, bytes));
         format!("cannot be run: {failed}")
+    }
+
+    /// Tells all guests what they may use.
+    fn offer(&self, features: impl Fn(DomId) -> u32) {
+        let Some((_, rings)) = &self.xen else { return };
+        rings.borrow().iter().for_each(|(domid, ring)| ring.offer(features(*domid)));
     }
 
     /// The whole state, with what the server knows of it.
@@ -250,7 +262,7 @@ impl Outgoing<'_> {
             io.broken = held.failed.is_some();
             if let (Caller::Domain(domid), Some((_, rings))) = (connection.caller, &self.xen) {
                 let rings = rings.borrow();
-                let ring = rings.get(&DomId(domid.0));
+                let ring = rings.get(&domid);
                 io.port = ring.and_then(|ring| ring.port);
                 io.gfn = ring.map(|ring| ring.gfn);
             }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state};
+use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
 use xenstore_tests::peers::{self, Daemon, Kind, Quotas, XEN_BIN};
 use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
@@ -208,6 +208,9 @@ fn c_xenstored_takes_over() {
     under_load(&daemon, || control(&daemon, &[], &program).unwrap());
     before.is_there(&daemon);
     assert!(daemon.is_running() && daemon.pid() == pid);
+    // It offers nothing, and a guest that was told of depths must not count on them.
+    let page = FakeGuest::create(&daemon.xen(), 5).unwrap();
+    assert_eq!(page.get(word::SERVER_FEATURES).unwrap(), 0);
     // Only C xenstored does not know this command.
     before.dom0.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
     before.dom0.ok(op::WRITE, "/deep/er/still|1").unwrap();
