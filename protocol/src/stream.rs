@@ -54,14 +54,20 @@ pub struct Writer(Vec<u8>);
 
 impl Default for Writer {
     fn default() -> Self {
-        let mut bytes = IDENT.to_vec();
-        bytes.extend_from_slice(&VERSION.to_be_bytes());
-        bytes.extend_from_slice(&0_u32.to_be_bytes()); // flags: little-endian
-        Writer(bytes)
+        Writer::new(VERSION)
     }
 }
 
 impl Writer {
+    /// Begins a stream of a version of the format, 1 or 2. It is for the caller to leave out what is
+    /// not in version 1.
+    pub fn new(version: u32) -> Self {
+        let mut bytes = IDENT.to_vec();
+        bytes.extend_from_slice(&version.to_be_bytes());
+        bytes.extend_from_slice(&0_u32.to_be_bytes()); // flags: little-endian
+        Writer(bytes)
+    }
+
     /// Writes a record. Its body is padded, and its length is that of the padded body, as C
     /// xenstored writes it.
     pub fn record(&mut self, kind: u32, body: &[u8]) {
@@ -157,6 +163,13 @@ impl<'a> Cursor<'a> {
         let taken = &self.bytes[self.at..end.ok_or(self.error("it ends too early"))?];
         self.at += count;
         Ok(taken)
+    }
+
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        let rest = &self.bytes[self.at..];
+        self.at = self.bytes.len();
+        rest
     }
 
     /// Bytes up to the next multiple of 8 of the record.

@@ -113,11 +113,10 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        let hold = self.server.hold();
         while *left > 0
             && !self.state.is_full()
             && self.deferred.is_none()
-            && !hold.holds(self.conn)
+            && !self.server.holds(self.conn)
         {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
@@ -234,7 +233,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             self.state.out().extend_from_slice(&bytes);
         }
         loop {
-            if self.server.hold().holds(self.conn) {
+            if self.server.holds(self.conn) {
                 return self.stand();
             }
             let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());

@@ -108,6 +108,9 @@ pub(crate) struct Options {
     /// What goes with that state.
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) errand: Option<i32>,
+    /// Take that state for one that cannot be read, for tests.
+    #[arg(long, hide = true)]
+    pub(crate) refuse_state: bool,
     /// Taken from C xenstored up to 4.17 and not used.
     #[arg(short = 'P', long, hide = true)]
     output_pid: bool,

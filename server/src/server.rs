@@ -235,7 +235,7 @@ impl<H: Host + 'static> Server<H> {
             return Poll::Ready(false);
         }
         let recovered = transport.poll_recover(cx, failure);
-        if recovered.is_pending() && self.hold().holds(conn) {
+        if recovered.is_pending() && self.holds(conn) {
             let (place, failed) = (transport.place(), Some(failure));
             let none = Held { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
             self.hold().stands(conn, || none);
@@ -456,9 +456,15 @@ impl<H: Host + 'static> Server<H> {
         self.0.update.hold()
     }
 
-    /// Holds all connections, until [`Server::let_go`]; what each has under way.
-    pub(crate) async fn hold_all(&self) -> BTreeMap<ConnId, Held> {
-        self.hold().set_all(true);
+    /// Is this connection to stand still?
+    pub(crate) fn holds(&self, conn: ConnId) -> bool {
+        self.hold().holds(conn, || self.0.engine.borrow().in_transaction(conn))
+    }
+
+    /// Holds all connections, until [`Server::let_go`]; what each has under way. If it is patient,
+    /// transactions are over when this is done.
+    pub(crate) async fn hold_all(&self, patient: bool) -> BTreeMap<ConnId, Held> {
+        self.hold().set_all(true, patient);
         self.wake_all();
         poll_fn(|cx| {
             let conns = self.0.engine.borrow().connections();
@@ -469,7 +475,7 @@ impl<H: Host + 'static> Server<H> {
 
     /// Lets all connections go on.
     pub(crate) fn let_go(&self) {
-        self.hold().set_all(false);
+        self.hold().set_all(false, false);
         self.wake_all();
     }
 

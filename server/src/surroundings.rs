@@ -86,7 +86,7 @@ impl Surroundings {
             }
         };
         // The program before this one may have taken an event and not come to it.
-        if let Err(error) = events.bound.evtchn.unmask(&[events.bound.domain_exc]) {
+        if let Err(error) = events.bound.evtchn.unmask(&[events.bound.domain_exc.get()]) {
             warn!(%error, "cannot unmask VIRQ_DOM_EXC");
         }
         let rings = host.rings();

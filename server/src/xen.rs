@@ -1,6 +1,6 @@
 //! The machine as a store on a Xen host sees it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
@@ -59,6 +59,11 @@ pub(crate) struct Ringed {
 }
 
 impl Ringed {
+    /// Tells the guest what it may use.
+    pub(crate) fn offer(&self, features: u32) {
+        self.line.page().store(Word::ServerFeatures, features);
+    }
+
     /// Gives the event channel back, if there is one.
     fn unplug(&mut self, ports: &Ports) {
         if let Some(port) = self.port.take() {
@@ -74,7 +79,20 @@ pub(crate) struct Bound {
     /// All of them.
     pub(crate) evtchn: Arc<dyn Evtchn>,
     /// The one that says that something has happened to a domain.
-    pub(crate) domain_exc: u32,
+    pub(crate) domain_exc: Rc<Cell<u32>>,
+}
+
+impl Bound {
+    /// Lets another program of this domain be told what happens to domains: there can be one.
+    pub(crate) fn give_up_domain_exc(&self) -> io::Result<()> {
+        self.evtchn.unbind(self.domain_exc.get())
+    }
+
+    /// Takes that back.
+    pub(crate) fn bind_domain_exc(&self) -> io::Result<()> {
+        self.domain_exc.set(self.evtchn.bind_domain_exc()?);
+        Ok(())
+    }
 }
 
 /// What waits for events.
@@ -116,7 +134,7 @@ impl Xen {
         })?;
         let ports = Ports::default();
         let (rings, seen) = (Rings::default(), BTreeMap::new());
-        let events = Events { bound: Bound { evtchn, domain_exc }, ports: ports.clone() };
+        let events = Events { bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) }, ports: ports.clone() };
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
@@ -314,7 +332,7 @@ impl Events {
                     line.rang();
                 }
             }
-            if ports.contains(domain_exc) {
+            if ports.contains(&domain_exc.get()) {
                 server.domains_changed();
             }
             // A guest that rings without end gets no more events than turns (XSA-332).

@@ -126,6 +126,11 @@ impl Engine {
         self.conns.keys().copied().collect()
     }
 
+    /// Has this connection transactions that are open?
+    pub fn in_transaction(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|connection| !connection.transactions.is_empty())
+    }
+
     /// Is the connection open?
     pub fn is_connected(&self, conn: ConnId) -> bool {
         self.conns.contains_key(&conn)

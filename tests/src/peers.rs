@@ -79,7 +79,7 @@ fn project() -> &'static Path {
 }
 
 /// The pretend Xen as a library, built once.
-fn fake_xen() -> Result<PathBuf, String> {
+pub fn fake_xen() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {
         let source = project().join("tests/peers/fakexen.c");

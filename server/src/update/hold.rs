@@ -29,18 +29,20 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
     all: Cell<bool>,
+    /// Not those that have transactions open.
+    patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
     held: RefCell<BTreeMap<ConnId, Held>>,
-    /// What one that was held is to write when it goes on.
-    parting: RefCell<Option<(ConnId, Vec<u8>)>>,
+    /// What those that were held are to write when they go on.
+    parting: RefCell<BTreeMap<ConnId, Vec<u8>>>,
     /// Whoever waits until all are.
     waiter: RefCell<Option<Waker>>,
 }
 
 impl Hold {
-    /// Is this connection to stand still?
-    pub(crate) fn holds(&self, conn: ConnId) -> bool {
-        self.all.get() || self.one.get() == Some(conn)
+    /// Is this connection to stand still? `busy` says whether it has transactions open.
+    pub(crate) fn holds(&self, conn: ConnId, busy: impl FnOnce() -> bool) -> bool {
+        self.one.get() == Some(conn) || self.all.get() && !(self.patient.get() && busy())
     }
 
     /// Are all to?
@@ -56,18 +58,24 @@ impl Hold {
     /// Lets that one go on, with these bytes to write first.
     pub(crate) fn let_one_go(&self, conn: ConnId, bytes: Vec<u8>) {
         self.one.set(None);
-        *self.parting.borrow_mut() = Some((conn, bytes));
+        self.give(conn, bytes);
+    }
+
+    /// Gives a connection bytes to write when it goes on.
+    pub(crate) fn give(&self, conn: ConnId, bytes: Vec<u8>) {
+        self.parting.borrow_mut().entry(conn).or_default().extend(bytes);
     }
 
     /// What this connection is to write now that it goes on.
     pub(crate) fn parting(&self, conn: ConnId) -> Option<Vec<u8>> {
-        let mut parting = self.parting.borrow_mut();
-        parting.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
+        self.parting.borrow_mut().remove(&conn)
     }
 
-    /// Holds all connections, or no longer.
-    pub(crate) fn set_all(&self, all: bool) {
+    /// Holds all connections, or no longer; those with transactions open as soon as they have none
+    /// if that is to be awaited.
+    pub(crate) fn set_all(&self, all: bool, patient: bool) {
         self.all.set(all);
+        self.patient.set(patient);
         self.held.borrow_mut().clear();
     }
 

@@ -63,14 +63,22 @@ pub(crate) fn check(config: &Config) -> Result<Duration, String> {
 /// What another program has left, if the options say that there is something. An error is one line.
 pub(crate) fn receive(options: &Options, config: &Config) -> Result<Option<Incoming>, String> {
     match (options.resume, options.errand) {
-        (Some(state), Some(errand)) => receive_ours(config, state, errand).map(Some),
+        (Some(state), Some(errand)) => {
+            let refuse = options.refuse_state.then_some("--refuse-state");
+            receive_ours(config, state, errand, refuse).map(Some)
+        }
         (Some(_), None) | (None, Some(_)) => Err("--resume and --errand go together".into()),
         (None, None) if options.live_update => receive_file(config).map(Some),
         (None, None) => Ok(None),
     }
 }
 
-fn receive_ours(config: &Config, state: i32, errand: i32) -> Result<Incoming, String> {
+fn receive_ours(
+    config: &Config,
+    state: i32,
+    errand: i32,
+    refuse: Option<&str>,
+) -> Result<Incoming, String> {
     let begun = Instant::now();
     let wrong = |what: &str, error: &dyn std::fmt::Display| format!("--{what}: {error}");
     let errand = inherit::any(errand).and_then(errand::read);
@@ -78,7 +86,9 @@ fn receive_ours(config: &Config, state: i32, errand: i32) -> Result<Incoming, St
     let errand = Errand::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
     let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
     let bytes = memory.try_clone().and_then(errand::read);
-    match bytes.map_err(|error| error.to_string()).and_then(|bytes| engine_of(config, &bytes)) {
+    let bytes = bytes.map_err(|error| error.to_string());
+    let bytes = refuse.map_or(bytes, |reason| Err(reason.to_owned()));
+    match bytes.and_then(|bytes| engine_of(config, &bytes)) {
         Ok((state, engine)) => {
             if let Some(previous) = errand.previous {
                 // It has been needed up to here.

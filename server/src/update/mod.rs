@@ -5,10 +5,11 @@
 //! what goes with it ([`errand`]) are put into memory that nobody can change, and the program is run
 //! in place of this one ([`outgoing`]), with the descriptors that the state names. It reads the state,
 //! checks it, and only then touches a descriptor ([`incoming`]); if the state is not to be read after
-//! all, it runs the first program again.
+//! all, it runs the first program again. C xenstored is given what it takes ([`for_c`]).
 
 mod candidate;
 mod errand;
+mod for_c;
 mod hold;
 mod incoming;
 mod outgoing;

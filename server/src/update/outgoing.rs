@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_lite::future;
+use smol::Timer;
 use tracing::{error, info, warn};
-use xenstore_protocol::DomId;
+use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Caller, ConnId, Host, State};
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Place, inherit};
@@ -17,10 +22,15 @@ use xenstore_transport::{Place, inherit};
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
 use super::hold::Held;
+use super::for_c;
 use super::incoming::resume_options;
-use super::session::{Order, Update};
+use super::session::{BUSY, Order, Update, reply};
+use crate::place::run_dir;
 use crate::server::Server;
 use crate::xen::{Bound, Rings};
+
+/// How long connections without a transaction stand still for those with one, at a time.
+const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
 /// What this program has besides its store.
 pub(crate) struct Outgoing<'a> {
@@ -55,6 +65,7 @@ impl Outgoing<'_> {
             info!(file = %order.file.display(), dry_run = order.dry_run, "live update: asked for");
             let text = match self.attempt(&order).await {
                 Ok(report) => report,
+                Err(reason) if reason == BUSY => reason,
                 Err(reason) => {
                     warn!(reason, "live update: not done, everything goes on as before");
                     reason
@@ -69,9 +80,10 @@ impl Outgoing<'_> {
     async fn attempt(&self, order: &Order) -> Result<String, String> {
         let complain = |reason: String| format!("{}: {reason}", order.file.display());
         let kind = candidate::kind(&order.file).await.map_err(complain)?;
-        let args = order.cmdline.as_ref().map_or_else(own_args, |cmdline| {
-            cmdline.split_ascii_whitespace().map(OsString::from).collect()
-        });
+        let args = match &order.cmdline {
+            Some(cmdline) => cmdline.split_ascii_whitespace().map(OsString::from).collect(),
+            None => own_args(),
+        };
         let begun = Instant::now();
         let bytes = self.server.with(|engine, _| engine.dump()).encode();
         let mut expected = begun.elapsed();
@@ -81,15 +93,70 @@ impl Outgoing<'_> {
             expected += check.await.map_err(complain)?;
         }
         if order.dry_run {
-            let ms = expected.as_secs_f64() * 1e3;
-            return Ok(format!("state: {} bytes\npause: about {ms:.1} ms\n", bytes.len()));
+            return Ok(self.report(kind, bytes.len(), expected));
         }
         self.update.still_wanted()?;
         let stopped = errand::now();
-        let held = self.server.hold_all().await;
-        let failed = self.go(order, &args, held, stopped);
+        let held = match kind {
+            Kind::Ours => self.server.hold_all(false).await,
+            Kind::C => self.hold_without_transactions(order).await?,
+        };
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+        let failed = match kind {
+            Kind::Ours => self.go(order, &args, held, stopped),
+            Kind::C => self.go_to_c(order, &args, held),
+        };
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.server.let_go();
         Err(complain(failed))
+    }
+
+    /// What would happen, and what stands in the way.
+    fn report(&self, kind: Kind, bytes: usize, pause: Duration) -> String {
+        let ms = pause.as_secs_f64() * 1e3;
+        let mut text = format!("state: {bytes} bytes\npause: about {ms:.1} ms\n");
+        let open = self.transactions();
+        match kind {
+            Kind::Ours => text += "lost: nothing\n",
+            Kind::C => {
+                text += "lost: open transactions, depths of watches, quotas\n";
+                open.lines().for_each(|line| text += &format!("in the way: {line}\n"));
+            }
+        }
+        text
+    }
+
+    /// Open transactions, one a line.
+    fn transactions(&self) -> String {
+        let (_, text) = self.server.request(Operation::Control, b"transactions\0");
+        String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
+    }
+
+    /// Holds all connections when none has a transaction open, which C xenstored cannot go on with.
+    /// If that takes long, the requester is told to ask again, until its patience is over; then
+    /// transactions are lost if it says so.
+    async fn hold_without_transactions(
+        &self,
+        order: &Order,
+    ) -> Result<BTreeMap<ConnId, Held>, String> {
+        let hold = async { Some(self.server.hold_all(true).await) };
+        let late = async {
+            Timer::after(DRAIN_LIMIT).await;
+            None
+        };
+        if let Some(held) = future::or(hold, late).await {
+            return Ok(held);
+        }
+        let open = self.transactions();
+        if order.since.elapsed() >= order.patience && order.force {
+            warn!(open, "live update: these transactions end, unfinished");
+            return Ok(self.server.hold_all(false).await);
+        }
+        self.server.let_go();
+        if order.since.elapsed() < order.patience {
+            return Err(BUSY.into());
+        }
+        Err(format!("Domains with long running transactions:\n{open}"))
     }
 
     /// Runs the other program in place of this one. Comes back only if that cannot be done.
@@ -98,9 +165,8 @@ impl Outgoing<'_> {
         order: &Order,
         args: &[OsString],
         held: BTreeMap<ConnId, Held>,
-        stopped: std::time::Duration,
+        stopped: Duration,
     ) -> String {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let state = self.state(held);
         let errand = Errand {
             stopped,
@@ -110,7 +176,7 @@ impl Outgoing<'_> {
             failed: None,
             args: own_args(),
         };
-        let exec = || -> std::io::Result<()> {
+        let run = || -> io::Result<()> {
             let errand = errand::sealed("errand", &errand.emit())?;
             let stream = errand::sealed("state", &state.encode())?;
             let mut through = descriptors(&state);
@@ -120,9 +186,55 @@ impl Outgoing<'_> {
             command.args(args).args(resume_options(&stream, &errand));
             exec(command, &through)
         };
-        let reason = exec().err().map_or_else(String::new, |error| error.to_string());
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        format!("cannot be run: {reason}")
+        run().err().map_or_else(String::new, |error| format!("cannot be run: {error}"))
+    }
+
+    /// The same for C xenstored, which looks for a file.
+    fn go_to_c(&self, order: &Order, args: &[OsString], held: BTreeMap<ConnId, Held>) -> String {
+        let mut state = self.state(held);
+        let mut events = BTreeMap::new();
+        for connection in &mut state.connections {
+            // It does not know of events that wait.
+            let mut waiting = Vec::new();
+            self.server.with(|engine, _| {
+                while engine.emit_events(connection.id, usize::MAX, &mut waiting) {}
+            });
+            connection.io.output.extend_from_slice(&waiting);
+            events.insert(connection.id, waiting);
+            if connection.id == order.conn {
+                connection.io.output.extend_from_slice(&reply(&order.header, "OK"));
+            }
+        }
+        let path = run_dir().join("state_dump");
+        let run = || -> io::Result<()> {
+            let stream = for_c::stream(&state.encode(), order.version.unwrap_or(1));
+            write_private(&path, &stream.map_err(io::Error::other)?)?;
+            let bound = self.xen.as_ref().map(|(bound, _)| bound);
+            bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
+            let mut command = Command::new(&order.file);
+            command.args(for_c::options(args));
+            // C xenstored may have none of these, and does not say.
+            self.offer(|_| 0);
+            let result = exec(command, &descriptors(&state));
+            self.offer(|domid| {
+                let domain = state.domains.iter().find(|domain| domain.domid == domid);
+                domain.map_or(feature::ALL, |domain| domain.features)
+            });
+            if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
+                error!(%error, "VIRQ_DOM_EXC cannot be bound again");
+            }
+            let _ = std::fs::remove_file(&path);
+            result
+        };
+        let failed = run().err().map_or_else(String::new, |error| error.to_string());
+        events.into_iter().for_each(|(conn, bytes)| self.server.hold().give(conn, bytes));
+        format!("cannot be run: {failed}")
+    }
+
+    /// Tells all guests what they may use.
+    fn offer(&self, features: impl Fn(DomId) -> u32) {
+        let Some((_, rings)) = &self.xen else { return };
+        rings.borrow().iter().for_each(|(domid, ring)| ring.offer(features(*domid)));
     }
 
     /// The whole state, with what the server knows of it.
@@ -132,7 +244,7 @@ impl Outgoing<'_> {
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
         if let Some((bound, _)) = &self.xen {
             state.io.evtchn = Some(bound.evtchn.descriptor().as_raw_fd());
-            state.io.virq_port = Some(bound.domain_exc);
+            state.io.virq_port = Some(bound.domain_exc.get());
         }
         for connection in &mut state.connections {
             let Some(held) = held.remove(&connection.id) else {
@@ -151,7 +263,7 @@ impl Outgoing<'_> {
             io.broken = held.failed.is_some();
             if let (Caller::Domain(domid), Some((_, rings))) = (connection.caller, &self.xen) {
                 let rings = rings.borrow();
-                let ring = rings.get(&DomId(domid.0));
+                let ring = rings.get(&domid);
                 io.port = ring.and_then(|ring| ring.port);
                 io.gfn = ring.map(|ring| ring.gfn);
                 io.remote_port = ring.map(|ring| ring.remote);
@@ -159,6 +271,13 @@ impl Outgoing<'_> {
         }
         state
     }
+}
+
+/// A file that only we can read, written anew.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let mut open = File::options();
+    open.write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 /// The descriptors that a state names.
@@ -169,7 +288,7 @@ fn descriptors(state: &State) -> Vec<RawFd> {
 
 /// Runs a program in place of this one, which is to have these descriptors. Comes back only if that
 /// cannot be done, with everything as it was.
-fn exec(mut command: Command, through: &[RawFd]) -> std::io::Result<()> {
+fn exec(mut command: Command, through: &[RawFd]) -> io::Result<()> {
     inherit::let_through(through, true)?;
     let error = command.exec();
     inherit::let_through(through, false)?;

@@ -56,12 +56,14 @@ pub(crate) struct Order {
     /// How long to wait for what would be lost, and since when it has been waited for.
     pub(crate) patience: Duration,
     pub(crate) since: Instant,
-    /// Version of the stream that the requester wants.
-    pub(crate) version: u32,
+    /// Version of the stream that the requester wants, if it says.
+    pub(crate) version: Option<u32>,
 }
 
 /// The answer when all is well.
 const OK: &str = "OK";
+/// And when the requester is to ask again.
+pub(super) const BUSY: &str = "BUSY";
 const CANCELLED: &str = "Cancellation was requested";
 
 impl Update {
@@ -116,7 +118,7 @@ impl Update {
 
     /// Answers an order. Its session ends, unless the requester is told to ask again.
     pub(crate) fn answer(&self, order: &Order, text: &str) {
-        if text != "BUSY" {
+        if text != BUSY {
             *self.0.session.borrow_mut() = None;
         }
         self.hold().let_one_go(order.conn, reply(&order.header, text));
@@ -166,7 +168,7 @@ impl Update {
 
     /// An error name for options that make no sense, a text for what is not possible.
     fn start(&self, options: &[&str]) -> Result<Result<(), &'static str>, ErrorName> {
-        let (mut force, mut dry_run, mut seconds, mut version) = (false, false, 0, 2);
+        let (mut force, mut dry_run, mut seconds, mut version) = (false, false, 0, None);
         let mut options = options.iter();
         while let Some(option) = options.next() {
             let mut number = || options.next().and_then(|text| text.parse::<u32>().ok());
@@ -174,11 +176,11 @@ impl Update {
                 "-F" => force = true,
                 "-n" => dry_run = true,
                 "-t" => seconds = number().ok_or(ErrorName::Einval)?,
-                "-v" => version = number().ok_or(ErrorName::Einval)?,
+                "-v" => version = Some(number().ok_or(ErrorName::Einval)?),
                 _ => return Err(ErrorName::Einval),
             }
         }
-        if !(1..=2).contains(&version) {
+        if version.is_some_and(|version| !(1..=2).contains(&version)) {
             return Ok(Err("Migration stream version not supported."));
         }
         let order = self.with_session(|session| Order {

@@ -3,6 +3,7 @@
 
 mod dump;
 mod list;
+mod live_update;
 mod output;
 mod tx;
 
@@ -107,6 +108,23 @@ enum Command {
     },
     /// Create what `xs dump` wrote, from standard input, in one transaction.
     Restore,
+    /// Let another program go on in the daemon's place, with everything that is open.
+    LiveUpdate {
+        /// The program: this daemon in another version, or C xenstored.
+        program: String,
+        /// Only say how long it would take and what is in the way.
+        #[arg(long)]
+        dry_run: bool,
+        /// Options for the program, instead of those that the daemon has.
+        #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+        options: Option<String>,
+        /// Seconds to wait for transactions that the program cannot go on with.
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u32,
+        /// Then end them.
+        #[arg(long)]
+        force: bool,
+    },
     /// Give the daemon a command, such as `help` or `check`.
     Control {
         /// The command.
@@ -205,6 +223,10 @@ fn run(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Tx { tries } => tx::run(client, tries, &mut out),
         Command::Dump { path } => dump::dump(client, &path, &mut out),
         Command::Restore => dump::restore(client),
+        Command::LiveUpdate { program, dry_run, options, timeout, force } => {
+            let wanted = live_update::Wanted { program, options, dry_run, timeout, force };
+            live_update::run(client, &wanted, &mut out)
+        }
         Command::Control { command, args } => {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             let text = client.control(&command, &args).doing("control", &command)?;

@@ -22,6 +22,7 @@ mod socket_loads;
 mod subjects;
 mod tree_loads;
 mod tx_loads;
+mod update_loads;
 mod vm;
 mod watch_loads;
 mod wire;

@@ -119,6 +119,7 @@ pub(crate) fn all() -> Vec<Case> {
         crate::tree_loads::cases(),
         crate::ring_loads::cases(),
         crate::domain_loads::cases(),
+        crate::update_loads::cases(),
         crate::memory::cases(),
     ];
     groups.into_iter().flatten().collect()

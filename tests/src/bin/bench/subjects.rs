@@ -81,7 +81,7 @@ pub(crate) fn raise_descriptor_limit() {
 }
 
 /// One of them, running until this is dropped.
-pub(crate) struct Subject(Server);
+pub(crate) struct Subject(Who, Server);
 
 enum Server {
     Daemon(Daemon),
@@ -99,18 +99,22 @@ impl Subject {
             Who::Floor => Echo::start().map(Server::Echo),
         };
         pins.pin_client()?;
-        Ok(Subject(server?))
+        Ok(Subject(who, server?))
+    }
+
+    pub(crate) fn who(&self) -> Who {
+        self.0
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        match &self.0 {
+        match &self.1 {
             Server::Daemon(daemon) => daemon.socket(),
             Server::Echo(echo) => echo.socket(),
         }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        match &self.0 {
+        match &self.1 {
             Server::Daemon(daemon) => daemon.pid(),
             Server::Echo(echo) => echo.pid(),
         }
@@ -118,7 +122,7 @@ impl Subject {
 
     /// The directory of its pretend Xen.
     pub(crate) fn xen_directory(&self) -> PathBuf {
-        match &self.0 {
+        match &self.1 {
             Server::Daemon(daemon) => daemon.xen(),
             Server::Echo(echo) => echo.socket().with_file_name("xen"),
         }

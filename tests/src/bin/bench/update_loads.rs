@@ -1,0 +1,105 @@
+//! How long a live update keeps everybody waiting.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use xenstore_tests::peers::{self, XEN_BIN};
+use xenstore_tests::raw::{Conn, op};
+
+use crate::bars::Bar::LatencyAtMost;
+use crate::meter::{Meter, Result};
+use crate::ring::make_domain;
+use crate::ring_loads::introduce;
+use crate::rows::{Case, Load, Stage, case, row};
+use crate::subjects::Who;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let name = "live update, 120,000 nodes and 1,000 domains, longest wait for an answer";
+    vec![case("Live update", [row(name, Updates::prepare).once().bar(LatencyAtMost(50.0))])]
+}
+
+const DOMAINS: u32 = 1000;
+const NODES_EACH: u32 = 120;
+const UPDATES: usize = 5;
+
+/// A daemon is replaced by itself, while a client asks without end.
+struct Updates {
+    socket: PathBuf,
+    program: PathBuf,
+}
+
+impl Updates {
+    fn prepare(stage: &Stage) -> Result<Updates> {
+        let program = match stage.subject.who() {
+            Who::C => Path::new(XEN_BIN).join("xenstored"),
+            Who::Ocaml => Path::new(XEN_BIN).join("oxenstored"),
+            Who::Ours | Who::Floor => peers::program("xenstored")?,
+        };
+        let (xen, mut dom0) = (stage.subject.xen()?, stage.connect()?);
+        for domid in 1..=DOMAINS {
+            make_domain(&xen, domid)?;
+            introduce(&mut dom0, domid)?;
+            let home = format!("/local/domain/{domid}");
+            let first = [
+                (op::MKDIR, format!("{home}|")),
+                (op::SET_PERMS, format!("{home}|n{domid}|")),
+            ];
+            let node = |i| (op::WRITE, format!("{home}/data/{i}|value"));
+            // With the home and the directory in it.
+            let nodes = (0..NODES_EACH - 2).map(node);
+            dom0.bulk(first.into_iter().chain(nodes), 0, stage.deadline)?;
+        }
+        Ok(Updates { socket: stage.socket(), program })
+    }
+}
+
+impl Load for Updates {
+    fn round(&mut self, meter: &mut Meter) -> Result<()> {
+        let mut control = Conn::connect(&self.socket)?;
+        let file = format!("live-update|-f|{}|", self.program.display());
+        let deadline = meter.deadline;
+        meter.measure(|tally| {
+            for _ in 0..UPDATES {
+                let client = Conn::connect(&self.socket)?;
+                let longest = waiting(client, || {
+                    expect(&control.ok(op::CONTROL, &file)?, "OK|")?;
+                    loop {
+                        deadline.check()?;
+                        match control.ok(op::CONTROL, "live-update|-s|-t|60|")?.as_str() {
+                            "BUSY|" => {}
+                            answer => return expect(answer, "OK|"),
+                        }
+                    }
+                })?;
+                tally.ops += 1;
+                tally.latencies.push(longest);
+            }
+            Ok(())
+        })
+    }
+}
+
+fn expect(answer: &str, expected: &str) -> Result<()> {
+    if answer == expected { Ok(()) } else { Err(answer.into()) }
+}
+
+/// The longest that a client waits for an answer while something is done.
+fn waiting(mut client: Conn, what: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !stop.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                client.ok(op::GET_DOMAIN_PATH, "1|")?;
+                longest = longest.max(start.elapsed());
+            }
+            Ok::<_, String>(longest)
+        });
+        let done = what();
+        stop.store(true, Ordering::Relaxed);
+        let longest = asking.join().map_err(|_| "the client has panicked")?;
+        done.and(Ok(longest?))
+    })
+}

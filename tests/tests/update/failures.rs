@@ -1,0 +1,205 @@
+//! Programs that cannot go on: the daemon that was asked goes on itself.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use xenstore_tests::peers::{self, Kind};
+use xenstore_tests::raw::{op, text};
+use xenstore_tests::skip;
+
+use crate::{Host, ours};
+
+/// A program of this text, as a shell script in the daemon's directory.
+fn script(host: &Host, name: &str, text: &str) -> PathBuf {
+    let path = host.daemon.xen().join(name);
+    let text = text.replace("OURS", ours().to_str().unwrap());
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What a program of ours says when it is asked, and is asked by the rest of a script for its check.
+const LIKE_OURS: &str = "case \"$*\" in --help) echo --check-state; exit;; esac";
+
+// Fails if a program that is none of ours, crashes, hangs up, lies or cannot be run takes the daemon
+// or anything that it has with it, or the reason is not told to the requester and in the log.
+#[test]
+fn a_program_that_cannot_go_on_changes_nothing() {
+    let mut host = Host::start();
+    let mut guest = host.guest(5);
+    guest.watch("x|t|").unwrap();
+    let mut client = host.client();
+    let tx = client.begin().unwrap();
+    client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();
+    let pid = host.daemon.pid();
+    let after_check = format!("{LIKE_OURS}\ncase \"$*\" in *--check-state*) ");
+    let cases = [
+        ("nothing", String::new(), "neither"),
+        ("refuses", format!("{LIKE_OURS}\necho no room >&2; exit 3"), "no room"),
+        ("killed", format!("{LIKE_OURS}\nkill -9 $$"), "signal: 9"),
+        ("aborts", format!("{LIKE_OURS}\nkill -ABRT $$"), "signal: 6"),
+        ("says nothing", format!("{LIKE_OURS}\nexit 0"), "refuses"),
+        ("is gone", format!("{after_check}rm \"$0\"; echo 5 us;; esac"), "cannot be run"),
+        ("no longer a program", format!("{after_check}chmod -x \"$0\"; echo 5 us;; esac"), "cannot be run"),
+    ];
+    for (name, text, reason) in cases {
+        let program = script(&host, &name.replace(' ', "-"), &text);
+        let answer = host.update_to(&program);
+        assert!(answer.contains(reason), "{name}: {answer}");
+        assert!(host.daemon.log().contains(answer.lines().last().unwrap()), "{}", host.daemon.log());
+        // Everybody is answered, and has what they had.
+        host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
+        guest.event("x|t|").unwrap();
+        client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
+        assert_eq!((host.daemon.pid(), host.updates()), (pid, 0));
+    }
+    client.end(tx, "T|", "OK|").unwrap();
+    host.is_sound();
+    host.update();
+    guest.gives(op::READ, "x|", "1").unwrap();
+}
+
+// Fails if a program that has taken the place of the daemon and cannot read the state does not give
+// the place back, or the requester takes that for success.
+#[test]
+fn a_program_that_finds_out_late_goes_back() {
+    let mut host = Host::start();
+    let mut guest = host.guest(5);
+    guest.watch("x|t|").unwrap();
+    let program = script(
+        &host,
+        "late",
+        "case \"$*\" in *--resume*) exec OURS --refuse-state \"$@\";; esac\nexec OURS \"$@\"",
+    );
+    let answer = host.update_to(&program);
+    assert!(answer.contains("--refuse-state"), "{answer}");
+    let log = host.daemon.log();
+    assert!(log.contains("could not go on") && log.contains("taken over"), "{log}");
+    host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
+    guest.event("x|t|").unwrap();
+    host.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
+    host.update();
+    guest.gives(op::READ, "x|", "1").unwrap();
+}
+
+// Fails if the requester is answered otherwise than by C xenstored (texts of its lu.c), or a
+// session outlives its connection.
+#[test]
+fn requests_are_answered_as_by_c_xenstored() {
+    let mut host = Host::start();
+    let file = ours();
+    let file = file.to_str().unwrap();
+    let text = |text: &str| Ok(text.to_owned());
+    assert_eq!(host.control(&["-f", "/nonexistent"]), text("File not accessible."));
+    assert_eq!(host.control(&["-f", "/etc/passwd"]), text("File not executable."));
+    assert_eq!(host.control(&["-s"]), text("Not in live-update session."));
+    assert_eq!(host.control(&["-c", "-N"]), text("Not in live-update session."));
+    assert_eq!(host.control(&["-a"]), text("No live-update session active."));
+    assert_eq!(host.control(&["-x"]), Err("EINVAL".into()));
+    assert_eq!(host.control(&[]), Err("EINVAL".into()));
+    let mut other = host.client();
+    let begin = format!("live-update|-f|{file}|");
+    other.gives(op::CONTROL, &begin, "OK|").unwrap();
+    assert_eq!(host.control(&["-f", file]), text("live-update session already active."));
+    assert_eq!(host.control(&["-s"]), text("Not in live-update session."));
+    assert_eq!(host.control(&["-a"]), text("OK"));
+    other.gives(op::CONTROL, "live-update|-s|", "Not in live-update session.|").unwrap();
+    other.gives(op::CONTROL, &begin, "OK|").unwrap();
+    other.fails(op::CONTROL, "live-update|-s|-t|x|", "EINVAL").unwrap();
+    let version = "live-update|-s|-v|3|";
+    other.gives(op::CONTROL, version, "Migration stream version not supported.|").unwrap();
+    drop(other);
+    // Its end has been seen once a new client is answered.
+    let begun = (0..1000).find_map(|_| {
+        let mut next = host.client();
+        let answer = next.ok(op::CONTROL, &begin).unwrap();
+        (answer == "OK|").then_some(next)
+    });
+    assert!(begun.is_some(), "the session has outlived its connection");
+    drop(begun);
+    let mut guest = host.guest(5);
+    guest.fails(op::CONTROL, "live-update|-a|", "EACCES").unwrap();
+    assert_eq!(host.updates(), 0);
+}
+
+// Fails if a dry run does anything, or does not tell size and pause.
+#[test]
+fn a_dry_run_only_tells() {
+    let mut host = Host::start();
+    let file = ours();
+    assert_eq!(host.control(&["-f", file.to_str().unwrap()]), Ok("OK".into()));
+    let report = host.control(&["-s", "-n"]).unwrap();
+    assert!(report.contains("bytes") && report.contains("ms"), "{report}");
+    assert_eq!(host.updates(), 0);
+    let xs = |args: &[&str]| {
+        let mut command = Command::new(peers::program("xs").unwrap());
+        command.arg("--socket").arg(host.daemon.socket()).arg("live-update").args(args);
+        let output = command.arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), text)
+    };
+    let (done, text) = xs(&["--dry-run"]);
+    assert!(done && text.contains("lost: nothing"), "{text}");
+    assert_eq!(host.updates(), 0);
+    assert_eq!(xs(&[]), (true, "done\n".into()));
+    assert_eq!(host.updates(), 1);
+    let (done, text) = xs(&["--options", "--bogus"]);
+    assert!(!done && text.contains("--bogus"), "{text}");
+    assert_eq!(host.updates(), 1);
+}
+
+// Fails if a transaction that C xenstored cannot go on with is lost although nobody said so, is
+// not named, or one that ends in time is in the way; or if others cannot go on while it is waited
+// for.
+#[test]
+fn transactions_are_in_the_way_of_c_xenstored() {
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("transactions and C xenstored", &why);
+    }
+    let mut host = Host::start();
+    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let program = program.to_str().unwrap();
+    let mut client = host.client();
+    let tx = client.begin().unwrap();
+    client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    let report = host.control(&["-s", "-n"]).unwrap();
+    assert!(report.contains("in the way: conn") && report.contains("requests 1"), "{report}");
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    assert_eq!(host.control(&["-s", "-t", "60"]), Ok("BUSY".into()));
+    let refusal = host.control(&["-s", "-t", "0"]).unwrap();
+    assert!(refusal.starts_with("Domains with long running transactions:\nconn"), "{refusal}");
+    host.client().ok(op::WRITE, "/b|1").unwrap();
+    client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
+    // It ends while it is waited for.
+    assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
+    host.dom0.start(op::CONTROL, 0, b"live-update\0-s\0-t\x0060\0").unwrap();
+    client.end(tx, "T|", "OK|").unwrap();
+    let first = text(&host.dom0.reply().unwrap().payload);
+    if first != "OK|" {
+        assert_eq!(first, "BUSY|");
+        assert_eq!(host.control(&["-s", "-t", "60"]), Ok("OK".into()));
+    }
+    client.gives(op::READ, "/a|", "in|").unwrap();
+    client.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
+}
+
+// Fails if transactions that are given up are not told, or keep C xenstored from going on.
+#[test]
+fn transactions_can_be_given_up() {
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("transactions and C xenstored", &why);
+    }
+    let mut host = Host::start();
+    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let mut client = host.client();
+    let tx = client.begin().unwrap();
+    client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();
+    assert_eq!(host.control(&["-f", program.to_str().unwrap()]), Ok("OK".into()));
+    assert_eq!(host.control(&["-s", "-t", "0", "-F"]), Ok("OK".into()));
+    assert!(host.daemon.log().contains("unfinished"), "{}", host.daemon.log());
+    client.fails_in(tx, op::READ, "/a|", "ENOENT").unwrap();
+    client.fails(op::READ, "/a|", "ENOENT").unwrap();
+}

@@ -1,0 +1,236 @@
+//! One daemon goes on in place of another kind, under load, driven by the packaged
+//! `xenstore-control`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
+use xenstore_tests::peers::{self, Daemon, Kind, Quotas, XEN_BIN};
+use xenstore_tests::raw::{Conn, op};
+use xenstore_tests::skip;
+
+use crate::ours;
+
+/// Writes a program that runs a daemon of this kind where `daemon` runs.
+pub(crate) fn program(daemon: &Daemon, kind: Kind) -> PathBuf {
+    let (xen, run) = (daemon.xen(), daemon.socket());
+    let (xen, run) = (xen.to_str().unwrap(), run.parent().unwrap().to_str().unwrap());
+    let text = match kind {
+        Kind::Ours => format!(
+            "#!/bin/sh\nunset LD_PRELOAD\nXENSTORED_RUNDIR={run} exec {} --pretend-xen {xen} \"$@\"\n",
+            ours().display()
+        ),
+        Kind::C => format!(
+            "#!/bin/sh\nexport XENSTORED_RUNDIR={run} FAKEXEN_DIR={xen} LD_PRELOAD={}\n\
+             exec {XEN_BIN}/xenstored \"$@\"\n",
+            peers::fake_xen().unwrap().display()
+        ),
+        Kind::Ocaml => unreachable!("nothing is handed to oxenstored"),
+    };
+    let path = daemon.xen().join(format!("run-{}", kind.name()));
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// The packaged `xenstore-control live-update`, with this program and these options.
+fn control(daemon: &Daemon, options: &[&str], program: &Path) -> Result<(), String> {
+    let output = Command::new(Path::new(XEN_BIN).join("xenstore-control"))
+        .env("XENSTORED_PATH", daemon.socket())
+        .arg("live-update")
+        .args(options)
+        .arg(program)
+        .output()
+        .map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// One client under load: what it does shows if a request is lost, or done twice, or an event lost.
+fn load(mut conn: Conn, home: &str, stop: &AtomicBool) -> Result<u32, String> {
+    let (path, token) = (format!("{home}/n"), "load");
+    conn.watch(&format!("{path}|{token}|"))?;
+    let event = format!("{path}|{token}|");
+    let mut round = 0;
+    while !stop.load(Ordering::Relaxed) || round < 20 {
+        round += 1;
+        conn.gives(op::WRITE, &format!("{path}|{round}"), "OK|")?;
+        conn.event(&event)?;
+        conn.gives(op::READ, &format!("{path}|"), &round.to_string())?;
+        // Done twice, the second would be ENOENT.
+        conn.gives(op::RM, &format!("{path}|"), "OK|")?;
+        conn.event(&event)?;
+        // And these EEXIST and ENOENT.
+        conn.gives(op::WATCH, &format!("{path}|again|"), "OK|")?;
+        conn.event(&format!("{path}|again|"))?;
+        conn.gives(op::UNWATCH, &format!("{path}|again|"), "OK|")?;
+    }
+    conn.events(&[])?;
+    Ok(round)
+}
+
+/// Clients on the socket and guests on rings, while `change` does something to the daemon.
+fn under_load(daemon: &Daemon, change: impl FnOnce()) {
+    let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
+    let mut clients = Vec::new();
+    for domid in 10..14 {
+        let guest = FakeGuest::create(&daemon.xen(), domid).unwrap();
+        dom0.ok(op::INTRODUCE, &format!("{domid}|1|{PORT}|")).unwrap();
+        dom0.ok(op::WRITE, &format!("/local/domain/{domid}|")).unwrap();
+        dom0.ok(op::SET_PERMS, &format!("/local/domain/{domid}|n{domid}|")).unwrap();
+        clients.push((Conn::new(guest), format!("/local/domain/{domid}")));
+    }
+    for number in 0..4 {
+        let conn = Conn::connect(&daemon.socket()).unwrap();
+        clients.push((conn, format!("/clients/{number}")));
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let run = |(conn, home): (Conn, String)| {
+            let stop = &stop;
+            scope.spawn(move || load(conn, &home, stop))
+        };
+        let threads: Vec<_> = clients.into_iter().map(run).collect();
+        change();
+        stop.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().unwrap().unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+        }
+    });
+}
+
+/// What is there before and must be there afterwards.
+struct Before {
+    dom0: Conn,
+    guest: Conn,
+    /// Introduced, and never says anything.
+    _silent: FakeGuest,
+}
+
+impl Before {
+    fn new(daemon: &Daemon) -> Before {
+        let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
+        let (guest, silent) = (FakeGuest::create(&daemon.xen(), 5), FakeGuest::create(&daemon.xen(), 6));
+        for domid in [5, 6] {
+            dom0.ok(op::INTRODUCE, &format!("{domid}|1|{PORT}|")).unwrap();
+        }
+        dom0.ok(op::WRITE, "/local/domain/5|").unwrap();
+        dom0.ok(op::SET_PERMS, "/local/domain/5|n5|").unwrap();
+        dom0.ok(op::SET_TARGET, "6|5|").unwrap();
+        let mut guest = Conn::new(guest.unwrap());
+        guest.ok(op::WRITE, "binary|\u{1}\u{7f}\n,").unwrap();
+        guest.ok(op::WRITE, "empty|").unwrap();
+        guest.ok(op::SET_PERMS, "binary|n5|r0|b7|").unwrap();
+        guest.watch("watched|rel,ative|").unwrap();
+        dom0.watch("/local|abs|").unwrap();
+        dom0.watch("@releaseDomain|release|").unwrap();
+        dom0.ok(op::SET_PERMS, "@introduceDomain|n0|r5|").unwrap();
+        Before { dom0, guest, _silent: silent.unwrap() }
+    }
+
+    fn is_there(&mut self, daemon: &Daemon) {
+        let Before { dom0, guest, .. } = self;
+        dom0.events.clear();
+        dom0.gives(op::READ, "/local/domain/5/binary|", "\u{1}\u{7f}\n,").unwrap();
+        guest.gives(op::READ, "empty|", "").unwrap();
+        let perms = dom0.ok(op::GET_PERMS, "/local/domain/5/binary|").unwrap();
+        assert!(perms.starts_with("n5|r0|"), "{perms}");
+        // C xenstored 4.17 does not tell these.
+        if let Ok(perms) = dom0.tx(0, op::GET_PERMS, "@introduceDomain|").unwrap() {
+            assert_eq!(perms, "n0|r5|");
+        }
+        dom0.events.clear();
+        dom0.ok(op::WRITE, "/local/domain/5/watched|1").unwrap();
+        guest.event("watched|rel,ative|").unwrap();
+        dom0.event("/local/domain/5/watched|abs|").unwrap();
+        // It still has this token: it is the same watch.
+        guest.fails(op::WATCH, "watched|rel,ative|", "EEXIST").unwrap();
+        guest.events(&[]).unwrap();
+        for domid in [5, 6] {
+            dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{domid}|"), "T|").unwrap();
+        }
+        // A new guest, and the end of an old one.
+        let late = FakeGuest::create(&daemon.xen(), 20).unwrap();
+        dom0.ok(op::INTRODUCE, &format!("20|1|{PORT}|")).unwrap();
+        Conn::new(late).gives(op::GET_DOMAIN_PATH, "20|", "/local/domain/20|").unwrap();
+        dom0.events(&[]).unwrap();
+        set_state(&daemon.xen(), 20, "gone").unwrap();
+        dom0.event("@releaseDomain|release|").unwrap();
+    }
+}
+
+fn start(kind: Kind, what: &str) -> Option<Daemon> {
+    match peers::available(kind).and_then(|()| Daemon::start(kind, Quotas::Default)) {
+        Ok(daemon) => Some(daemon),
+        Err(why) => {
+            skip(what, &why);
+            None
+        }
+    }
+}
+
+// Fails if C xenstored cannot be replaced by ours while guests and tools work, or anything of what
+// it carries is lost: nodes, permissions, watches, connections, requests, events.
+#[test]
+fn c_xenstored_is_taken_over() {
+    let Some(mut daemon) = start(Kind::C, "takeover of C xenstored") else { return };
+    let mut before = Before::new(&daemon);
+    let (program, pid) = (program(&daemon, Kind::Ours), daemon.pid());
+    under_load(&daemon, || control(&daemon, &[], &program).unwrap());
+    let log = daemon.log();
+    assert!(log.contains("taken over") && log.contains("C xenstored"), "{log}");
+    before.is_there(&daemon);
+    before.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
+    assert!(daemon.is_running() && daemon.pid() == pid);
+    // And from there on to the next of ours.
+    under_load(&daemon, || control(&daemon, &[], &program).unwrap());
+    assert_eq!(daemon.log().matches("taken over").count(), 2, "{}", daemon.log());
+}
+
+// Fails if ours cannot be replaced by C xenstored while guests and tools work, or loses what C
+// xenstored could carry.
+#[test]
+fn c_xenstored_takes_over() {
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("takeover by C xenstored", &why);
+    }
+    let mut daemon = start(Kind::Ours, "takeover by C xenstored").unwrap();
+    let mut before = Before::new(&daemon);
+    let mut deep = Conn::connect(&daemon.socket()).unwrap();
+    deep.gives(op::WATCH, "/deep|d|1|", "OK|").unwrap();
+    deep.event("/deep|d|").unwrap();
+    let (program, pid) = (program(&daemon, Kind::C), daemon.pid());
+    under_load(&daemon, || control(&daemon, &[], &program).unwrap());
+    before.is_there(&daemon);
+    assert!(daemon.is_running() && daemon.pid() == pid);
+    // It offers nothing, and a guest that was told of depths must not count on them.
+    let page = FakeGuest::create(&daemon.xen(), 5).unwrap();
+    assert_eq!(page.get(word::SERVER_FEATURES).unwrap(), 0);
+    // Only C xenstored does not know this command.
+    before.dom0.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
+    before.dom0.ok(op::WRITE, "/deep/er/still|1").unwrap();
+    deep.event("/deep/er/still|d|").unwrap();
+    assert!(!daemon.socket().with_file_name("state_dump").exists());
+}
+
+// Fails if a host cannot be switched to ours and back again and again.
+#[test]
+fn there_and_back() {
+    let Some(mut daemon) = start(Kind::C, "C xenstored to ours and back") else { return };
+    let pid = daemon.pid();
+    let [to_ours, to_c] = [Kind::Ours, Kind::C].map(|kind| program(&daemon, kind));
+    let mut before = Before::new(&daemon);
+    under_load(&daemon, || {
+        for program in [&to_ours, &to_ours, &to_c, &to_ours, &to_c] {
+            control(&daemon, &[], program).unwrap();
+        }
+    });
+    before.is_there(&daemon);
+    assert!(daemon.is_running() && daemon.pid() == pid);
+    assert_eq!(daemon.log().matches("taken over").count(), 3, "{}", daemon.log());
+}
