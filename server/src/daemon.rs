@@ -3,25 +3,28 @@
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use smol::LocalExecutor;
+use smol::lock::Mutex;
 use tracing::{error, info, warn};
 use xenstore_store::Host;
 use xenstore_transport::driver::Driver;
 use xenstore_transport::inherit;
 use xenstore_transport::socket::Listener;
 
+use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
-use crate::place::socket_path;
+use crate::place::{run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
-use crate::update::{self, Outgoing, Updatable, Update};
+use crate::update::{self, Incoming, Outgoing, Updatable, Update};
 use crate::xen;
 
 /// Set for the process in the background by the one that started it.
@@ -124,8 +127,13 @@ fn run(settings: Settings) -> Result<(), String> {
         warn!("{remark}");
     }
     // Before anything else has one of the descriptors.
-    let incoming = update::receive(&options, &config)?;
-    let activated = if incoming.is_none() { activated()? } else { None };
+    let handed_over = update::receive(&options, &config)?;
+    let activated = if handed_over.is_none() { activated()? } else { None };
+    let journal = journal_dir(&options)?;
+    let incoming = match (handed_over, &journal) {
+        (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
+        (handed_over, _) => handed_over,
+    };
     raise_descriptor_limit();
     let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
@@ -146,8 +154,10 @@ fn run(settings: Settings) -> Result<(), String> {
     )?;
     let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
     let listener = match &incoming {
-        Some(incoming) => inherited_listener(incoming.state.io.listener, &driver)?,
-        None => listen(&options, activated, &driver)?,
+        Some(incoming) if incoming.is_handed_over() => {
+            inherited_listener(incoming.state.io.listener, &driver)?
+        }
+        _ => listen(&options, activated, &driver)?,
     };
     let update = Update::default();
     let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
@@ -161,27 +171,28 @@ fn run(settings: Settings) -> Result<(), String> {
         None => (Server::new(&config, host, Clock::Real(Instant::now())), None),
     };
     let server = server.driven(driver.clone()).traced(trace.clone()).updated(update.clone());
+    let journal = journal.map(|dir| match &taken {
+        Some(taken) => Journal::begin(dir, &config, taken.state()),
+        None => Journal::begin(dir, &config, &server.with(|engine, _| engine.dump())),
+    });
+    let server = server.journaled(journal);
     let bound = events.as_ref().map(|events| events.bound.clone());
     let executor = LocalExecutor::new();
     driver.block_on(executor.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         match taken {
-            Some(taken) => {
-                taken.adopt(&server, resumed, &executor, &driver);
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-            }
-            None => {
-                xen::introduce_all(&server, &waiting);
-                announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
-            }
+            Some(taken) => taken.adopt(&server, resumed, &executor, &driver),
+            None => xen::introduce_all(&server, &waiting),
         }
+        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let listener = listener.as_ref().map(|(listener, _)| listener);
         let outgoing = Outgoing {
             server: &server,
             update: &update,
             listener,
             xen: bound.map(|bound| (bound, all_rings)),
+            holding: Mutex::default(),
             program,
         };
         let accept = async {
@@ -214,9 +225,24 @@ fn run(settings: Settings) -> Result<(), String> {
             future::pending().await
         };
         let serve = future::or(deliver, serve_rings);
-        future::or(future::or(accept, stop), future::or(serve, outgoing.run())).await;
+        let keep = future::or(outgoing.run(), outgoing.keep_journal());
+        future::or(future::or(accept, stop), future::or(serve, keep)).await;
+        // On a Xen host the next process goes on: its guests are still there.
+        if outgoing.xen.is_none() {
+            server.end_journal();
+        }
         Ok(())
     }))
+}
+
+/// Where the journal is kept: `--journal`, or beside the socket.
+fn journal_dir(options: &Options) -> Result<Option<PathBuf>, String> {
+    match &options.journal {
+        Some(none) if none.as_os_str() == "none" => Ok(None),
+        Some(dir) => Ok(Some(dir.clone())),
+        None if options.disable_socket => Ok(Some(run_dir())),
+        None => Ok(socket_path(options.socket.as_deref())?.parent().map(PathBuf::from)),
+    }
 }
 
 /// The socket that a program before this one has listened on.

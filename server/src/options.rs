@@ -38,6 +38,10 @@ pub(crate) struct Options {
     /// Do not listen on a socket.
     #[arg(long)]
     pub(crate) disable_socket: bool,
+    /// Keep the journal in this directory, from which the next process goes on if this one ends
+    /// unexpectedly; `none` for no journal. Otherwise beside the socket.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) journal: Option<PathBuf>,
     /// End with an error if this is not a Xen host.
     #[arg(long)]
     pub(crate) require_xen: bool,

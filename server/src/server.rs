@@ -358,11 +358,27 @@ impl<H: Host + 'static> Server<H> {
 
     /// Waits until the journal wants to begin anew.
     pub(crate) async fn journal_is_full(&self) {
-        poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
+        let rest = poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
             Some(journal) => journal.poll_full(cx),
             None => Poll::Pending,
-        })
-        .await;
+        });
+        if let Some(until) = rest.await {
+            Timer::at(until).await;
+        }
+    }
+
+    /// Another program goes on, which does not know of the journal; or tries to.
+    pub(crate) fn interrupt_journal(&self) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
+            journal.interrupt();
+        }
+    }
+
+    /// There is to be nothing that another process could go on from.
+    pub(crate) fn end_journal(&self) {
+        if let Some(journal) = self.0.journal.borrow_mut().take() {
+            journal.end();
+        }
     }
 
     /// Begins the journal anew, with a state that is that of now.

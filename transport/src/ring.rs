@@ -59,7 +59,7 @@ impl Indices {
         Indices { req_cons: page.load(Word::ReqCons), rsp_prod: page.load(Word::RspProd) }
     }
 
-    /// Takes requests; 0 if there are none.
+    /// Takes requests; 0 if there are none. The guest is not told yet.
     pub fn read(&mut self, page: &impl Page, bytes: &mut [u8]) -> Result<usize, Garbage> {
         let there = filled(page.load(Word::ReqProd), self.req_cons).ok_or(Garbage)?;
         let count = there.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
@@ -67,11 +67,13 @@ impl Indices {
         let (head, tail) = bytes[..count as usize].split_at_mut(first.len());
         page.read(Side::Requests, first.start, head);
         page.read(Side::Requests, second.start, tail);
-        if count > 0 {
-            self.req_cons = self.req_cons.wrapping_add(count);
-            page.store(Word::ReqCons, self.req_cons);
-        }
+        self.req_cons = self.req_cons.wrapping_add(count);
         Ok(count as usize)
+    }
+
+    /// Tells the guest what has been taken, whose room is its own again from then on.
+    pub fn taken(&self, page: &impl Page) {
+        page.store(Word::ReqCons, self.req_cons);
     }
 
     /// Puts down answers, as many as there is room for.
@@ -157,7 +159,8 @@ impl<P: Page, D: Doorbell> Line<P, D> {
     }
 }
 
-/// A ring as a transport. Rings for the guest when it is flushed.
+/// A ring as a transport. What has been taken is the guest's again, and the guest is rung for, when it
+/// is flushed: until then it can still be found in the ring by whoever comes after us.
 #[derive(Debug)]
 pub struct Ring<P, D> {
     line: Arc<Line<P, D>>,
@@ -268,7 +271,9 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
 
     /// Tells the guest, once, of all that has been read and written since the last time.
     fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.moved) {
+        let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
+        if std::mem::take(&mut self.moved) && !over {
+            self.indices.taken(&self.line.page);
             self.line.doorbell.ring();
         }
         Poll::Ready(Ok(()))

@@ -17,6 +17,7 @@ mod replay;
 mod segment;
 mod way;
 
+use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Input, State};
+use xenstore_transport::mapped_file;
 
 use record::Record;
 use replay::Replay;
@@ -38,6 +40,8 @@ const FULL: usize = 32 << 20;
 const ROOM: usize = 2 * FULL;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);
+/// How long a process may take to end.
+const END: Duration = Duration::from_secs(5);
 /// How often the same request may end the process before it is refused.
 const TRIES: u8 = 2;
 
@@ -83,32 +87,49 @@ fn numbers(dir: &Path) -> Vec<u64> {
     numbers
 }
 
-/// Removes all files of a journal, for whoever does not want to go on from there.
-pub(crate) fn remove(dir: &Path) {
+/// Removes all files of a journal.
+fn remove(dir: &Path) {
     for number in numbers(dir) {
         let _ = std::fs::remove_file(file(dir, number));
     }
 }
 
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
-/// is told.
-pub(crate) fn recover(dir: &Path, config: &Config) -> Option<Recovered> {
+/// is told. An error is one line: that process has not ended.
+pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, String> {
     let begun = Instant::now();
     for number in numbers(dir) {
         let path = file(dir, number);
+        let Ok(left) = File::open(&path) else { continue };
+        wait_for(&left).map_err(|error| {
+            format!("journal {}: {error}; does another xenstored use it?", path.display())
+        })?;
         let make = || {
-            let left = Left::read(&path, &boot_id())?;
+            let left = Left::read(left, &boot_id())?;
             finish(dir, Replay::of(config, &left)?, &left, begun)
         };
         let made = catch_unwind(AssertUnwindSafe(make));
         match made.unwrap_or_else(|_| Err("panic while reading it".into())) {
-            Ok(recovered) => return Some(recovered),
+            Ok(recovered) => return Ok(Some(recovered)),
             Err(reason) => {
                 warn!(journal = %path.display(), reason, "nothing can be made of this journal");
             }
         }
     }
-    None
+    Ok(None)
+}
+
+/// Waits until whoever writes a journal has ended: one that is killed takes a moment.
+fn wait_for(journal: &File) -> io::Result<()> {
+    let late = Instant::now() + END;
+    loop {
+        match mapped_file::lock(journal) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < late => {
+                std::thread::sleep(END / 500);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn finish(
@@ -176,9 +197,9 @@ impl Journal {
         journal
     }
 
-    /// Where it is.
-    pub(crate) fn path(&self) -> PathBuf {
-        file(&self.dir, self.number)
+    /// Nobody is to go on from here.
+    pub(crate) fn end(self) {
+        remove(&self.dir);
     }
 
     /// Begins the next file, with this state; the ones before are not needed any more.
@@ -204,27 +225,34 @@ impl Journal {
         }
     }
 
-    /// Is it time for the next file?
-    pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_full() {
-            return Poll::Ready(());
-        }
+    /// Ready when it is time for the next file. Until when that is certainly not so, if it rests.
+    pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
         self.waiter = Some(cx.waker().clone());
-        Poll::Pending
+        match &self.segment {
+            Some(segment) if segment.len() < FULL => Poll::Pending,
+            Some(_) => Poll::Ready(None),
+            None => Poll::Ready(Some(self.rests_until)),
+        }
     }
 
-    fn is_full(&self) -> bool {
-        match &self.segment {
-            Some(segment) => segment.len() >= FULL,
-            None => self.rests_until <= Instant::now(),
+    fn wake(&mut self) {
+        if let Some(waker) = self.waiter.take() {
+            waker.wake();
         }
+    }
+
+    /// Nobody is to go on from here until the next file.
+    pub(crate) fn interrupt(&mut self) {
+        self.segment = None;
+        self.rests_until = Instant::now();
+        remove(&self.dir);
+        self.wake();
     }
 
     /// A journal that lacks something is worse than none: it goes, and a new one is tried later.
     fn suspend(&mut self, error: &io::Error) {
-        self.segment = None;
+        self.interrupt();
         self.rests_until = Instant::now() + PAUSE;
-        remove(&self.dir);
         error!(
             dir = %self.dir.display(), %error, retry_s = PAUSE.as_secs(),
             "cannot write the journal: until then a crash loses the store; make room there, or choose another place with --journal"
@@ -252,12 +280,10 @@ impl Journal {
         }
         let Some(segment) = &mut self.segment else { return };
         if let Err(error) = segment.done() {
-            self.suspend(&error);
+            return self.suspend(&error);
         }
-        if self.is_full()
-            && let Some(waker) = self.waiter.take()
-        {
-            waker.wake();
+        if segment.len() >= FULL {
+            self.wake();
         }
     }
 
@@ -272,7 +298,8 @@ impl Journal {
         if self.segment.is_none() {
             return Err("there is no journal".into());
         }
-        let left = Left::own(&self.path(), &self.boot)?;
+        let file = File::open(file(&self.dir, self.number)).map_err(|error| error.to_string())?;
+        let left = Left::read(file, &self.boot)?;
         let replay = Replay::of(&self.config, &left)?;
         replay.engine.check().map_err(|violation| violation.to_string())?;
         self.write(&Record::Refused);

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use xenstore_transport::mapped_file::{self, MappedFile};
+use xenstore_transport::mapped_file::MappedFile;
 
 const MAGIC: [u8; 8] = *b"xsjourn\x01";
 const HEADER: usize = 4096;
@@ -22,6 +22,9 @@ const HEADER: usize = 4096;
 const DONE: usize = 64;
 /// Bytes of a record before its body.
 const PREFIX: usize = 8;
+
+/// Bytes that are read at once, more than the longest record has.
+const PIECE: u64 = 1 << 20;
 
 fn place(len: usize) -> usize {
     (HEADER + len).next_multiple_of(8)
@@ -105,23 +108,9 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads a file. `Err` says why nothing can be made of it.
-    pub(super) fn read(path: &Path, boot: &[u8; 16]) -> Result<Left, String> {
-        let read = || -> io::Result<(File, Vec<u8>)> {
-            let mut file = File::open(path)?;
-            mapped_file::lock(&file)?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok((file, bytes))
-        };
-        let (file, bytes) = read().map_err(|error| error.to_string())?;
-        Left::parse(file, bytes, boot)
-    }
-
-    /// The same of a file that this process is writing.
-    pub(super) fn own(path: &Path, boot: &[u8; 16]) -> Result<Left, String> {
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    /// Reads a file that a process has left. `Err` says why nothing can be made of it.
+    pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<Left, String> {
+        let bytes = front(&file).map_err(|error| error.to_string())?;
         Left::parse(file, bytes, boot)
     }
 
@@ -176,6 +165,20 @@ impl Left {
     }
 }
 
+/// A file up to where there is nothing but zeroes: it has more room than is used.
+fn front(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        let at = bytes.len();
+        let count = file.take(PIECE).read_to_end(&mut bytes)?;
+        // Records are shorter than this, and there is no room between them.
+        if count == 0 || bytes[at..].iter().all(|byte| *byte == 0) {
+            bytes.truncate(at);
+            return Ok(bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,14 +204,14 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        let left = Left::read(&written(dir.path()), &BOOT).unwrap();
+        let left = Left::read(File::open(written(dir.path())).unwrap(), &BOOT).unwrap();
         assert_eq!(left.state(), b"the state");
         let expected = [(&b"one"[..], true), (b"two two", true), (&[3; 100], true)];
         let mut expected: Vec<_> = expected.map(|(body, done)| (body.to_vec(), done)).into();
         expected.push((b"not done".to_vec(), false));
         assert_eq!(bodies(&left), expected);
         assert!(!left.is_damaged());
-        assert!(Left::read(&dir.path().join("segment"), &[0; 16]).is_err(), "another boot");
+        assert!(Left::read(File::open(dir.path().join("segment")).unwrap(), &[0; 16]).is_err(), "another boot");
     }
 
     // Fails if a file that is cut or in which a bit is another is taken for something that was never
@@ -217,7 +220,7 @@ mod tests {
     fn damage_gives_a_front_part_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
-        let whole = Left::read(&path, &BOOT).unwrap();
+        let whole = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
         let all: Vec<Vec<u8>> = bodies(&whole).into_iter().map(|(body, _)| body).collect();
         drop(whole);
         let good = std::fs::read(&path).unwrap();
@@ -250,6 +253,6 @@ mod tests {
         let mut segment = Segment::create(&path, &BOOT, b"", 1024).unwrap();
         let count = (0..).take_while(|_| segment.record(&[7; 92]).is_ok()).count();
         assert_eq!(count, 9);
-        assert_eq!(Left::own(&path, &BOOT).unwrap().records().count(), 9);
+        assert_eq!(Left::read(File::open(&path).unwrap(), &BOOT).unwrap().records().count(), 9);
     }
 }

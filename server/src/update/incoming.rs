@@ -26,6 +26,9 @@ use crate::journal::{Recovered, Settled};
 use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
 
+/// Who has left what comes from a journal.
+const JOURNAL: &str = "a process that ended unexpectedly";
+
 /// Everything that another program has left, sound, with nothing taken of it yet.
 pub(crate) struct Incoming {
     /// Who has left it, for people.
@@ -140,7 +143,12 @@ impl Incoming {
     /// What the last process has left in its journal.
     pub(crate) fn recovered(recovered: Recovered) -> Incoming {
         let Recovered { state, engine } = recovered;
-        Incoming { from: "journal", state, engine, errand: None, file: None, begun: Instant::now() }
+        Incoming { from: JOURNAL, state, engine, errand: None, file: None, begun: Instant::now() }
+    }
+
+    /// Did another program hand it over? Otherwise a process ended, and its descriptors with it.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.from != JOURNAL
     }
 
     /// The engine, and what is to be done with the rest.

@@ -16,6 +16,6 @@ mod outgoing;
 mod session;
 
 pub(crate) use hold::{Held, Hold};
-pub(crate) use incoming::{check, receive};
+pub(crate) use incoming::{Incoming, check, receive};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use session::{Updatable, Update};

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use smol::Timer;
-use tracing::{error, info, warn};
+use smol::lock::Mutex;
+use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Caller, ConnId, Host, State};
 use xenstore_transport::socket::Listener;
@@ -39,6 +40,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) listener: Option<&'a Listener>,
     /// On a Xen host.
     pub(crate) xen: Option<(Bound, Rings)>,
+    /// Held by whoever makes all connections stand still.
+    pub(crate) holding: Mutex<()>,
     /// The program itself, however its file has changed since.
     pub(crate) program: File,
 }
@@ -76,6 +79,21 @@ impl Outgoing<'_> {
         }
     }
 
+    /// Begins the journal anew, whenever it is full.
+    pub(crate) async fn keep_journal(&self) {
+        loop {
+            self.server.journal_is_full().await;
+            let _alone = self.holding.lock().await;
+            let begun = Instant::now();
+            let held = self.server.hold_all(false).await;
+            let bytes = self.state(held).encode();
+            self.server.begin_journal(&bytes);
+            self.server.let_go();
+            let ms = begun.elapsed().as_secs_f64() * 1e3;
+            debug!(bytes = bytes.len(), ms, "the journal begins anew");
+        }
+    }
+
     /// A report about a dry run, or why nothing has come of it.
     async fn attempt(&self, order: &Order) -> Result<String, String> {
         let complain = |reason: String| format!("{}: {reason}", order.file.display());
@@ -95,6 +113,7 @@ impl Outgoing<'_> {
         if order.dry_run {
             return Ok(self.report(kind, bytes.len(), expected));
         }
+        let _alone = self.holding.lock().await;
         self.update.still_wanted()?;
         let stopped = errand::now();
         let held = match kind {
@@ -191,6 +210,7 @@ impl Outgoing<'_> {
 
     /// The same for C xenstored, which looks for a file.
     fn go_to_c(&self, order: &Order, args: &[OsString], held: BTreeMap<ConnId, Held>) -> String {
+        self.server.interrupt_journal();
         let mut state = self.state(held);
         let mut events = BTreeMap::new();
         for connection in &mut state.connections {
