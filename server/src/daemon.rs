@@ -168,6 +168,9 @@ fn run(settings: Settings) -> Result<(), String> {
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         match taken {
             Some(taken) => {
+                if taken.is_to_be_told() {
+                    update.is_done();
+                }
                 taken.adopt(&server, resumed, &executor, &driver);
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             }

@@ -110,6 +110,7 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Vec<(ConnId, 
         let io = &connection.io;
         let progress = Progress {
             port: io.port,
+            remote: io.remote_port,
             gfn: io.gfn.unwrap_or(0),
             features: domain.map_or(xenstore_protocol::feature::ALL, |domain| domain.features),
             indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),

@@ -101,8 +101,10 @@ pub(crate) struct Events {
 /// Where another daemon was with the ring of a domain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
-    /// Our end of the event channel, which is bound; none if there is none.
+    /// Our end of the event channel, which is bound.
     pub(crate) port: Option<u32>,
+    /// The domain's end, if ours is not bound; none of both if there is no channel.
+    pub(crate) remote: Option<u32>,
     /// The frame of the page; 0 if that is not known.
     pub(crate) gfn: u64,
     /// What the guest was offered.
@@ -126,7 +128,10 @@ impl Xen {
         })?;
         let ports = Ports::default();
         let (rings, seen) = (Rings::default(), BTreeMap::new());
-        let events = Events { bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) }, ports: ports.clone() };
+        let events = Events {
+            bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) },
+            ports: ports.clone(),
+        };
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
@@ -157,12 +162,18 @@ impl Xen {
         own: bool,
         progress: Progress,
     ) -> io::Result<XenRing> {
-        let Progress { port, gfn, features, indices } = progress;
+        let Progress { port, remote, gfn, features, indices } = progress;
         let page = match own {
             true => self.machine.memory.own_ring()?.0,
             false => self.machine.memory.map_ring(domid.0, gfn)?,
         };
-        let channel = port.map(|port| Channel::adopt(&self.machine.evtchn, port));
+        let evtchn = &self.machine.evtchn;
+        let channel = match (port, remote) {
+            (Some(port), _) => Some(Channel::adopt(evtchn, port)),
+            (None, Some(remote)) => Some(Channel::bind(evtchn, domid.0, remote)?),
+            (None, None) => None,
+        };
+        let port = channel.as_ref().map(Channel::port);
         let indices = indices.unwrap_or_else(|| Indices::of(&page));
         let line = Line::resume(page, Bell::new(channel), features);
         if let Some(port) = port {

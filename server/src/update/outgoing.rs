@@ -21,8 +21,8 @@ use xenstore_transport::{Place, inherit};
 
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
-use super::hold::Held;
 use super::for_c;
+use super::hold::Held;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
 use crate::place::run_dir;
@@ -196,9 +196,11 @@ impl Outgoing<'_> {
         for connection in &mut state.connections {
             // It does not know of events that wait.
             let mut waiting = Vec::new();
-            self.server.with(|engine, _| {
-                while engine.emit_events(connection.id, usize::MAX, &mut waiting) {}
-            });
+            self.server.with(
+                |engine, _| {
+                    while engine.emit_events(connection.id, usize::MAX, &mut waiting) {}
+                },
+            );
             connection.io.output.extend_from_slice(&waiting);
             events.insert(connection.id, waiting);
             if connection.id == order.conn {

@@ -75,8 +75,14 @@ fn script() -> Vec<Step> {
     add(&ask(Tool, op::TRANSACTION_END, 24, 3, "F|"));
     add(&ask(Guest, op::TRANSACTION_END, 25, 1, "T|"));
     // The order of children is that of their creation; the last of two requests is cut.
-    add(&[Step::Send(Guest, [frame(op::MKDIR, 26, 0, b"z\0"), frame(op::MKDIR, 27, 0, b"a\0")].concat()[..30].to_vec())]);
-    add(&[Step::Send(Guest, [frame(op::MKDIR, 26, 0, b"z\0"), frame(op::MKDIR, 27, 0, b"a\0")].concat()[30..].to_vec())]);
+    add(&[Step::Send(
+        Guest,
+        [frame(op::MKDIR, 26, 0, b"z\0"), frame(op::MKDIR, 27, 0, b"a\0")].concat()[..30].to_vec(),
+    )]);
+    add(&[Step::Send(
+        Guest,
+        [frame(op::MKDIR, 26, 0, b"z\0"), frame(op::MKDIR, 27, 0, b"a\0")].concat()[30..].to_vec(),
+    )]);
     add(&[Step::Get(Guest, 2)]);
     add(&ask(Tool, op::DIRECTORY, 28, 0, "/local/domain/5|"));
     // Now the late ones read: answers first, then what happened to /w, each once.
