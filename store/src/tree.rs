@@ -55,6 +55,40 @@ impl Tree {
         tree
     }
 
+    /// A tree with this root and these special nodes.
+    pub(crate) fn from_parts(root: Node, special: Vec<Node>) -> Tree {
+        let mut nodes = Children::default();
+        special.into_iter().for_each(|node| nodes.insert(Arc::new(node)));
+        Tree { root: Arc::new(root), special: Arc::new(nodes) }
+    }
+
+    /// Is it the name of a special node?
+    pub(crate) fn is_special(name: &str) -> bool {
+        [INTRODUCE, RELEASE].contains(&name)
+    }
+
+    /// Takes those special nodes from `other` that are missing here.
+    pub(crate) fn complete(&mut self, other: &Tree) {
+        for node in other.special() {
+            if self.special.get(node.name()).is_none() {
+                Arc::make_mut(&mut self.special).insert(node.clone());
+            }
+        }
+    }
+
+    /// Puts a node, which may have children, below one that is there and has none with its name.
+    pub(crate) fn put(&mut self, parent: &str, node: Arc<Node>) -> Option<()> {
+        let children = self.get_mut(parent).filter(|_| !parent.starts_with('@'))?.children_mut();
+        children.get(node.name()).is_none().then(|| children.insert(node))
+    }
+
+    /// Takes a node away that is below the root, with all below it.
+    pub(crate) fn take(&mut self, path: &str) -> Option<Arc<Node>> {
+        let name = components(path).last()?;
+        self.get(path)?;
+        self.get_mut(parent(path)?)?.children_mut().remove(name)
+    }
+
     pub(crate) fn root(&self) -> &Arc<Node> {
         &self.root
     }
@@ -151,12 +185,10 @@ impl Tree {
 
     /// Removes the node at `path`, not the root, and all below it.
     pub(crate) fn remove(&mut self, path: &str, stamp: &mut u64) -> Option<Arc<Node>> {
-        let name = components(path).last()?;
-        self.get(path)?;
-        let above = self.get_mut(parent(path)?)?;
+        let removed = self.take(path)?;
         *stamp += 1;
-        above.set_listed(*stamp);
-        above.children_mut().remove(name)
+        self.get_mut(parent(path)?)?.set_listed(*stamp);
+        Some(removed)
     }
 }
 
