@@ -40,6 +40,7 @@ mod oracle;
 mod restore;
 mod settings;
 mod state;
+mod text;
 mod transaction;
 mod tree;
 mod watch;
