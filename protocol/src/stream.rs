@@ -217,6 +217,11 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// A cursor at this byte of a stream, or of another text, that is read without records.
+    pub fn at(bytes: &'a [u8], at: usize) -> Cursor<'a> {
+        Cursor { bytes, at, offset: 0, big_endian: false }
+    }
+
     /// An error at the place of this cursor.
     pub fn error(&self, reason: &'static str) -> StreamError {
         StreamError { offset: self.offset + self.at, reason }

@@ -1,6 +1,7 @@
 //! The children of a node: found by name, listed in order of creation, cheap to snapshot.
 
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use triomphe::Arc;
 
@@ -13,6 +14,9 @@ const CHUNK_MAX: usize = 63;
 
 /// Nodes sorted by name, with room for few more than there are.
 type Chunk = Vec<Arc<Node>>;
+
+/// A child here, and the one with its name there.
+pub(crate) type Pair<'a> = (Option<&'a Arc<Node>>, Option<&'a Arc<Node>>);
 
 /// The children of a node that has or has had some.
 #[derive(Clone, Debug)]
@@ -182,6 +186,47 @@ impl Children {
             List::Many(chunks) => (&[][..], chunks.as_slice()),
         };
         few.iter().chain(many.iter().flat_map(|chunk| chunk.iter()))
+    }
+
+    /// Nodes by name, in the chunks in which they are kept.
+    fn chunks(&self) -> impl Iterator<Item = &[Arc<Node>]> {
+        let (few, many) = match &self.list {
+            List::Few(chunk) => (chunk.as_slice(), &[][..]),
+            List::Many(chunks) => (&[][..], chunks.as_slice()),
+        };
+        let few = (!few.is_empty()).then_some(few);
+        few.into_iter().chain(many.iter().map(|chunk| chunk.as_slice()))
+    }
+
+    /// Children that are not one and the same node here and there, by name; those that are only on
+    /// one side have nothing on the other. Chunks that are shared are passed over.
+    pub(crate) fn differing<'a>(&'a self, other: &'a Children) -> Vec<Pair<'a>> {
+        let mut found = Vec::new();
+        let (mut rest, mut others) = (self.chunks(), other.chunks());
+        let (mut a, mut b): (&[_], &[_]) = (&[], &[]);
+        loop {
+            // Of a shared chunk both are at the same place, and what is left of it is the same.
+            if core::ptr::eq(a, b) {
+                (a, b) = (&[], &[]);
+            }
+            if a.is_empty() {
+                a = rest.next().unwrap_or_default();
+            }
+            if b.is_empty() {
+                b = others.next().unwrap_or_default();
+            }
+            let order = match (a.first(), b.first()) {
+                (None, None) => return found,
+                (Some(x), Some(y)) => x.name_bytes().cmp(y.name_bytes()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+            };
+            let x = if order.is_le() { a.split_off_first() } else { None };
+            let y = if order.is_ge() { b.split_off_first() } else { None };
+            if !matches!((x, y), (Some(x), Some(y)) if Arc::ptr_eq(x, y)) {
+                found.push((x, y));
+            }
+        }
     }
 
     /// In order of creation, which is what DIRECTORY shows.

@@ -53,4 +53,4 @@ pub use domain::{DomainInfo, Host};
 pub use engine::{Engine, Millis};
 pub use history::Conflict;
 pub use restore::RestoreError;
-pub use state::{ConnectionState, DomainState, IoState, NodeState, ServerIo, State, WatchState};
+pub use state::{ConnectionState, DomainState, IoState, ServerIo, State, WatchState};

@@ -42,7 +42,7 @@ pub(crate) struct Watch {
 pub(crate) struct Watches {
     pub(crate) all: BTreeMap<WatchId, Watch>,
     by_path: BTreeMap<Arc<str>, BTreeSet<WatchId>>,
-    last: u64,
+    pub(crate) last: u64,
 }
 
 /// Watches exactly on a node that was there and is there no more.

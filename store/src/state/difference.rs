@@ -7,15 +7,15 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::AbsPath;
 use xenstore_protocol::stream::{Cursor, StreamError, Writer};
 
 use crate::access::Acl;
 use crate::charge::Charges;
-use crate::node::Node;
+use crate::node::{Node, descend};
 use crate::state::nodes::{put_perms, take_perms};
 use crate::tree::{Tree, components, parent};
 
@@ -121,16 +121,27 @@ fn take_content<'a>(
     Ok(Content { created, listed, acl, value: body.take(len)? })
 }
 
-/// Reads a difference and makes the tree of it. Adds to `charges` what the new tree costs more. No
-/// stamp may be above `limit`.
+/// What a difference does to the tree that it is applied to.
+#[derive(Debug, Default)]
+pub(super) struct Effect {
+    /// What the new tree costs more.
+    pub(super) charges: Charges,
+    /// Where nodes appear, disappear, or get other permissions.
+    pub(super) places: Vec<String>,
+    /// Stamps of the nodes that appear.
+    pub(super) created: Vec<u64>,
+}
+
+/// Reads a difference and makes the tree of it. No stamp may be above `limit`.
 pub(super) fn take_difference(
     body: &mut Cursor<'_>,
     base: &Tree,
     limit: u64,
-    charges: &mut Charges,
-) -> Result<Tree, StreamError> {
+) -> Result<(Tree, Effect), StreamError> {
     let mut tree = base.clone();
     let mut parents = BTreeSet::new();
+    let mut effect = Effect::default();
+    let charges = &mut effect.charges;
     loop {
         let mark = body.u8()?;
         if mark == mark::END {
@@ -150,11 +161,15 @@ pub(super) fn take_difference(
                 node.set_value(new.value);
                 charges.add(node.acl().owner(), node.charge());
                 charges.add(old.acl().owner(), -old.charge());
+                if node.acl() != old.acl() {
+                    effect.places.push(path);
+                }
             }
             mark::REMOVED => {
                 let old = Some(&path).filter(|path| !path.starts_with('@'));
                 let old = old.and_then(|path| tree.take(path)).ok_or(body.error("no such node"))?;
-                old.descend().for_each(|node| charges.add(node.acl().owner(), -node.charge()));
+                descend(&old).for_each(|node| charges.add(node.acl().owner(), -node.charge()));
+                effect.places.push(path);
             }
             mark::ADDED => {
                 let above = parent(&path).ok_or(body.error("no parent"))?;
@@ -168,6 +183,8 @@ pub(super) fn take_difference(
                 put.and_then(|()| tree.put(above, Arc::new(node)))
                     .ok_or(body.error("a node that cannot be added"))?;
                 parents.insert(String::from(above));
+                effect.created.push(new.created);
+                effect.places.push(path);
             }
             _ => return Err(body.error("no such mark")),
         }
@@ -179,5 +196,5 @@ pub(super) fn take_difference(
             return Err(body.error("siblings are not in order of creation"));
         }
     }
-    Ok(tree)
+    Ok((tree, effect))
 }

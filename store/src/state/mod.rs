@@ -37,6 +37,11 @@ use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::WatchId;
 
+/// In place of a target that is not there (`DOMID_INVALID`).
+const NO_TARGET: u16 = 0x7ff4;
+/// In place of a depth that is not there.
+const NO_DEPTH: u16 = 0xffff;
+
 /// A domain that the store knows.
 #[derive(Clone, Debug)]
 pub struct DomainState {

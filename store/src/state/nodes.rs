@@ -1,9 +1,9 @@
 //! The tree in a stream: a record for each node, parents first, siblings in order of creation.
 
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind, put_varint};
 use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
 
@@ -140,13 +140,15 @@ pub(super) struct Grower<'s> {
     /// The nodes on it that may still get children, each with the length of its path and the stamp
     /// of its youngest child.
     open: Vec<(Node, usize, u64)>,
+    /// Stamps of all nodes but the special ones.
+    created: Vec<u64>,
     special: Vec<Node>,
 }
 
 impl<'s> Grower<'s> {
     pub(super) fn new(stamps: Option<Cursor<'s>>, limit: u64) -> Grower<'s> {
-        let (open, special) = (Vec::new(), Vec::new());
-        Grower { stamps, before: 0, limit, path: String::new(), open, special }
+        let (open, created, special) = (Vec::new(), Vec::new(), Vec::new());
+        Grower { stamps, before: 0, limit, path: String::new(), open, created, special }
     }
 
     /// `created` and `listed` of the next node.
@@ -199,6 +201,9 @@ impl<'s> Grower<'s> {
             node.set_listed(listed);
             node
         };
+        if text.starts_with('/') {
+            self.created.push(created);
+        }
         if text == "/" {
             if !self.open.is_empty() {
                 return wrong("a node that is there twice");
@@ -279,7 +284,7 @@ impl<'s> Grower<'s> {
         let (root, ..) = self.open.first_mut().ok_or(place.error("no parent"))?;
         let mut parent = root;
         for name in crate::tree::components(above) {
-            parent = parent.children_mut().get_mut(name).ok_or(place.error("no parent"))?;
+            parent = parent.child_mut(name).ok_or(place.error("no parent"))?;
         }
         if parent.children().get(node.name()).is_some() {
             return Err(place.error("a node that is there twice"));
@@ -288,12 +293,17 @@ impl<'s> Grower<'s> {
         Ok(())
     }
 
-    /// The tree, and the largest stamp that was given.
-    pub(super) fn finish(mut self, place: &Cursor<'_>) -> Result<(Tree, u64), StreamError> {
+    /// The tree, the stamp of its youngest node, and the largest that was given.
+    pub(super) fn finish(mut self, place: &Cursor<'_>) -> Result<(Tree, u64, u64), StreamError> {
+        self.created.sort_unstable();
+        if self.created.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(place.error("two nodes with the same stamp"));
+        }
+        let youngest = self.created.last().copied().unwrap_or(0);
         while self.open.len() > 1 {
             self.close(place)?;
         }
         let (root, ..) = self.open.pop().ok_or(place.error("no root"))?;
-        Ok((Tree::from_parts(root, self.special), self.before))
+        Ok((Tree::from_parts(root, self.special), youngest, self.before))
     }
 }
