@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::connection::Caller;
-    use alloc::sync::Arc;
+    use triomphe::Arc;
     use xenstore_protocol::DomId as Id;
 
     fn broken(break_it: impl FnOnce(&mut Engine)) -> String {

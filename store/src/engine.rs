@@ -45,8 +45,8 @@ pub struct Engine {
     pub(crate) closed: VecDeque<ConnId>,
     pub(crate) history: History,
     lists: Lists,
-    last_conn: u64,
-    injected_eagain: u32,
+    pub(crate) last_conn: u64,
+    pub(crate) injected_eagain: u32,
 }
 
 impl Engine {
@@ -94,16 +94,6 @@ impl Engine {
             self.conns.insert(conn, Connection::new(caller));
         }
         conn
-    }
-
-    /// Opens a connection whose number is known from before, unless that is in use.
-    pub(crate) fn connect_as(&mut self, conn: ConnId, caller: Caller) -> Option<ConnId> {
-        if conn.0 == 0 || conn.0 > u64::MAX / 2 || self.conns.contains_key(&conn) {
-            return None;
-        }
-        self.last_conn = self.last_conn.max(conn.0);
-        self.conns.insert(conn, Connection::new(caller));
-        Some(conn)
     }
 
     /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
@@ -328,6 +318,8 @@ impl Engine {
         if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
+        // Tells the snapshots of transactions apart by age.
+        self.stamp += 1;
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();

@@ -33,8 +33,8 @@ pub(crate) struct Hold {
     patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
     held: RefCell<BTreeMap<ConnId, Held>>,
-    /// What those that were held are to write when they go on.
-    parting: RefCell<BTreeMap<ConnId, Vec<u8>>>,
+    /// What the one that was held is to write when it goes on.
+    parting: RefCell<Option<(ConnId, Vec<u8>)>>,
     /// Whoever waits until all are.
     waiter: RefCell<Option<Waker>>,
 }
@@ -58,17 +58,13 @@ impl Hold {
     /// Lets that one go on, with these bytes to write first.
     pub(crate) fn let_one_go(&self, conn: ConnId, bytes: Vec<u8>) {
         self.one.set(None);
-        self.give(conn, bytes);
-    }
-
-    /// Gives a connection bytes to write when it goes on.
-    pub(crate) fn give(&self, conn: ConnId, bytes: Vec<u8>) {
-        self.parting.borrow_mut().entry(conn).or_default().extend(bytes);
+        *self.parting.borrow_mut() = Some((conn, bytes));
     }
 
     /// What this connection is to write now that it goes on.
     pub(crate) fn parting(&self, conn: ConnId) -> Option<Vec<u8>> {
-        self.parting.borrow_mut().remove(&conn)
+        let mut parting = self.parting.borrow_mut();
+        parting.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
     }
 
     /// Holds all connections, or no longer; those with transactions open as soon as they have none

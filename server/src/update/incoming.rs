@@ -241,7 +241,7 @@ impl Taken {
             sockets = connections.len() - rings,
             lost,
             watches = connections.iter().map(|c| c.watches.len()).sum::<usize>(),
-            nodes = self.state.nodes.len(),
+            nodes = self.state.node_count(),
             bytes,
             ms = pause.as_secs_f64() * 1e3,
             "taken over"

@@ -192,25 +192,15 @@ impl Outgoing<'_> {
     /// The same for C xenstored, which looks for a file.
     fn go_to_c(&self, order: &Order, args: &[OsString], held: BTreeMap<ConnId, Held>) -> String {
         let mut state = self.state(held);
-        let mut events = BTreeMap::new();
-        for connection in &mut state.connections {
-            // It does not know of events that wait.
-            let mut waiting = Vec::new();
-            self.server.with(
-                |engine, _| {
-                    while engine.emit_events(connection.id, usize::MAX, &mut waiting) {}
-                },
-            );
-            connection.io.output.extend_from_slice(&waiting);
-            events.insert(connection.id, waiting);
-            if connection.id == order.conn {
-                connection.io.output.extend_from_slice(&reply(&order.header, "OK"));
-            }
+        let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
+        if let Some(asker) = asker {
+            asker.io.output.extend_from_slice(&reply(&order.header, "OK"));
         }
+        let (stream, lost) = state.encode_for_c(order.version.unwrap_or(1));
+        lost.iter().for_each(|text| warn!("not carried over: {text}"));
         let path = run_dir().join("state_dump");
         let run = || -> io::Result<()> {
-            let stream = for_c::stream(&state.encode(), order.version.unwrap_or(1));
-            write_private(&path, &stream.map_err(io::Error::other)?)?;
+            write_private(&path, &stream)?;
             let bound = self.xen.as_ref().map(|(bound, _)| bound);
             bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
             let mut command = Command::new(&order.file);
@@ -229,7 +219,6 @@ impl Outgoing<'_> {
             result
         };
         let failed = run().err().map_or_else(String::new, |error| error.to_string());
-        events.into_iter().for_each(|(conn, bytes)| self.server.hold().give(conn, bytes));
         format!("cannot be run: {failed}")
     }
 
