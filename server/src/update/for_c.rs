@@ -41,6 +41,7 @@ pub(super) fn options(ours: &[OsString]) -> Vec<OsString> {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (long.to_owned(), None),
             },
+            None if !arg.starts_with('-') => continue,
             None => {
                 let rest = arg.get(2..).filter(|rest| !rest.is_empty());
                 (arg.get(1..2).unwrap_or_default().to_owned(), rest.map(str::to_owned))
@@ -80,7 +81,7 @@ mod tests {
     // Fails if C xenstored is given an option that ends it, or loses one that it has.
     #[test]
     fn only_options_of_c_xenstored_are_given_to_it() {
-        let ours = "-N --pretend-xen /x -E 0 -S3 --socket=/s --watch-nb=5 -Q nodes=9 -Q memory=0 \
+        let ours = "-N --pretend-xen /tmp -E 0 -S3 --socket=/s --watch-nb=5 -Q nodes=9 -Q memory=0 \
                     --require-xen --quota outstanding=7 --config-file /c -F /run/pid -t 4";
         let ours: Vec<OsString> = ours.split_ascii_whitespace().map(OsString::from).collect();
         let theirs = "--no-fork --entry-nb 2000000000 --entry-size 3 --watch-nb 5 --quota \

@@ -248,7 +248,8 @@ fn there_and_back() {
     let mut before = Before::new(&daemon);
     under_load(&daemon, || {
         for program in [&to_ours, &to_ours, &to_c, &to_ours, &to_c] {
-            control(&daemon, &[], program).unwrap();
+            let done = control(&daemon, &[], program);
+            done.unwrap_or_else(|error| panic!("{program:?}: {error}\n{}", daemon.log()));
         }
     });
     before.is_there(&daemon);
