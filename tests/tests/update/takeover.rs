@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
@@ -52,13 +53,19 @@ fn control(daemon: &Daemon, options: &[&str], program: &Path) -> Result<(), Stri
 }
 
 /// One client under load: what it does shows if a request is lost, or done twice, or an event lost.
-fn load(mut conn: Conn, home: &str, stop: &AtomicBool) -> Result<u32, String> {
+fn load(
+    mut conn: Conn,
+    home: &str,
+    stop: &AtomicBool,
+    turn: Option<&Mutex<()>>,
+) -> Result<u32, String> {
     let (path, token) = (format!("{home}/n"), "load");
     conn.watch(&format!("{path}|{token}|"))?;
     let event = format!("{path}|{token}|");
     let mut round = 0;
     while !stop.load(Ordering::Relaxed) || round < 20 {
         round += 1;
+        let _turn = turn.map(|turn| turn.lock().unwrap());
         conn.gives(op::WRITE, &format!("{path}|{round}"), "OK|")?;
         conn.event(&event)?;
         conn.gives(op::READ, &format!("{path}|"), &round.to_string())?;
@@ -76,6 +83,11 @@ fn load(mut conn: Conn, home: &str, stop: &AtomicBool) -> Result<u32, String> {
 
 /// Clients on the socket and guests on rings, while `change` does something to the daemon.
 fn under_load(daemon: &Daemon, change: impl FnOnce()) {
+    load_with(daemon, None, change);
+}
+
+/// The same with a lock for those who take turns.
+fn load_with(daemon: &Daemon, turn: Option<&Mutex<()>>, change: impl FnOnce()) {
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
     let mut clients = Vec::new();
     for domid in 10..14 {
@@ -93,7 +105,7 @@ fn under_load(daemon: &Daemon, change: impl FnOnce()) {
     std::thread::scope(|scope| {
         let run = |(conn, home): (Conn, String)| {
             let stop = &stop;
-            scope.spawn(move || load(conn, &home, stop))
+            scope.spawn(move || load(conn, &home, stop, turn))
         };
         let threads: Vec<_> = clients.into_iter().map(run).collect();
         change();
@@ -203,7 +215,9 @@ fn oxenstored_is_taken_over() {
     let Some(mut daemon) = start(Kind::Ocaml, "takeover of oxenstored") else { return };
     let mut before = Before::new(&daemon);
     let (program, pid) = (program(&daemon, Kind::Ours), daemon.pid());
-    under_load(&daemon, || control(&daemon, &[], &program).unwrap());
+    // It waits for a moment in which nothing is on its way to anybody.
+    let turn = Mutex::new(());
+    load_with(&daemon, Some(&turn), || control(&daemon, &[], &program).unwrap());
     let log = daemon.log();
     assert!(log.contains("taken over") && log.contains("oxenstored"), "{log}");
     before.is_there(&daemon);
