@@ -35,6 +35,7 @@ mod execute;
 mod footprint;
 mod history;
 mod lifecycle;
+mod mentions;
 mod node;
 mod oracle;
 mod restore;
