@@ -35,7 +35,8 @@ struct Place {
 pub(crate) struct Mentions {
     /// Domains that never die.
     immortal: [DomId; 2],
-    begins: BTreeMap<DomId, BTreeSet<u64>>,
+    /// Domains, each with the nodes at which mentions of it begin.
+    begins: BTreeSet<(DomId, u64)>,
     places: BTreeMap<u64, Place>,
 }
 
@@ -45,7 +46,7 @@ type Way<'t> = Vec<&'t Arc<Node>>;
 impl Mentions {
     /// The index of a tree; nothing is kept for those who are `immortal`.
     pub(crate) fn of(tree: &Tree, immortal: [DomId; 2]) -> Mentions {
-        let mut mentions = Mentions { immortal, begins: BTreeMap::new(), places: BTreeMap::new() };
+        let mut mentions = Mentions { immortal, begins: BTreeSet::new(), places: BTreeMap::new() };
         let mut stack = alloc::vec![(0, tree.root())];
         let mut way = Way::new();
         while let Some((depth, node)) = stack.pop() {
@@ -140,7 +141,7 @@ impl Mentions {
 
     fn add(&mut self, domid: DomId, way: &Way<'_>) {
         let node = way[way.len() - 1];
-        if !self.begins.entry(domid).or_default().insert(node.created()) {
+        if !self.begins.insert((domid, node.created())) {
             return;
         }
         for pair in way.windows(2).rev() {
@@ -155,18 +156,14 @@ impl Mentions {
     }
 
     fn remove(&mut self, domid: DomId, created: u64) {
-        if self.forget_begin(domid, created) {
+        if self.begins.remove(&(domid, created)) {
             self.release(created);
         }
     }
 
-    fn forget_begin(&mut self, domid: DomId, created: u64) -> bool {
-        let Some(begins) = self.begins.get_mut(&domid) else { return false };
-        let found = begins.remove(&created);
-        if begins.is_empty() {
-            self.begins.remove(&domid);
-        }
-        found
+    /// The nodes at which mentions of a domain begin.
+    fn begins(&self, domid: DomId) -> impl Iterator<Item = u64> {
+        self.begins.range((domid, 0)..=(domid, u64::MAX)).map(|(_, created)| *created)
     }
 
     /// A place has one use less.
@@ -192,7 +189,7 @@ impl Mentions {
                 continue;
             }
             for domid in self.mortals(node.acl()) {
-                self.forget_begin(domid, node.created());
+                self.begins.remove(&(domid, node.created()));
             }
             // What has inherited all and has nothing below it is no place.
             let may_be =
@@ -204,9 +201,8 @@ impl Mentions {
 
     /// A domain is not mentioned anywhere any more.
     pub(crate) fn forget(&mut self, domid: DomId) {
-        for created in self.begins.remove(&domid).unwrap_or_default() {
-            self.release(created);
-        }
+        let begins: Vec<u64> = self.begins(domid).collect();
+        begins.into_iter().for_each(|created| self.remove(domid, created));
     }
 
     /// Paths of the nodes of `tree` that mention a domain and that are `wanted`, in order of
@@ -222,9 +218,8 @@ impl Mentions {
         let mentions = |node: &Node| node.acl().mentions(domid);
         let special = tree.special().filter(|node| mentions(node) && wanted(node.acl()));
         let special = special.map(|node| String::from(node.name()));
-        let begins = self.begins.get(&domid).into_iter().flatten();
         let mut stack: Vec<(Vec<u64>, String)> =
-            begins.map(|created| self.way_to(*created)).collect();
+            self.begins(domid).map(|created| self.way_to(created)).collect();
         let mut found = Vec::new();
         while let Some((order, path)) = stack.pop() {
             // Not there any more if its removal has not been followed yet.
