@@ -58,8 +58,8 @@ impl Mentions {
         mentions
     }
 
-    /// Follows changes of the tree: `before` is needed where nodes can have been removed or got
-    /// other permissions; nodes that are new have been created after `since`.
+    /// Follows changes of the tree since it was `before`; or else, if nodes have been created at the
+    /// most, since that stamp.
     pub(crate) fn follow(
         &mut self,
         changes: &[Change],
@@ -81,7 +81,7 @@ impl Mentions {
             match old {
                 Some(old) if Arc::ptr_eq(old, node) => return,
                 Some(old) => self.permitted(&mut way, old.acl()),
-                None if node.created() > since => self.look(&way),
+                None if before.is_some() || node.created() > since => self.look(&way),
                 None => {}
             }
             let Some(name) = names.next() else { return };
