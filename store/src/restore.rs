@@ -1,6 +1,5 @@
 //! From an engine to its state and back.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,6 +12,7 @@ use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection, Queued};
 use crate::domain::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
+use crate::mentions::Mentions;
 use crate::state::{
     ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
 };
@@ -122,10 +122,10 @@ impl Engine {
         for domain in &state.domains {
             engine.restore_domain(domain);
         }
-        let known: BTreeSet<DomId> = engine.domains.known.keys().copied().collect();
-        for domain in engine.domains.known.values_mut() {
+        for domain in &state.domains {
             // One that is not there would be that of a later domain with its domid.
-            domain.target = domain.target.filter(|target| known.contains(target));
+            let target = domain.target.filter(|target| engine.domains.get(*target).is_some());
+            engine.domains.set_target(domain.domid, target);
         }
         let counters = state.counters;
         engine.stamp = counters.stamp;
@@ -152,7 +152,6 @@ impl Engine {
         domain.unique_id = state.unique_id;
         domain.introduced = own || state.introduced;
         domain.shutdown = state.shutdown;
-        domain.target = state.target;
         domain.features = state.features;
         domain.quotas = state.quotas.unwrap_or(domain.quotas);
     }
@@ -176,6 +175,7 @@ impl Engine {
         self.domains.add(run.0, UNKNOWN_ID);
         self.domains.charge(run.0, run.1);
         self.work.tree = tree;
+        self.mentions = Mentions::of(&self.work.tree, [self.config.privileged, self.config.store]);
     }
 
     fn restore_connection(&mut self, state: &ConnectionState, counters: &Counters) -> Result<()> {
