@@ -75,6 +75,11 @@ impl Acl {
         self.entries()[0].perm.domid
     }
 
+    /// Does any entry name the domain, the owner's included?
+    pub(crate) fn mentions(&self, domid: DomId) -> bool {
+        self.entries().iter().any(|entry| entry.perm.domid == domid)
+    }
+
     /// The same list for another owner.
     pub(crate) fn with_owner(&self, owner: DomId) -> Acl {
         if self.owner() == owner {

@@ -8,6 +8,7 @@ use triomphe::Arc;
 use xenstore_protocol::{ErrorName, PAYLOAD_MAX, Reply, Request};
 
 use crate::charge::bytes;
+use crate::engine::Millis;
 use crate::node::Node;
 
 /// The answer to a request that has succeeded.
@@ -19,6 +20,9 @@ pub(crate) enum Answer {
     Seen(Arc<Node>),
     /// All other requests: the reply itself.
     Reply(Reply<'static>),
+    /// None yet: nothing has been done, and the request is to be offered again, at this time at the
+    /// latest.
+    Later(Millis),
 }
 
 impl Answer {

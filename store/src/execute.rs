@@ -186,12 +186,13 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
         false => ancestor.acl().with_owner(cx.rights.domid),
     };
     let perms = acl.entries().len();
-    let names: Vec<&str> = components(path).collect();
-    let new_names = &names[names.len() - missing..];
-    cx.check(Quota::NodeSize, bytes(ancestor.size() + new_names[0].len() + 1))?;
+    let existing = components(path).count() - missing;
+    let mut new_names = components(path).skip(existing).peekable();
+    let first = new_names.peek().map_or(0, |name| name.len() + 1);
+    cx.check(Quota::NodeSize, bytes(ancestor.size() + first))?;
     let mut more = Charge::default();
-    for (i, name) in new_names.iter().enumerate() {
-        let child_name = new_names.get(i + 1).map(|child| child.len() + 1);
+    while let Some(name) = new_names.next() {
+        let child_name = new_names.peek().map(|child| child.len() + 1);
         let value = if child_name.is_some() { &b""[..] } else { value };
         let size = node_size(perms, value.len() + child_name.unwrap_or(0));
         cx.check(Quota::NodeSize, bytes(size))?;

@@ -1,6 +1,5 @@
 //! From an engine to its state and back.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,6 +12,7 @@ use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection, Queued};
 use crate::domain::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
+use crate::mentions::Mentions;
 use crate::state::{
     ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
 };
@@ -66,6 +66,8 @@ impl Engine {
             last_conn: self.last_conn,
             last_watch: self.watches.last,
             injected_eagain: self.injected_eagain,
+            protected: self.protection.protected_count,
+            held: self.protection.held_count,
         };
         State {
             quotas: Some(self.domains.defaults),
@@ -100,6 +102,9 @@ impl Engine {
             watches: ids.into_iter().filter_map(watch).collect(),
             domid: Some(self.rights(id).domid),
             last_transaction: connection.last_transaction,
+            failures: connection.failures,
+            held: self.protection.held.get(&id).copied(),
+            protected: self.protection.of(id).collect(),
             events: connection.events.iter().map(event).collect(),
             transactions: connection.transactions.iter().map(transaction).collect(),
         }
@@ -122,19 +127,23 @@ impl Engine {
         for domain in &state.domains {
             engine.restore_domain(domain);
         }
-        let known: BTreeSet<DomId> = engine.domains.known.keys().copied().collect();
-        for domain in engine.domains.known.values_mut() {
+        for domain in &state.domains {
             // One that is not there would be that of a later domain with its domid.
-            domain.target = domain.target.filter(|target| known.contains(target));
+            let target = domain.target.filter(|target| engine.domains.get(*target).is_some());
+            engine.domains.set_target(domain.domid, target);
         }
         let counters = state.counters;
         engine.stamp = counters.stamp;
         engine.epoch = counters.epoch;
         engine.injected_eagain = counters.injected_eagain;
+        engine.protection.protected_count = counters.protected;
+        engine.protection.held_count = counters.held;
         engine.restore_tree(&state.tree);
         for connection in &state.connections {
             engine.restore_connection(connection, &counters)?;
         }
+        // In the order in which they were opened, as far as it matters.
+        engine.protection.open.sort_by_key(|(.., end)| *end);
         engine.last_conn = counters.last_conn;
         engine.watches.last = counters.last_watch;
         for domain in &state.domains {
@@ -152,7 +161,6 @@ impl Engine {
         domain.unique_id = state.unique_id;
         domain.introduced = own || state.introduced;
         domain.shutdown = state.shutdown;
-        domain.target = state.target;
         domain.features = state.features;
         domain.quotas = state.quotas.unwrap_or(domain.quotas);
     }
@@ -176,6 +184,7 @@ impl Engine {
         self.domains.add(run.0, UNKNOWN_ID);
         self.domains.charge(run.0, run.1);
         self.work.tree = tree;
+        self.mentions = Mentions::of(&self.work.tree, [self.config.privileged, self.config.store]);
     }
 
     fn restore_connection(&mut self, state: &ConnectionState, counters: &Counters) -> Result<()> {
@@ -190,9 +199,13 @@ impl Engine {
         })?;
         let mut connection = Connection::new(caller);
         connection.last_transaction = state.last_transaction;
+        connection.failures = state.failures;
         ensure(self.conns.insert(conn, connection).is_none(), || {
             format!("connection {conn} is there twice")
         })?;
+        if let Caller::Domain(domid) = caller {
+            self.conns_of.insert((domid, conn));
+        }
         for watch in &state.watches {
             self.restore_watch(conn, watch, counters)?;
         }
@@ -202,6 +215,12 @@ impl Engine {
         for (id, transaction) in &state.transactions {
             self.restore_transaction(conn, *id, transaction)?;
         }
+        for (id, end) in &state.protected {
+            let known = state.transactions.iter().any(|(known, _)| known == id);
+            ensure(known, || format!("protection of no transaction of connection {conn}"))?;
+            self.protection.open.push((conn, *id, *end));
+        }
+        self.protection.held.extend(state.held.map(|until| (conn, until)));
         Ok(())
     }
 

@@ -114,6 +114,8 @@ impl Engine {
         for transaction in transactions.into_values() {
             self.forget_transaction(domid, &transaction);
         }
+        self.protection.answered(conn);
+        self.unprotect();
     }
 
     /// Ends a watch whose connection has no entry for it any more. Events that wait for it go too:

@@ -13,7 +13,7 @@ use xenstore_transport::{Failure, Place};
 
 /// What a connection that is held has under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct UnderWay {
     /// Where another program can go on with it.
     pub(crate) place: Place,
     /// Bytes that have been read and not answered.
@@ -32,7 +32,7 @@ pub(crate) struct Hold {
     /// Not those that have transactions open.
     patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
-    held: RefCell<BTreeMap<ConnId, Held>>,
+    held: RefCell<BTreeMap<ConnId, UnderWay>>,
     /// What the one that was held is to write when it goes on.
     parting: RefCell<Option<(ConnId, Vec<u8>)>>,
     /// Whoever waits until all are.
@@ -76,7 +76,7 @@ impl Hold {
     }
 
     /// The task of a connection stands still.
-    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> Held) {
+    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> UnderWay) {
         if self.all.get() {
             self.held.borrow_mut().insert(conn, held());
             if let Some(waker) = self.waiter.borrow_mut().take() {
@@ -91,7 +91,7 @@ impl Hold {
         &self,
         mut conns: impl Iterator<Item = ConnId>,
         waker: &Waker,
-    ) -> Option<BTreeMap<ConnId, Held>> {
+    ) -> Option<BTreeMap<ConnId, UnderWay>> {
         let all = {
             let held = self.held.borrow();
             conns.all(|conn| held.contains_key(&conn))

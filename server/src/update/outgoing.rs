@@ -22,7 +22,7 @@ use xenstore_transport::{Place, inherit};
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
 use super::for_c;
-use super::hold::Held;
+use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
 use crate::place::run_dir;
@@ -138,7 +138,7 @@ impl Outgoing<'_> {
     async fn hold_without_transactions(
         &self,
         order: &Order,
-    ) -> Result<BTreeMap<ConnId, Held>, String> {
+    ) -> Result<BTreeMap<ConnId, UnderWay>, String> {
         let hold = async { Some(self.server.hold_all(true).await) };
         let late = async {
             Timer::after(DRAIN_LIMIT).await;
@@ -164,7 +164,7 @@ impl Outgoing<'_> {
         &self,
         order: &Order,
         args: &[OsString],
-        held: BTreeMap<ConnId, Held>,
+        held: BTreeMap<ConnId, UnderWay>,
         stopped: Duration,
     ) -> String {
         let state = self.state(held);
@@ -190,7 +190,12 @@ impl Outgoing<'_> {
     }
 
     /// The same for C xenstored, which looks for a file.
-    fn go_to_c(&self, order: &Order, args: &[OsString], held: BTreeMap<ConnId, Held>) -> String {
+    fn go_to_c(
+        &self,
+        order: &Order,
+        args: &[OsString],
+        held: BTreeMap<ConnId, UnderWay>,
+    ) -> String {
         let mut state = self.state(held);
         let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
         if let Some(asker) = asker {
@@ -229,7 +234,7 @@ impl Outgoing<'_> {
     }
 
     /// The whole state, with what the server knows of it.
-    fn state(&self, mut held: BTreeMap<ConnId, Held>) -> State {
+    fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
         let mut state = self.server.with(|engine, _| engine.dump());
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
         if let Some((bound, _)) = &self.xen {

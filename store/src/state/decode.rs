@@ -13,8 +13,8 @@ use xenstore_protocol::{DomId, Path, Quota, feature};
 use super::nodes::Grower;
 use super::transactions::take_transaction;
 use super::{
-    ConnectionState, Counters, DomainState, EventState, IoState, NO_DEPTH, NO_TARGET, ServerIo,
-    State, WatchState, ocaml,
+    ConnectionState, Counters, DomainState, EventState, IoState, NEVER, NO_DEPTH, NO_TARGET,
+    ServerIo, State, WatchState, ocaml,
 };
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
@@ -133,9 +133,16 @@ impl Decoder {
                     if [stamp, epoch, last_conn, last_watch].iter().any(|n| *n > u64::MAX / 2) {
                         return Err(body.error("a counter that has nearly run out"));
                     }
-                    let counters =
-                        Counters { stamp, epoch, last_conn, last_watch, injected_eagain };
-                    self.counters = Some(counters);
+                    let (protected, held) = (body.u64()?, body.u64()?);
+                    self.counters = Some(Counters {
+                        stamp,
+                        epoch,
+                        last_conn,
+                        last_watch,
+                        injected_eagain,
+                        protected,
+                        held,
+                    });
                 }
                 kind::NODE_STAMPS => stamps = Some(body),
                 _ => {}
@@ -288,6 +295,8 @@ impl Decoder {
         connection.id = ConnId(body.u64()?);
         connection.last_transaction = body.u32()?;
         connection.domid = Some(DomId(body.u16()?)).filter(|_| flags & 8 != 0);
+        connection.failures = body.u16()?;
+        connection.held = Some(body.u64()?).filter(|until| *until != NEVER);
         let more = body.u32()?;
         io.input.extend_from_slice(body.take(more as usize)?);
         if !connection.watches.is_empty() || !connection.events.is_empty() {
@@ -306,6 +315,9 @@ impl Decoder {
             let path = Path::parse(body.string(len.into())?);
             let path = path.ok_or(body.error("an event about what is no path"))?.as_str().into();
             connection.events.push(EventState { watch, path });
+        }
+        for _ in 0..body.u32()? {
+            connection.protected.push((body.u32()?, body.u64()?));
         }
         self.pending.insert(at, pending);
         Ok(())

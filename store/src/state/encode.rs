@@ -10,7 +10,7 @@ use xenstore_protocol::{DomId, Quota, WatchEvent};
 
 use super::nodes::put_nodes;
 use super::transactions::put_transaction;
-use super::{ConnectionState, DomainState, NO_DEPTH, NO_TARGET, State, WatchState};
+use super::{ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState};
 use crate::config::Quotas;
 use crate::connection::Caller;
 use crate::domain::Usage;
@@ -118,6 +118,8 @@ impl State {
         writer.u64(counters.last_conn);
         writer.u64(counters.last_watch);
         writer.u32(counters.injected_eagain);
+        writer.u64(counters.protected);
+        writer.u64(counters.held);
         writer.begin(kind::SERVER);
         writer.u32(self.io.virq_port.unwrap_or(0));
         writer.len32(self.io.other.len());
@@ -245,6 +247,8 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     writer.u64(connection.id.0);
     writer.u32(connection.last_transaction);
     writer.u16(connection.domid.unwrap_or_default().0);
+    writer.u16(connection.failures);
+    writer.u64(connection.held.unwrap_or(NEVER));
     let (_, more) = split_input(&io.input);
     writer.len32(more.len());
     writer.bytes(more);
@@ -259,6 +263,11 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
         writer.u64(event.watch.0);
         writer.len16(event.path.len() + 1);
         writer.c_string(event.path.as_bytes());
+    }
+    writer.len32(connection.protected.len());
+    for (id, end) in &connection.protected {
+        writer.u32(*id);
+        writer.u64(*end);
     }
 }
 

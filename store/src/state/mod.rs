@@ -33,6 +33,7 @@ use xenstore_protocol::DomId;
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
 use crate::domain::Usage;
+use crate::engine::Millis;
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::WatchId;
@@ -41,6 +42,9 @@ use crate::watch::WatchId;
 const NO_TARGET: u16 = 0x7ff4;
 /// In place of a depth that is not there.
 const NO_DEPTH: u16 = 0xffff;
+
+/// In place of a time that is not there.
+const NEVER: u64 = u64::MAX;
 
 /// A domain that the store knows.
 #[derive(Clone, Debug)]
@@ -139,10 +143,16 @@ pub struct ConnectionState {
     /// The domain whose relative paths it means; unknown if another daemon wrote the state.
     pub(crate) domid: Option<DomId>,
     pub(crate) last_transaction: u32,
+    /// A bit for each of the last commits; see `Connection`.
+    pub(crate) failures: u16,
+    /// Until when a request of it may be put off, if one has been; see `protect.rs`.
+    pub(crate) held: Option<Millis>,
     /// In the order in which they go out.
     pub(crate) events: Vec<EventState>,
     /// By number.
     pub(crate) transactions: Vec<(u32, Transaction)>,
+    /// Which of them are protected, and until when.
+    pub(crate) protected: Vec<(u32, Millis)>,
 }
 
 impl ConnectionState {
@@ -155,8 +165,11 @@ impl ConnectionState {
             watches: Vec::new(),
             domid: None,
             last_transaction: 0,
+            failures: 0,
+            held: None,
             events: Vec::new(),
             transactions: Vec::new(),
+            protected: Vec::new(),
         }
     }
 
@@ -179,6 +192,8 @@ pub(crate) struct Counters {
     pub(crate) last_conn: u64,
     pub(crate) last_watch: u64,
     pub(crate) injected_eagain: u32,
+    pub(crate) protected: u64,
+    pub(crate) held: u64,
 }
 
 /// Everything that is carried; see `store/src/state/mod.rs`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, DomId, ErrorName, Header, Quota, WatchEvent};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, State};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
 use crate::model::Model;
 use crate::raw::{op, text};
@@ -357,12 +357,17 @@ impl Pair {
             if ty == op::TRANSACTION_END {
                 engine.check_commit(conn, tx, machine).expect("as by replay");
             }
-            engine.handle(conn, &header, payload, 0, machine, &mut out);
+            // One that is put off is as if it had come when it does not have to wait any longer.
+            let mut now = 0;
+            while let Outcome::Later(until) =
+                engine.handle(conn, &header, payload, now, machine, &mut out)
+            {
+                now = until;
+            }
             out
         });
         if let Some(mut twin) = twin {
-            let out = &mut Vec::new();
-            twin.handle(conn, &header, payload, 0, &mut self.machine, out);
+            let _ = twin.handle(conn, &header, payload, 0, &mut self.machine, &mut Vec::new());
             self.twin = Some(twin);
         }
         let mut frames = frames(&out);
