@@ -19,12 +19,18 @@ pub mod kind {
     pub const GLOBAL_QUOTA_DATA: u32 = 6;
     pub const DOMAIN_DATA: u32 = 7;
     pub const WATCH_DATA_EXTENDED: u32 = 8;
-    /// Our own: what is known of a domain besides its quotas. Others skip it.
-    pub const DOMAIN_IDENTITY: u32 = 0x8000_0001;
-    /// Our own: what is known of a connection besides its watches.
+    /// Our own, as all that follow: the counters of an engine. Others skip them.
+    pub const ENGINE: u32 = 0x8000_0000;
+    /// What is known of a domain besides its quotas.
+    pub const DOMAIN_DETAIL: u32 = 0x8000_0001;
+    /// What is known of a connection besides its watches.
     pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
-    /// Our own: what belongs to the server.
+    /// What belongs to the server.
     pub const SERVER: u32 = 0x8000_0003;
+    /// The stamps of all nodes, in the order of their records.
+    pub const NODE_STAMPS: u32 = 0x8000_0004;
+    /// An open transaction, whole.
+    pub const TRANSACTION_DETAIL: u32 = 0x8000_0005;
 }
 
 const IDENT: [u8; 8] = *b"xenstore";
@@ -48,42 +54,101 @@ impl fmt::Display for StreamError {
 
 impl core::error::Error for StreamError {}
 
-/// Writes a stream.
+/// Writes a stream: [`Writer::begin`] a record, append its fields, begin the next.
 #[derive(Debug)]
-pub struct Writer(Vec<u8>);
-
-impl Default for Writer {
-    fn default() -> Self {
-        Writer::new(VERSION)
-    }
+pub struct Writer {
+    bytes: Vec<u8>,
+    /// Where the body of the record that is being written begins.
+    body: Option<usize>,
 }
 
 impl Writer {
-    /// Begins a stream of a version of the format, 1 or 2. It is for the caller to leave out what is
-    /// not in version 1.
-    pub fn new(version: u32) -> Self {
-        let mut bytes = IDENT.to_vec();
+    /// Begins a stream of this version, with room for `capacity` bytes.
+    pub fn new(version: u32, capacity: usize) -> Writer {
+        let mut bytes = Vec::with_capacity(capacity);
+        bytes.extend_from_slice(&IDENT);
         bytes.extend_from_slice(&version.to_be_bytes());
         bytes.extend_from_slice(&0_u32.to_be_bytes()); // flags: little-endian
-        Writer(bytes)
+        Writer { bytes, body: None }
     }
 
-    /// Writes a record. Its body is padded, and its length is that of the padded body, as C
-    /// xenstored writes it.
-    pub fn record(&mut self, kind: u32, body: &[u8]) {
-        let padded = body.len().next_multiple_of(8);
-        let len = u32::try_from(padded).expect("a record is far below 4 GiB");
-        self.0.extend_from_slice(&kind.to_le_bytes());
-        self.0.extend_from_slice(&len.to_le_bytes());
-        self.0.extend_from_slice(body);
-        self.0.resize(self.0.len() + padded - body.len(), 0);
+    /// Ends the record before and begins one of this type.
+    pub fn begin(&mut self, kind: u32) {
+        self.end();
+        self.u32(kind);
+        self.u32(0);
+        self.body = Some(self.bytes.len());
+    }
+
+    /// Pads the record, and writes the length of the padded body, as C xenstored does.
+    fn end(&mut self) {
+        let Some(body) = self.body.take() else { return };
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        let len = u32::try_from(self.bytes.len() - body).expect("a record is far below 4 GiB");
+        self.bytes[body - 4..body].copy_from_slice(&len.to_le_bytes());
     }
 
     /// Ends the stream.
     pub fn finish(mut self) -> Vec<u8> {
-        self.record(kind::END, &[]);
-        self.0
+        self.begin(kind::END);
+        self.end();
+        self.bytes
     }
+
+    /// Zeros up to the next multiple of 8 of the record; all records begin at one.
+    pub fn align(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+    }
+
+    /// One byte.
+    pub fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self, value: u16) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self, value: u32) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// Eight bytes.
+    pub fn u64(&mut self, value: u64) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// A length in two bytes. Paths, tokens, values and lists are far below 64 KiB.
+    pub fn len16(&mut self, len: usize) {
+        self.u16(u16::try_from(len).expect("bounded by the size of a message"));
+    }
+
+    /// A length in four bytes.
+    pub fn len32(&mut self, len: usize) {
+        self.u32(u32::try_from(len).expect("a record is far below 4 GiB"));
+    }
+
+    /// Bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Text and its NUL.
+    pub fn c_string(&mut self, text: &[u8]) {
+        self.bytes(text);
+        self.u8(0);
+    }
+}
+
+/// Appends a number in as few bytes as it needs, seven bits in each, the lowest first.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push((value & 0x7f) as u8);
 }
 
 /// Reads a stream, record by record. Never keeps or allocates anything.
@@ -152,6 +217,11 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// A cursor at this byte of a stream, or of another text, that is read without records.
+    pub fn at(bytes: &'a [u8], at: usize) -> Cursor<'a> {
+        Cursor { bytes, at, offset: 0, big_endian: false }
+    }
+
     /// An error at the place of this cursor.
     pub fn error(&self, reason: &'static str) -> StreamError {
         StreamError { offset: self.offset + self.at, reason }
@@ -163,13 +233,6 @@ impl<'a> Cursor<'a> {
         let taken = &self.bytes[self.at..end.ok_or(self.error("it ends too early"))?];
         self.at += count;
         Ok(taken)
-    }
-
-    /// All bytes that are left.
-    pub fn rest(&mut self) -> &'a [u8] {
-        let rest = &self.bytes[self.at..];
-        self.at = self.bytes.len();
-        rest
     }
 
     /// Bytes up to the next multiple of 8 of the record.
@@ -206,6 +269,28 @@ impl<'a> Cursor<'a> {
         self.word().map(u64::from_le_bytes)
     }
 
+    /// A number as [`put_varint`] writes it.
+    pub fn varint(&mut self) -> Result<u64, StreamError> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                break;
+            }
+            value |= bits << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(self.error("a number that is too large"))
+    }
+
+    /// Is nothing left?
+    pub fn is_empty(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
     /// A string of `len` bytes, the last of which is its only NUL.
     pub fn string(&mut self, len: usize) -> Result<&'a [u8], StreamError> {
         match self.take(len)?.split_last() {
@@ -230,8 +315,9 @@ mod tests {
     // Fails if header or records are laid out otherwise than in the design document.
     #[test]
     fn layout_is_that_of_the_design_document() {
-        let mut writer = Writer::default();
-        writer.record(kind::NODE_DATA, b"abc");
+        let mut writer = Writer::new(VERSION, 0);
+        writer.begin(kind::NODE_DATA);
+        writer.bytes(b"abc");
         let bytes = writer.finish();
         let expected = *b"xenstore\0\0\0\x02\0\0\0\0\
                           \x05\0\0\0\x08\0\0\0abc\0\0\0\0\0\
@@ -247,8 +333,9 @@ mod tests {
     // Fails if a stream that is cut anywhere is taken for a whole one, or panics.
     #[test]
     fn truncated_streams_are_errors() {
-        let mut writer = Writer::default();
-        writer.record(kind::WATCH_DATA, b"0123456789");
+        let mut writer = Writer::new(VERSION, 0);
+        writer.begin(kind::WATCH_DATA);
+        writer.bytes(b"0123456789");
         let bytes = writer.finish();
         for len in 0..bytes.len() {
             let read = || {

@@ -13,7 +13,7 @@ use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
 use crate::server::{Server, Start};
-use crate::update::Held;
+use crate::update::UnderWay;
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
@@ -34,7 +34,7 @@ pub(crate) enum End {
 }
 
 /// A request that has been put off, with what it waits for besides being woken.
-struct Deferred {
+struct Held {
     header: Header,
     payload: Box<[u8]>,
     until: Millis,
@@ -52,13 +52,13 @@ pub(crate) struct Connection<'a, H: Host, T> {
     waiting: Vec<u8>,
     taken: usize,
     /// While there is one, nothing else is answered.
-    deferred: Option<Deferred>,
+    held: Option<Held>,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, deferred: None }
+        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, held: None }
     }
 
     /// The same with what was under way before.
@@ -69,15 +69,15 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 
     fn has_unread(&self) -> bool {
-        self.deferred.is_some() || !self.waiting.is_empty() || !self.state.partial().is_empty()
+        self.held.is_some() || !self.waiting.is_empty() || !self.state.partial().is_empty()
     }
 
     /// What has been read and not executed.
     fn unread(&self) -> Vec<u8> {
-        let deferred = self.deferred.as_ref();
-        let header = deferred.map(|deferred| deferred.header.emit());
+        let held = self.held.as_ref();
+        let header = held.map(|held| held.header.emit());
         let header = header.as_ref().map_or(&[][..], |header| header);
-        let payload = deferred.map_or(&[][..], |deferred| &deferred.payload);
+        let payload = held.map_or(&[][..], |held| &held.payload);
         [header, payload, self.state.partial(), &self.waiting[self.taken..]].concat()
     }
 
@@ -87,7 +87,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         if place == Place::Over {
             return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
         }
-        self.server.hold().stands(self.conn, || Held {
+        self.server.hold().stands(self.conn, || UnderWay {
             place,
             input: self.unread(),
             output: self.state.unsent().to_vec(),
@@ -115,7 +115,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         let all = input.len();
         while *left > 0
             && !self.state.is_full()
-            && self.deferred.is_none()
+            && self.held.is_none()
             && !self.server.holds(self.conn)
         {
             match self.state.receive(&mut input) {
@@ -123,7 +123,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
-                    self.deferred = answer_frame(self.server, self.conn, &frame, 0, out)?;
+                    self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
                 }
             }
         }
@@ -132,20 +132,20 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 
     /// Offers a request again that was put off; pending if it has to wait still.
     fn retry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let Some(mut deferred) = self.deferred.take() else { return Poll::Ready(Ok(())) };
-        let time = if Pin::new(&mut deferred.timer).poll(cx).is_ready() { deferred.until } else { 0 };
-        let frame = Frame { header: deferred.header, payload: &deferred.payload };
-        self.deferred = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
-        match &mut self.deferred {
+        let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
+        let time = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
+        let frame = Frame { header: held.header, payload: &held.payload };
+        self.held = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
+        match &mut self.held {
             None => Poll::Ready(Ok(())),
             // A timer wakes only those who have asked it.
-            Some(deferred) => Pin::new(&mut deferred.timer).poll(cx).map(|_| Ok(())),
+            Some(held) => Pin::new(&mut held.timer).poll(cx).map(|_| Ok(())),
         }
     }
 
     /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
     fn advance(&mut self, cx: &mut Context<'_>, left: &mut u32) -> Poll<Result<(), End>> {
-        if self.deferred.is_some() {
+        if self.held.is_some() {
             return self.retry(cx);
         }
         if !self.waiting.is_empty() {
@@ -179,7 +179,7 @@ fn answer_frame<H: Host + 'static>(
     frame: &Frame<'_>,
     time: Millis,
     out: &mut Vec<u8>,
-) -> Result<Option<Deferred>, End> {
+) -> Result<Option<Held>, End> {
     let start = out.len();
     let answer = || server.handle(conn, &frame.header, frame.payload, time, &mut *out);
     // A mistake in answering one client must not end the others.
@@ -188,7 +188,7 @@ fn answer_frame<H: Host + 'static>(
         Ok(Outcome::Later(until)) => {
             let wait = until.saturating_sub(server.clock().now());
             let timer = Timer::after(Duration::from_millis(wait));
-            Ok(Some(Deferred { header: frame.header, payload: frame.payload.into(), until, timer }))
+            Ok(Some(Held { header: frame.header, payload: frame.payload.into(), until, timer }))
         }
         Err(_) => {
             let name = Operation::from_wire(frame.header.ty).map(Operation::name);

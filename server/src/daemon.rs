@@ -182,7 +182,12 @@ fn run(settings: Settings) -> Result<(), String> {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         match taken {
-            Some(taken) => taken.adopt(&server, resumed, &executor, &driver),
+            Some(taken) => {
+                if taken.is_to_be_told() {
+                    update.is_done();
+                }
+                taken.adopt(&server, resumed, &executor, &driver);
+            }
             None => xen::introduce_all(&server, &waiting),
         }
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);

@@ -19,7 +19,7 @@ use xenstore_transport::{Failure, Peer, Place, Transport};
 use crate::connection::{Connection, End, READ_MAX};
 use crate::journal::{self, Journal};
 use crate::log::Trace;
-use crate::update::{Held, Hold, Update};
+use crate::update::{Hold, UnderWay, Update};
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -237,7 +237,7 @@ impl<H: Host + 'static> Server<H> {
         let recovered = transport.poll_recover(cx, failure);
         if recovered.is_pending() && self.holds(conn) {
             let (place, failed) = (transport.place(), Some(failure));
-            let none = Held { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
+            let none = UnderWay { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
             self.hold().stands(conn, || none);
         }
         recovered
@@ -479,7 +479,7 @@ impl<H: Host + 'static> Server<H> {
 
     /// Holds all connections, until [`Server::let_go`]; what each has under way. If it is patient,
     /// transactions are over when this is done.
-    pub(crate) async fn hold_all(&self, patient: bool) -> BTreeMap<ConnId, Held> {
+    pub(crate) async fn hold_all(&self, patient: bool) -> BTreeMap<ConnId, UnderWay> {
         self.hold().set_all(true, patient);
         self.wake_all();
         poll_fn(|cx| {

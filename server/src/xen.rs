@@ -52,8 +52,8 @@ pub(crate) struct Ringed {
     line: Arc<XenLine>,
     /// Our end of its event channel.
     pub(crate) port: Option<u32>,
-    /// The domain's end.
-    pub(crate) remote: u32,
+    /// The domain's end, as far as it is known.
+    pub(crate) remote: Option<u32>,
     /// The frame that its page was said to be.
     pub(crate) gfn: u64,
 }
@@ -104,9 +104,9 @@ pub(crate) struct Events {
 /// Where another daemon was with the ring of a domain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
-    /// Our end of the event channel, which is bound; none if there is none.
+    /// Our end of the event channel, which is bound.
     pub(crate) port: Option<u32>,
-    /// The domain's end, to be bound anew if ours is gone.
+    /// The domain's end, if ours is not bound; none of both if there is no channel.
     pub(crate) remote: Option<u32>,
     /// The frame of the page; 0 if that is not known.
     pub(crate) gfn: u64,
@@ -134,7 +134,10 @@ impl Xen {
         })?;
         let ports = Ports::default();
         let (rings, seen) = (Rings::default(), BTreeMap::new());
-        let events = Events { bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) }, ports: ports.clone() };
+        let events = Events {
+            bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) },
+            ports: ports.clone(),
+        };
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
@@ -166,17 +169,20 @@ impl Xen {
         progress: Progress,
     ) -> io::Result<(XenRing, Settled)> {
         let Progress { port, remote, gfn, features, indices, tail } = progress;
-        let (page, own_remote) = match own {
+        let (page, remote) = match own {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
-            false => (self.machine.memory.map_ring(domid.0, gfn)?, None),
+            false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
         };
-        let remote = own_remote.or(remote).unwrap_or(0);
-        let channel = match port {
-            Some(port) => Some(Channel::adopt(&self.machine.evtchn, port)),
+        let evtchn = &self.machine.evtchn;
+        let channel = match (port, remote) {
+            (Some(port), _) => Some(Channel::adopt(evtchn, port)),
             // As in `again`: it can be introduced once more.
-            None => Channel::bind(&self.machine.evtchn, domid.0, remote)
-                .inspect_err(|error| warn!(%domid, port = remote, %error, "cannot bind the event channel"))
+            (None, Some(remote)) => Channel::bind(evtchn, domid.0, remote)
+                .inspect_err(|error| {
+                    warn!(%domid, port = remote, %error, "cannot bind the event channel");
+                })
                 .ok(),
+            (None, None) => None,
         };
         let port = channel.as_ref().map(Channel::port);
         let known = Indices::of(&page);
@@ -222,7 +228,7 @@ impl Xen {
         let line = Line::new(page, Bell::new(channel), features);
         self.ports.borrow_mut().insert(port, line.clone());
         let _ = self.fresh.try_send(XenRing::new(line.clone(), domid.0));
-        let ringed = Ringed { line: line.clone(), port: Some(port), remote, gfn };
+        let ringed = Ringed { line: line.clone(), port: Some(port), remote: Some(remote), gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         line
     }
@@ -232,7 +238,7 @@ impl Xen {
         let mut rings = self.rings.borrow_mut();
         let Some(ringed) = rings.get_mut(&domid) else { return };
         ringed.unplug(&self.ports);
-        ringed.remote = remote;
+        ringed.remote = Some(remote);
         let Ringed { line, port, .. } = ringed;
         match Channel::bind(&self.machine.evtchn, domid.0, remote) {
             Ok(channel) => {

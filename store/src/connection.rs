@@ -11,7 +11,7 @@ use crate::transaction::Transaction;
 use crate::watch::WatchId;
 
 /// A connection, by number. Numbers are not used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
 impl fmt::Display for ConnId {

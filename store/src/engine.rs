@@ -14,6 +14,7 @@ use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
+use crate::mentions::Mentions;
 use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -34,8 +35,12 @@ pub struct Engine {
     pub(crate) config: Config,
     /// The committed tree. Its charges are settled and its changes told after each request.
     pub(crate) work: Work,
+    /// Follows the committed tree whenever that is settled.
+    pub(crate) mentions: Mentions,
     pub(crate) domains: Domains,
     pub(crate) conns: BTreeMap<ConnId, Connection>,
+    /// The connections of each domain that are no sockets.
+    pub(crate) conns_of: BTreeSet<(DomId, ConnId)>,
     pub(crate) watches: Watches,
     /// Grows with every change of the tree.
     pub(crate) stamp: u64,
@@ -47,15 +52,15 @@ pub struct Engine {
     pub(crate) history: History,
     pub(crate) protection: Protection,
     lists: Lists,
-    last_conn: u64,
-    injected_eagain: u32,
+    pub(crate) last_conn: u64,
+    pub(crate) injected_eagain: u32,
 }
 
 impl Engine {
     /// A store with the initial tree, in which only the privileged and the store's own domain are
     /// introduced.
     pub fn new(config: &Config) -> Engine {
-        let mut domains = Domains { known: BTreeMap::new(), defaults: config.quotas };
+        let mut domains = Domains::new(config.quotas);
         for domid in [config.privileged, config.store] {
             let domain = domains.add(domid, 0);
             domain.introduced = true;
@@ -69,9 +74,11 @@ impl Engine {
             tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
+            mentions: Mentions::of(&tree, [config.privileged, config.store]),
             work: Work::new(tree),
             domains,
             conns: BTreeMap::new(),
+            conns_of: BTreeSet::new(),
             watches: Watches::default(),
             stamp,
             epoch: 0,
@@ -95,24 +102,20 @@ impl Engine {
         };
         if exists {
             self.conns.insert(conn, Connection::new(caller));
+            if let Caller::Domain(domid) = caller {
+                self.conns_of.insert((domid, conn));
+            }
         }
         conn
-    }
-
-    /// Opens a connection whose number is known from before, unless that is in use.
-    pub(crate) fn connect_as(&mut self, conn: ConnId, caller: Caller) -> Option<ConnId> {
-        if conn.0 == 0 || conn.0 > u64::MAX / 2 || self.conns.contains_key(&conn) {
-            return None;
-        }
-        self.last_conn = self.last_conn.max(conn.0);
-        self.conns.insert(conn, Connection::new(caller));
-        Some(conn)
     }
 
     /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset_watches(conn);
-        self.conns.remove(&conn);
+        let connection = self.conns.remove(&conn);
+        if let Some(Connection { caller: Caller::Domain(domid), .. }) = connection {
+            self.conns_of.remove(&(domid, conn));
+        }
         self.ready.remove(&conn);
     }
 
@@ -327,21 +330,26 @@ impl Engine {
         // Only these take nodes or rights away, which watchers must be asked about.
         let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
         let before = takes_away.then(|| self.work.tree.clone());
+        let since = self.stamp;
         let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
         if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
             return Ok(Answer::Later(until));
         }
-        self.settle(before.as_ref(), Some(conn));
+        self.settle(before.as_ref(), Some(conn), since);
         answer
     }
 
     /// Charges and tells what has been done to the committed tree, by a connection or else by the
-    /// store itself.
-    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>) {
+    /// store itself. The tree `before` is needed if nodes or rights can have gone; otherwise nodes
+    /// that are new have been created after `since`.
+    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>, since: u64) {
         for (domid, charge) in core::mem::take(&mut self.work.charges).0 {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
+        if before.is_some() || self.stamp > since {
+            self.mentions.follow(&changes, before, &self.work.tree, since);
+        }
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }
@@ -354,6 +362,8 @@ impl Engine {
         if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
+        // Tells the snapshots of transactions apart by age.
+        self.stamp += 1;
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();
@@ -425,7 +435,7 @@ impl Engine {
                     self.open_transaction(conn, tx_id, transaction);
                     return Ok(Answer::Later(until));
                 }
-                self.settle(Some(&before), Some(conn));
+                self.settle(Some(&before), Some(conn), self.stamp);
                 Ok(Answer::Done)
             }
             Ok(None) => Ok(Answer::Done),

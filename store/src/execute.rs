@@ -4,9 +4,9 @@
 //! nothing and there is nothing to undo (XSA-414, XSA-415, XSA-421).
 
 use alloc::borrow::Cow;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::{
     Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
 };
@@ -17,7 +17,7 @@ use crate::change::Change;
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
-use crate::node::{Node, node_size};
+use crate::node::{Node, descend, node_size};
 use crate::tree::{Tree, components, parent};
 
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
@@ -186,12 +186,13 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
         false => ancestor.acl().with_owner(cx.rights.domid),
     };
     let perms = acl.entries().len();
-    let names: Vec<&str> = components(path).collect();
-    let new_names = &names[names.len() - missing..];
-    cx.check(Quota::NodeSize, bytes(ancestor.size() + new_names[0].len() + 1))?;
+    let existing = components(path).count() - missing;
+    let mut new_names = components(path).skip(existing).peekable();
+    let first = new_names.peek().map_or(0, |name| name.len() + 1);
+    cx.check(Quota::NodeSize, bytes(ancestor.size() + first))?;
     let mut more = Charge::default();
-    for (i, name) in new_names.iter().enumerate() {
-        let child_name = new_names.get(i + 1).map(|child| child.len() + 1);
+    while let Some(name) = new_names.next() {
+        let child_name = new_names.peek().map(|child| child.len() + 1);
         let value = if child_name.is_some() { &b""[..] } else { value };
         let size = node_size(perms, value.len() + child_name.unwrap_or(0));
         cx.check(Quota::NodeSize, bytes(size))?;
@@ -224,7 +225,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 /// Removes a node and all below it, whoever owns them.
 pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
     if let Some(removed) = work.tree.remove(path, stamp) {
-        for node in removed.descend() {
+        for node in descend(&removed) {
             work.charges.add(node.acl().owner(), -node.charge());
         }
         work.changes.push(Change::removed(path));

@@ -46,9 +46,9 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Protection {
     /// Protected transactions, and when that ends.
-    open: Vec<(ConnId, u32, Millis)>,
+    pub(crate) open: Vec<(ConnId, u32, Millis)>,
     /// Connections whose request has been put off, and for how long at the most.
-    held: BTreeMap<ConnId, Millis>,
+    pub(crate) held: BTreeMap<ConnId, Millis>,
     /// How many transactions were protected, and requests put off.
     pub(crate) protected_count: u64,
     pub(crate) held_count: u64,
@@ -57,6 +57,11 @@ pub(crate) struct Protection {
 impl Protection {
     fn is_active(&self, now: Millis) -> bool {
         self.open.iter().any(|(.., end)| *end > now)
+    }
+
+    /// The protected transactions of a connection.
+    pub(crate) fn of(&self, conn: ConnId) -> impl Iterator<Item = (u32, Millis)> {
+        self.open.iter().filter(move |(of, ..)| *of == conn).map(|(_, id, end)| (*id, *end))
     }
 
     /// Until when a transaction is protected.

@@ -1,19 +1,25 @@
 //! From an engine to its state and back.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use xenstore_protocol::{ErrorName, Path};
+use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path};
 
-use crate::access::{Acl, AclEntry};
-use crate::config::Config;
-use crate::connection::{Caller, ConnId};
-use crate::domain::UNKNOWN_ID;
+use crate::charge::Charge;
+use crate::config::{Config, Quotas};
+use crate::connection::{Caller, ConnId, Connection, Queued};
+use crate::domain::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
-use crate::node::Node;
-use crate::state::{ConnectionState, DomainState, IoState, NodeState, ServerIo, State, WatchState};
-use crate::tree::{parent, paths};
+use crate::mentions::Mentions;
+use crate::state::{
+    ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
+};
+use crate::transaction::Transaction;
+use crate::tree::Tree;
+use crate::watch::{PENDING_MAX, WatchId};
+use crate::watch_requests::event_cost;
 
 /// A state that cannot be; nothing was made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,69 +33,125 @@ impl fmt::Display for RestoreError {
 
 impl core::error::Error for RestoreError {}
 
-fn node_state(path: String, node: &Node) -> NodeState {
-    let perms = node.acl().entries().iter().map(|entry| (entry.perm, entry.ignored)).collect();
-    NodeState { path, value: node.value().into(), perms }
+type Result<T> = core::result::Result<T, RestoreError>;
+
+/// Fails with what is wrong unless `holds`.
+fn ensure(holds: bool, wrong: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(RestoreError(wrong())) }
+}
+
+fn dump_domain(domid: DomId, domain: &Domain) -> DomainState {
+    DomainState {
+        domid,
+        unique_id: domain.unique_id,
+        introduced: domain.introduced,
+        shutdown: domain.shutdown,
+        target: domain.target,
+        features: domain.features,
+        quotas: Some(domain.quotas),
+        peak: domain.peak,
+    }
 }
 
 impl Engine {
-    /// Everything that outlives the engine; see [`State`] for what does not.
+    /// Everything that outlives the engine; see [`State`] for what does not. Between requests, when
+    /// [`Engine::pop_closed`] has nothing to say.
+    ///
+    /// Costs as much as there are domains, connections, watches and open transactions. The nodes are
+    /// shared until they change.
     pub fn dump(&self) -> State {
-        let tree = &self.work.tree;
-        let (special, mut nodes): (Vec<NodeState>, Vec<NodeState>) = paths(tree, |_| true)
-            .into_iter()
-            .filter_map(|path| tree.get(&path).map(|node| node_state(path, node)))
-            .partition(|node| node.path.starts_with('@'));
-        nodes.extend(special);
-        let domain = |(domid, domain): (&_, &crate::domain::Domain)| DomainState {
-            domid: *domid,
-            unique_id: domain.unique_id,
-            introduced: domain.introduced,
-            shutdown: domain.shutdown,
-            target: domain.target,
-            features: domain.features,
-            quotas: domain.quotas,
-        };
-        let connection = |(id, connection): (&ConnId, &crate::connection::Connection)| {
-            let mut ids: Vec<_> = connection.watches.values().collect();
-            ids.sort_unstable();
-            let watches = ids.into_iter().filter_map(|id| {
-                let watch = self.watches.all.get(id)?;
-                let depth = watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX - 1));
-                let depth = depth.map(|depth| depth.min(u16::MAX - 1));
-                let path = watch.path[watch.prefix..].into();
-                Some(WatchState { path, token: watch.token.clone(), depth })
-            });
-            let (caller, watches) = (connection.caller, watches.collect());
-            ConnectionState { id: *id, caller, io: IoState::default(), watches }
+        let counters = Counters {
+            stamp: self.stamp,
+            epoch: self.epoch,
+            last_conn: self.last_conn,
+            last_watch: self.watches.last,
+            injected_eagain: self.injected_eagain,
+            protected: self.protection.protected_count,
+            held: self.protection.held_count,
         };
         State {
-            quotas: self.domains.defaults,
-            domains: self.domains.known.iter().map(domain).collect(),
-            connections: self.conns.iter().map(connection).collect(),
-            nodes,
+            quotas: Some(self.domains.defaults),
+            domains: self.domains.known.iter().map(|(id, d)| dump_domain(*id, d)).collect(),
+            connections: self.conns.iter().map(|(id, c)| self.dump_connection(*id, c)).collect(),
             io: ServerIo::default(),
             lost: Vec::new(),
+            counters,
+            tree: self.work.tree.clone(),
         }
     }
 
-    /// Makes an engine from a state. The connections come back in the order of the state, with their
-    /// numbers; each gets an event for every watch, since what it has missed is not known.
-    pub fn restore(config: &Config, state: &State) -> Result<(Engine, Vec<ConnId>), RestoreError> {
+    fn dump_connection(&self, id: ConnId, connection: &Connection) -> ConnectionState {
+        let mut ids: Vec<&WatchId> = connection.watches.values().collect();
+        ids.sort_unstable();
+        let watch = |id: &WatchId| {
+            let watch = self.watches.all.get(id)?;
+            Some(WatchState {
+                id: *id,
+                path: watch.path[watch.prefix..].into(),
+                token: watch.token.clone(),
+                depth: watch.depth,
+                collapsed: watch.collapsed,
+            })
+        };
+        let event = |event: &Queued| EventState { watch: event.watch, path: event.path.clone() };
+        let transaction = |(id, transaction): (&u32, &Transaction)| (*id, transaction.clone());
+        ConnectionState {
+            id,
+            caller: connection.caller,
+            io: IoState::default(),
+            watches: ids.into_iter().filter_map(watch).collect(),
+            domid: Some(self.rights(id).domid),
+            last_transaction: connection.last_transaction,
+            failures: connection.failures,
+            held: self.protection.held.get(&id).copied(),
+            protected: self.protection.of(id).collect(),
+            events: connection.events.iter().map(event).collect(),
+            transactions: connection.transactions.iter().map(transaction).collect(),
+        }
+    }
+
+    /// Makes an engine from a state: it goes on as the one that the state was taken of, with the
+    /// same numbers of connections, which are given back in the order of the state. Connections for
+    /// which events wait are told by [`Engine::pop_ready`].
+    ///
+    /// The state decides over quotas and domains, the configuration over everything else.
+    pub fn restore(config: &Config, state: &State) -> Result<(Engine, Vec<ConnId>)> {
         let mut engine = Engine::new(config);
-        engine.domains.defaults = state.quotas;
+        engine.domains.known.clear();
+        engine.domains.defaults = state.quotas.unwrap_or(config.quotas);
+        for domid in [config.privileged, config.store] {
+            let domain = engine.domains.add(domid, 0);
+            domain.introduced = true;
+            domain.quotas = Quotas::unlimited();
+        }
         for domain in &state.domains {
             engine.restore_domain(domain);
         }
-        engine.restore_nodes(&state.nodes)?;
-        let conns: Result<Vec<ConnId>, RestoreError> =
-            state.connections.iter().map(|state| engine.restore_connection(state)).collect();
-        let conns = conns?;
-        // A target that is not there would be that of a later domain with its domid.
-        let known: Vec<_> = engine.domains.known.keys().copied().collect();
-        for domain in engine.domains.known.values_mut() {
-            domain.target = domain.target.filter(|target| known.contains(target));
+        for domain in &state.domains {
+            // One that is not there would be that of a later domain with its domid.
+            let target = domain.target.filter(|target| engine.domains.get(*target).is_some());
+            engine.domains.set_target(domain.domid, target);
         }
+        let counters = state.counters;
+        engine.stamp = counters.stamp;
+        engine.epoch = counters.epoch;
+        engine.injected_eagain = counters.injected_eagain;
+        engine.protection.protected_count = counters.protected;
+        engine.protection.held_count = counters.held;
+        engine.restore_tree(&state.tree);
+        for connection in &state.connections {
+            engine.restore_connection(connection, &counters)?;
+        }
+        // In the order in which they were opened, as far as it matters.
+        engine.protection.open.sort_by_key(|(.., end)| *end);
+        engine.last_conn = counters.last_conn;
+        engine.watches.last = counters.last_watch;
+        for domain in &state.domains {
+            if let Some(restored) = engine.domains.known.get_mut(&domain.domid) {
+                restored.peak = domain.peak.max(restored.usage);
+            }
+        }
+        let conns = state.connections.iter().map(|connection| connection.id).collect();
         Ok((engine, conns))
     }
 
@@ -99,71 +161,129 @@ impl Engine {
         domain.unique_id = state.unique_id;
         domain.introduced = own || state.introduced;
         domain.shutdown = state.shutdown;
-        domain.target = state.target;
         domain.features = state.features;
-        domain.quotas = state.quotas;
+        domain.quotas = state.quotas.unwrap_or(domain.quotas);
     }
 
-    fn restore_nodes(&mut self, nodes: &[NodeState]) -> Result<(), RestoreError> {
-        let wrong = |path: &str, what: &str| RestoreError(alloc::format!("node {path}: {what}"));
-        // The initial nodes are replaced by those of the state.
-        let old: Vec<_> =
-            self.work.tree.all().map(|node| (node.acl().owner(), -node.charge())).collect();
-        old.into_iter().for_each(|(owner, charge)| self.domains.charge(owner, charge));
-        self.work.tree.remove("/tool", &mut self.stamp);
-        let mut seen = alloc::collections::BTreeSet::new();
-        for node in nodes {
-            let entries = node.perms.iter();
-            let entries =
-                entries.map(|(perm, ignored)| AclEntry { perm: *perm, ignored: *ignored });
-            let acl = Acl::from_entries(entries.collect());
-            let acl = acl.ok_or_else(|| wrong(&node.path, "no permissions"))?;
-            // A domain may be known by what it owns alone.
-            self.domains.add(acl.owner(), UNKNOWN_ID);
-            if !seen.insert(&node.path) {
-                return Err(wrong(&node.path, "is there twice"));
+    fn restore_tree(&mut self, tree: &Tree) {
+        let mut tree = tree.clone();
+        // Special nodes that another daemon does not know.
+        tree.complete(&Tree::initial(self.config.privileged));
+        // Most nodes belong to the same domain as the one before.
+        let mut run = (self.config.privileged, Charge::default());
+        for node in tree.all() {
+            let (owner, charge) = (node.acl().owner(), node.charge());
+            if owner != run.0 {
+                // A domain may be known by what it owns alone.
+                self.domains.add(run.0, UNKNOWN_ID);
+                self.domains.charge(run.0, run.1);
+                run = (owner, Charge::default());
             }
-            let permanent = node.path == "/" || self.work.tree.get(&node.path).is_some();
-            if !permanent {
-                let has_parent =
-                    parent(&node.path).is_some_and(|above| seen.contains(&String::from(above)));
-                if !has_parent || node.path.starts_with('@') {
-                    return Err(wrong(&node.path, "no parent"));
-                }
-                self.work.tree.create(&node.path, &acl, b"", &mut self.stamp, |_| ());
-            }
-            let place = self.work.tree.get_mut(&node.path);
-            let place = place.ok_or_else(|| wrong(&node.path, "cannot be made"))?;
-            place.set_acl(acl);
-            place.set_value(&node.value);
+            run.1 += charge;
         }
-        let new: Vec<_> =
-            self.work.tree.all().map(|node| (node.acl().owner(), node.charge())).collect();
-        new.into_iter().for_each(|(owner, charge)| self.domains.charge(owner, charge));
+        self.domains.add(run.0, UNKNOWN_ID);
+        self.domains.charge(run.0, run.1);
+        self.work.tree = tree;
+        self.mentions = Mentions::of(&self.work.tree, [self.config.privileged, self.config.store]);
+    }
+
+    fn restore_connection(&mut self, state: &ConnectionState, counters: &Counters) -> Result<()> {
+        let ConnectionState { id: conn, caller, .. } = *state;
+        if let Caller::Domain(domid) = caller {
+            ensure(self.domains.introduced(domid).is_some(), || {
+                format!("a connection of domain {domid}, unknown")
+            })?;
+        }
+        ensure((1..=counters.last_conn).contains(&conn.0), || {
+            format!("connection {conn} has a number that is not given yet")
+        })?;
+        let mut connection = Connection::new(caller);
+        connection.last_transaction = state.last_transaction;
+        connection.failures = state.failures;
+        ensure(self.conns.insert(conn, connection).is_none(), || {
+            format!("connection {conn} is there twice")
+        })?;
+        if let Caller::Domain(domid) = caller {
+            self.conns_of.insert((domid, conn));
+        }
+        for watch in &state.watches {
+            self.restore_watch(conn, watch, counters)?;
+        }
+        for event in &state.events {
+            self.restore_event(conn, event)?;
+        }
+        for (id, transaction) in &state.transactions {
+            self.restore_transaction(conn, *id, transaction)?;
+        }
+        for (id, end) in &state.protected {
+            let known = state.transactions.iter().any(|(known, _)| known == id);
+            ensure(known, || format!("protection of no transaction of connection {conn}"))?;
+            self.protection.open.push((conn, *id, *end));
+        }
+        self.protection.held.extend(state.held.map(|until| (conn, until)));
         Ok(())
     }
 
-    fn restore_connection(&mut self, state: &ConnectionState) -> Result<ConnId, RestoreError> {
-        if let Caller::Domain(domid) = state.caller
-            && self.domains.introduced(domid).is_none()
-        {
-            return Err(RestoreError(alloc::format!("a connection of domain {domid}, unknown")));
+    fn restore_watch(
+        &mut self,
+        conn: ConnId,
+        state: &WatchState,
+        counters: &Counters,
+    ) -> Result<()> {
+        let wrong = || format!("watch {} of connection {conn} cannot be", state.path);
+        let fits = state.path.len() + state.token.len() + 2 <= PAYLOAD_MAX;
+        let id = state.id;
+        let free = (1..=counters.last_watch).contains(&id.0) && !self.watches.all.contains_key(&id);
+        ensure(fits && free && !state.token.contains(&0), wrong)?;
+        let path = Path::parse(state.path.as_bytes()).ok_or_else(|| RestoreError(wrong()))?;
+        self.watches.last = id.0 - 1;
+        self.add_watch(conn, path, &state.token, state.depth)
+            .map_err(|error| RestoreError(format!("{}: {error}", wrong())))?;
+        if let Some(watch) = self.watches.all.get_mut(&id) {
+            watch.collapsed = state.collapsed;
         }
-        let conn = self.connect_as(state.id, state.caller);
-        if conn != Some(state.id) {
-            return Err(RestoreError(alloc::format!("connection {} is there twice", state.id)));
+        Ok(())
+    }
+
+    fn restore_event(&mut self, conn: ConnId, state: &EventState) -> Result<()> {
+        let EventState { watch: id, path } = state;
+        let wrong = || RestoreError(format!("an event of connection {conn} for {path} cannot be"));
+        let watch = self.watches.all.get_mut(id).filter(|watch| watch.conn == conn);
+        let watch = watch.ok_or_else(wrong)?;
+        let told = path.strip_prefix(&watch.path[..watch.prefix]).ok_or_else(wrong)?;
+        let fits = told.len() + watch.token.len() + 2 <= PAYLOAD_MAX && path.len() <= ABS_PATH_MAX;
+        let few = watch.pending.len() < PENDING_MAX;
+        if !fits || !few || !watch.pending.insert(path.clone()) {
+            return Err(wrong());
         }
-        let conn = state.id;
-        for watch in &state.watches {
-            let wrong = |error: ErrorName| {
-                RestoreError(alloc::format!("watch {} of connection {conn}: {error}", watch.path))
-            };
-            let path = Path::parse(watch.path.as_bytes()).ok_or(wrong(ErrorName::Einval))?;
-            let depth = watch.depth.map(u32::from);
-            let id = self.add_watch(conn, path, &watch.token, depth).map_err(wrong)?;
-            let path = self.watches.all[&id].path.clone();
-            self.queue(id, path);
+        let event = Queued { watch: *id, path: path.clone() };
+        self.conns.get_mut(&conn).ok_or_else(wrong)?.events.push_back(event);
+        let domid = self.rights(conn).domid;
+        self.domains.count(domid, |usage| usage.bytes += event_cost(path));
+        self.ready.insert(conn);
+        Ok(())
+    }
+
+    fn restore_transaction(
+        &mut self,
+        conn: ConnId,
+        id: u32,
+        transaction: &Transaction,
+    ) -> Result<()> {
+        let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
+        // It may be taken over as it is, so that it must fit to what there is.
+        let known = |domid: &DomId| self.domains.get(*domid).is_some();
+        let fits = transaction.epoch < self.epoch || transaction.work.charges.0.keys().all(known);
+        let domid = self.rights(conn).domid;
+        let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
+        let old = connection.transactions.insert(id, transaction.clone());
+        if id == 0 || !fits || old.is_some() {
+            return Err(wrong());
         }
-        Ok(conn)
+        self.domains.count(domid, |usage| {
+            usage.transactions += 1;
+            usage.bytes += transaction.bytes;
+        });
+        Ok(())
     }
 }

@@ -24,10 +24,10 @@ use crate::tree::Tree;
 
 /// A request of a transaction and the answer to it.
 #[derive(Clone, Debug)]
-struct Logged {
-    op: Operation,
-    payload: Box<[u8]>,
-    answer: Result<Answer, ErrorName>,
+pub(crate) struct Logged {
+    pub(crate) op: Operation,
+    pub(crate) payload: Box<[u8]>,
+    pub(crate) answer: Result<Answer, ErrorName>,
 }
 
 /// Why a transaction cannot be committed.
@@ -42,15 +42,18 @@ pub(crate) struct Refusal {
 #[derive(Clone, Debug)]
 pub(crate) struct Transaction {
     /// The committed tree when it was opened.
-    snapshot: Tree,
+    pub(crate) snapshot: Tree,
     /// What decides over requests besides the tree, when it was opened; see `Engine::epoch`.
-    epoch: u64,
+    pub(crate) epoch: u64,
     /// `Engine::stamp` when it was opened.
     pub(crate) stamp: u64,
-    work: Work,
-    log: Vec<Logged>,
+    pub(crate) work: Work,
+    pub(crate) log: Vec<Logged>,
     /// A limit was reached: nothing but END is answered any more, and END T fails as well.
-    doomed: bool,
+    pub(crate) doomed: bool,
+    /// Not all of it has come over from another daemon: its requests are answered, but END T is not
+    /// granted.
+    pub(crate) lost: bool,
     pub(crate) since: Millis,
     /// Bytes charged to the domain that opened it.
     pub(crate) bytes: i64,
@@ -65,6 +68,7 @@ impl Transaction {
             work: Work::new(tree.clone()),
             log: Vec::new(),
             doomed: false,
+            lost: false,
             since,
             bytes: OVERHEAD,
         }
@@ -82,7 +86,7 @@ impl Transaction {
 
     /// Does its commit depend on the requests? Not if it is doomed or has changed nothing.
     pub(crate) fn can_matter(&self) -> bool {
-        !self.doomed && self.has_changes()
+        !self.doomed && !self.lost && self.has_changes()
     }
 
     /// Runs a request inside the transaction.
@@ -121,6 +125,9 @@ impl Transaction {
     ) -> Result<Option<Work>, Refusal> {
         if self.doomed {
             return Err(Refusal { error: ErrorName::Enospc, path: None });
+        }
+        if self.lost {
+            return Err(Refusal { error: ErrorName::Eagain, path: None });
         }
         if !self.has_changes() {
             return Ok(None);

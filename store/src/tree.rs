@@ -1,14 +1,14 @@
 //! The tree of nodes: a persistent value whose clone is a snapshot.
 
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::{Access, DomId, Perm};
 
 use crate::access::Acl;
 use crate::children::Children;
-use crate::node::Node;
+use crate::node::{Node, descend};
 
 /// Events about domains that appear.
 pub(crate) const INTRODUCE: &str = "@introduceDomain";
@@ -43,7 +43,7 @@ impl Tree {
     /// owned by `owner`. Everybody may watch `@releaseDomain`.
     pub(crate) fn initial(owner: DomId) -> Tree {
         let acl = Acl::private(owner);
-        let mut special = Children::default();
+        let mut special = Children::new(0);
         special.insert(Arc::new(Node::new(INTRODUCE, 0, acl.clone(), b"")));
         let everybody = [(Access::None, owner), (Access::Read, DomId::ANY)];
         let readable = Acl::new(everybody.map(|(access, domid)| Perm { access, domid }));
@@ -53,6 +53,40 @@ impl Tree {
         let mut stamp = 0;
         tree.create("/tool/xenstored", &acl, b"", &mut stamp, |_| ());
         tree
+    }
+
+    /// A tree with this root and these special nodes.
+    pub(crate) fn from_parts(root: Node, special: Vec<Node>) -> Tree {
+        let mut nodes = Children::new(0);
+        special.into_iter().for_each(|node| nodes.insert(Arc::new(node)));
+        Tree { root: Arc::new(root), special: Arc::new(nodes) }
+    }
+
+    /// Is it the name of a special node?
+    pub(crate) fn is_special(name: &str) -> bool {
+        [INTRODUCE, RELEASE].contains(&name)
+    }
+
+    /// Takes those special nodes from `other` that are missing here.
+    pub(crate) fn complete(&mut self, other: &Tree) {
+        for node in other.special() {
+            if self.special.get(node.name()).is_none() {
+                Arc::make_mut(&mut self.special).insert(node.clone());
+            }
+        }
+    }
+
+    /// Puts a node, which may have children, below one that is there and has none with its name.
+    pub(crate) fn put(&mut self, parent: &str, node: Arc<Node>) -> Option<()> {
+        let children = self.get_mut(parent).filter(|_| !parent.starts_with('@'))?.children_mut();
+        children.get(node.name()).is_none().then(|| children.insert(node))
+    }
+
+    /// Takes a node away that is below the root, with all below it.
+    pub(crate) fn take(&mut self, path: &str) -> Option<Arc<Node>> {
+        let name = components(path).last()?;
+        self.get(path)?;
+        self.get_mut(parent(path)?)?.children_mut().remove(name)
     }
 
     pub(crate) fn root(&self) -> &Arc<Node> {
@@ -68,7 +102,7 @@ impl Tree {
 
     /// The special nodes, then every node of the tree, parents first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.special.iter().chain(self.root.descend())
+        self.special.iter().chain(descend(&self.root))
     }
 
     pub(crate) fn special(&self) -> impl Iterator<Item = &Arc<Node>> {
@@ -113,7 +147,7 @@ impl Tree {
         self.get(path)?;
         let mut node = Arc::make_mut(&mut self.root);
         for name in components(path) {
-            node = node.children_mut().get_mut(name)?;
+            node = node.child_mut(name)?;
         }
         Some(node)
     }
@@ -133,7 +167,7 @@ impl Tree {
         let mut node = Arc::make_mut(&mut self.root);
         let mut names = components(path);
         for name in names.by_ref().take(existing) {
-            node = node.children_mut().get_mut(name).expect("nearest() found it");
+            node = node.child_mut(name).expect("nearest() found it");
         }
         let mut left = missing;
         for name in names {
@@ -145,18 +179,16 @@ impl Tree {
             *stamp += 1;
             node.set_listed(*stamp);
             node.children_mut().insert(Arc::new(child));
-            node = node.children_mut().get_mut(name).expect("just inserted");
+            node = node.child_mut(name).expect("just inserted");
         }
     }
 
     /// Removes the node at `path`, not the root, and all below it.
     pub(crate) fn remove(&mut self, path: &str, stamp: &mut u64) -> Option<Arc<Node>> {
-        let name = components(path).last()?;
-        self.get(path)?;
-        let above = self.get_mut(parent(path)?)?;
+        let removed = self.take(path)?;
         *stamp += 1;
-        above.set_listed(*stamp);
-        above.children_mut().remove(name)
+        self.get_mut(parent(path)?)?.set_listed(*stamp);
+        Some(removed)
     }
 }
 
@@ -189,7 +221,7 @@ mod tests {
     #[test]
     fn initial_tree_is_that_of_c_xenstored() {
         let tree = Tree::initial(DomId(0));
-        let names: Vec<&str> = tree.root().descend().map(|n| n.name()).collect();
+        let names: Vec<&str> = descend(tree.root()).map(|n| n.name()).collect();
         assert_eq!(names, ["", "tool", "xenstored"]);
         assert_eq!(tree.special().count(), 2);
         assert_eq!(tree.get(RELEASE).unwrap().acl().perms().0.len(), 2);

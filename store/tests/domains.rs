@@ -197,34 +197,3 @@ fn features_and_quotas_are_per_domain() {
     assert_eq!(store.ok(dom0, 25, "5|watches|"), "1|", "later global changes do not reach it");
     assert_eq!(store.err(dom0, 25, "9|watches|"), "ENOENT");
 }
-
-// Fails if a state that cannot be is taken, or the old tree shines through a restored one.
-#[test]
-fn impossible_states_are_refused() {
-    let engine = xenstore_store::Engine::new(&Config::default());
-    let good = engine.dump();
-    let refused = |change: &dyn Fn(&mut xenstore_store::State)| {
-        let mut state = good.clone();
-        change(&mut state);
-        xenstore_store::Engine::restore(&Config::default(), &state).err().map(|error| error.0)
-    };
-    assert_eq!(refused(&|_| ()), None);
-    assert_eq!(refused(&|s| s.nodes.retain(|n| n.path != "/tool/xenstored")), None);
-    type Change = fn(&mut xenstore_store::State);
-    let changes: [(&str, Change); 4] = [
-        ("no parent", |s| s.nodes.retain(|n| n.path != "/tool")),
-        ("twice", |s| s.nodes.push(s.nodes[0].clone())),
-        ("no permissions", |s| s.nodes[0].perms.clear()),
-        ("unknown", |s| {
-            let caller = xenstore_store::Caller::Domain(xenstore_protocol::DomId(9));
-            let (id, io) = (xenstore_store::ConnId(77), Default::default());
-            let watches = Vec::new();
-            let connection = xenstore_store::ConnectionState { id, caller, io, watches };
-            s.connections.push(connection);
-        }),
-    ];
-    for (what, change) in changes {
-        let error = refused(&change).unwrap_or_default();
-        assert!(error.contains(what), "{what}: {error}");
-    }
-}

@@ -147,8 +147,7 @@ fn finish(
     suspect(dir, interrupted, &mut state);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     let rings = state.connections.len();
-    let nodes = state.nodes.len();
-    info!(records, rings, nodes, ms, "the last process ended unexpectedly; going on from its journal");
+    info!(records, rings, ms, "the last process ended unexpectedly; going on from its journal");
     Ok(Recovered { engine, state })
 }
 

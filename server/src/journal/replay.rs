@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Reply};
+use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
     Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State,
 };
@@ -12,7 +12,7 @@ use super::segment::Left;
 use super::way::Way;
 
 /// The page of a ring and the guest's port, as they were introduced.
-pub(super) type Introduced = BTreeMap<DomId, (u64, u32)>;
+pub(super) type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;
 
 /// An engine that was made again.
 pub(super) struct Replay {
@@ -71,9 +71,7 @@ impl Replay {
                 tail: io.output.clone(),
             };
             self.ways.insert(connection.id, way);
-            if let Some(port) = io.remote_port {
-                self.introduced.insert(domid, (io.gfn.unwrap_or(0), port));
-            }
+            self.introduced.insert(domid, (io.gfn.unwrap_or(0), io.remote_port));
         }
         self.now = clock(state);
     }
@@ -125,7 +123,7 @@ impl Replay {
         }
         // The page of a ring that is introduced again is empty from then on.
         for (domid, gfn, port) in host.introduced {
-            self.introduced.insert(domid, (gfn, port));
+            self.introduced.insert(domid, (gfn, Some(port)));
             for (conn, way) in &mut self.ways {
                 if self.engine.caller(*conn) == Some(Caller::Domain(domid)) {
                     *way = Way::default();
@@ -160,6 +158,9 @@ impl Replay {
                 self.ways.insert(conn, Way::default());
             }
         }
+        for (domid, (_, port)) in &mut self.introduced {
+            *port = port.or_else(|| written_port(&mut self.engine, *domid));
+        }
         let mut state = self.engine.dump();
         state.io.other = self.now.to_le_bytes().to_vec();
         for connection in &mut state.connections {
@@ -167,13 +168,26 @@ impl Replay {
             let introduced = self.introduced.get(&domid);
             let io = &mut connection.io;
             io.gfn = introduced.map(|(gfn, _)| *gfn);
-            io.remote_port = introduced.map(|(_, port)| *port);
+            io.remote_port = introduced.and_then(|(_, port)| *port);
             let way = self.ways.remove(&connection.id).unwrap_or_default();
             io.indices = Some((way.consumed, way.produced));
             (io.input, io.output) = (way.unread, way.tail);
         }
         (self.engine, state)
     }
+}
+
+/// The port of a domain as its builder has written it down, for those that another daemon has
+/// introduced and not told.
+fn written_port(engine: &mut Engine, domid: DomId) -> Option<u32> {
+    let payload = format!("/local/domain/{domid}/store/port\0");
+    let len = u32::try_from(payload.len()).ok()?;
+    let header = Header { ty: Operation::Read.as_wire(), len, ..Header::default() };
+    let (conn, mut out) = (engine.connect(Caller::Socket), Vec::new());
+    let mut host = Replayed::new(&[]);
+    let _ = engine.handle(conn, &header, payload.as_bytes(), 0, &mut host, &mut out);
+    engine.disconnect(conn);
+    std::str::from_utf8(out.get(HEADER_LEN..)?).ok()?.parse().ok()
 }
 
 /// What the clock said, in a state that is kept in a journal.

@@ -13,7 +13,7 @@ use xenstore_transport::{Failure, Place};
 
 /// What a connection that is held has under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct UnderWay {
     /// Where another program can go on with it.
     pub(crate) place: Place,
     /// Bytes that have been read and not answered.
@@ -32,9 +32,9 @@ pub(crate) struct Hold {
     /// Not those that have transactions open.
     patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
-    held: RefCell<BTreeMap<ConnId, Held>>,
-    /// What those that were held are to write when they go on.
-    parting: RefCell<BTreeMap<ConnId, Vec<u8>>>,
+    held: RefCell<BTreeMap<ConnId, UnderWay>>,
+    /// What the one that was held is to write when it goes on.
+    parting: RefCell<Option<(ConnId, Vec<u8>)>>,
     /// Whoever waits until all are.
     waiter: RefCell<Option<Waker>>,
 }
@@ -58,17 +58,13 @@ impl Hold {
     /// Lets that one go on, with these bytes to write first.
     pub(crate) fn let_one_go(&self, conn: ConnId, bytes: Vec<u8>) {
         self.one.set(None);
-        self.give(conn, bytes);
-    }
-
-    /// Gives a connection bytes to write when it goes on.
-    pub(crate) fn give(&self, conn: ConnId, bytes: Vec<u8>) {
-        self.parting.borrow_mut().entry(conn).or_default().extend(bytes);
+        *self.parting.borrow_mut() = Some((conn, bytes));
     }
 
     /// What this connection is to write now that it goes on.
     pub(crate) fn parting(&self, conn: ConnId) -> Option<Vec<u8>> {
-        self.parting.borrow_mut().remove(&conn)
+        let mut parting = self.parting.borrow_mut();
+        parting.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
     }
 
     /// Holds all connections, or no longer; those with transactions open as soon as they have none
@@ -80,7 +76,7 @@ impl Hold {
     }
 
     /// The task of a connection stands still.
-    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> Held) {
+    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> UnderWay) {
         if self.all.get() {
             self.held.borrow_mut().insert(conn, held());
             if let Some(waker) = self.waiter.borrow_mut().take() {
@@ -95,7 +91,7 @@ impl Hold {
         &self,
         mut conns: impl Iterator<Item = ConnId>,
         waker: &Waker,
-    ) -> Option<BTreeMap<ConnId, Held>> {
+    ) -> Option<BTreeMap<ConnId, UnderWay>> {
         let all = {
             let held = self.held.borrow();
             conns.all(|conn| held.contains_key(&conn))

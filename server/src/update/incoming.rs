@@ -71,7 +71,12 @@ pub(crate) fn receive(options: &Options, config: &Config) -> Result<Option<Incom
             receive_ours(config, state, errand, refuse).map(Some)
         }
         (Some(_), None) | (None, Some(_)) => Err("--resume and --errand go together".into()),
-        (None, None) if options.live_update => receive_file(config).map(Some),
+        (None, None) if options.live_update => {
+            receive_file(config, "state_dump", "C xenstored").map(Some)
+        }
+        (None, None) if options.live && options.restart => {
+            receive_file(config, "db", OXENSTORED).map(Some)
+        }
         (None, None) => Ok(None),
     }
 }
@@ -129,13 +134,14 @@ pub(super) fn resume_options(state: &OwnedFd, errand: &OwnedFd) -> [OsString; 4]
     ["--resume".into(), number(state), "--errand".into(), number(errand)]
 }
 
-fn receive_file(config: &Config) -> Result<Incoming, String> {
+const OXENSTORED: &str = "oxenstored";
+
+fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<Incoming, String> {
     let begun = Instant::now();
-    let path = run_dir().join("state_dump");
+    let path = run_dir().join(name);
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let bytes = std::fs::read(&path).map_err(|error| wrong(&error))?;
     let (state, engine) = engine_of(config, &bytes).map_err(|error| wrong(&error))?;
-    let from = "C xenstored";
     Ok(Incoming { from, state, engine, errand: None, file: Some(path), begun })
 }
 
@@ -179,6 +185,11 @@ impl Taken {
             Some(errand) => errand.clock,
             None => crate::journal::clock(&self.state),
         }
+    }
+
+    /// Does the requester ask once more whether it is done? oxenstored has said that it is busy.
+    pub(crate) fn is_to_be_told(&self) -> bool {
+        self.from == OXENSTORED
     }
 
     /// Goes on with all connections. One that cannot be had ends.
@@ -263,7 +274,7 @@ impl Taken {
             sockets = connections.len() - rings,
             lost,
             watches = connections.iter().map(|c| c.watches.len()).sum::<usize>(),
-            nodes = self.state.nodes.len(),
+            nodes = self.state.node_count(),
             bytes,
             ms = pause.as_secs_f64() * 1e3,
             "taken over"

@@ -15,7 +15,7 @@ mod incoming;
 mod outgoing;
 mod session;
 
-pub(crate) use hold::{Held, Hold};
+pub(crate) use hold::{Hold, UnderWay};
 pub(crate) use incoming::{Incoming, check, receive};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use session::{Updatable, Update};

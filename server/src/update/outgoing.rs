@@ -22,8 +22,8 @@ use xenstore_transport::{Place, inherit};
 
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
-use super::hold::Held;
 use super::for_c;
+use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
 use crate::place::run_dir;
@@ -157,7 +157,7 @@ impl Outgoing<'_> {
     async fn hold_without_transactions(
         &self,
         order: &Order,
-    ) -> Result<BTreeMap<ConnId, Held>, String> {
+    ) -> Result<BTreeMap<ConnId, UnderWay>, String> {
         let hold = async { Some(self.server.hold_all(true).await) };
         let late = async {
             Timer::after(DRAIN_LIMIT).await;
@@ -183,7 +183,7 @@ impl Outgoing<'_> {
         &self,
         order: &Order,
         args: &[OsString],
-        held: BTreeMap<ConnId, Held>,
+        held: BTreeMap<ConnId, UnderWay>,
         stopped: Duration,
     ) -> String {
         let state = self.state(held);
@@ -209,26 +209,23 @@ impl Outgoing<'_> {
     }
 
     /// The same for C xenstored, which looks for a file.
-    fn go_to_c(&self, order: &Order, args: &[OsString], held: BTreeMap<ConnId, Held>) -> String {
+    fn go_to_c(
+        &self,
+        order: &Order,
+        args: &[OsString],
+        held: BTreeMap<ConnId, UnderWay>,
+    ) -> String {
         self.server.interrupt_journal();
         let mut state = self.state(held);
-        let mut events = BTreeMap::new();
-        for connection in &mut state.connections {
-            // It does not know of events that wait.
-            let mut waiting = Vec::new();
-            self.server.with(|engine, _| {
-                while engine.emit_events(connection.id, usize::MAX, &mut waiting) {}
-            });
-            connection.io.output.extend_from_slice(&waiting);
-            events.insert(connection.id, waiting);
-            if connection.id == order.conn {
-                connection.io.output.extend_from_slice(&reply(&order.header, "OK"));
-            }
+        let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
+        if let Some(asker) = asker {
+            asker.io.output.extend_from_slice(&reply(&order.header, "OK"));
         }
+        let (stream, lost) = state.encode_for_c(order.version.unwrap_or(1));
+        lost.iter().for_each(|text| warn!("not carried over: {text}"));
         let path = run_dir().join("state_dump");
         let run = || -> io::Result<()> {
-            let stream = for_c::stream(&state.encode(), order.version.unwrap_or(1));
-            write_private(&path, &stream.map_err(io::Error::other)?)?;
+            write_private(&path, &stream)?;
             let bound = self.xen.as_ref().map(|(bound, _)| bound);
             bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
             let mut command = Command::new(&order.file);
@@ -247,7 +244,6 @@ impl Outgoing<'_> {
             result
         };
         let failed = run().err().map_or_else(String::new, |error| error.to_string());
-        events.into_iter().for_each(|(conn, bytes)| self.server.hold().give(conn, bytes));
         format!("cannot be run: {failed}")
     }
 
@@ -258,7 +254,7 @@ impl Outgoing<'_> {
     }
 
     /// The whole state, with what the server knows of it.
-    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, Held>) -> State {
+    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
         let mut state = self.server.with(|engine, _| engine.dump());
         state.io.other = self.server.clock().now().to_le_bytes().to_vec();
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
@@ -286,7 +282,7 @@ impl Outgoing<'_> {
                 let ring = rings.get(&domid);
                 io.port = ring.and_then(|ring| ring.port);
                 io.gfn = ring.map(|ring| ring.gfn);
-                io.remote_port = ring.map(|ring| ring.remote);
+                io.remote_port = ring.and_then(|ring| ring.remote);
             }
         }
         state

@@ -27,6 +27,8 @@ struct Shared {
     order: RefCell<Option<Order>>,
     ready: RefCell<Option<Order>>,
     waiter: RefCell<Option<Waker>>,
+    /// An update is done, and its requester has not been told.
+    done: Cell<bool>,
 }
 
 /// Begun by `-f`, until it is done or the connection that began it ends.
@@ -70,6 +72,11 @@ impl Update {
     /// Arguments of CONTROL `live-update`, for CONTROL `help`.
     const COMMAND: (&str, &str) =
         ("live-update", "-f <file>|-c <cmdline>|-s [-t <sec>] [-F] [-v <ver>] [-n]|-a");
+
+    /// The next who asks for an update has one.
+    pub(crate) fn is_done(&self) {
+        self.0.done.set(true);
+    }
 
     /// Who stands still.
     pub(crate) fn hold(&self) -> &Hold {
@@ -132,6 +139,7 @@ impl Update {
             ["-c", words @ ..] if !words.is_empty() => self.with_session(|session| {
                 session.cmdline = Some(words.join(" "));
             }),
+            ["-s", ..] if self.0.done.take() => Ok(()),
             ["-s", options @ ..] => self.start(options)?,
             ["-a"] => match self.0.session.borrow_mut().take() {
                 Some(_) => Ok(()),

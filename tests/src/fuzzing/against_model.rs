@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, DomId, ErrorName, Header, Quota, WatchEvent};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
 use crate::model::Model;
 use crate::raw::{op, text};
@@ -80,6 +80,12 @@ const CREATE: u32 = 102;
 const SHUT_DOWN: u32 = 103;
 const RECONNECT: u32 = 104;
 const RAW: u32 = 105;
+const RENEW: u32 = 106;
+/// Everything, with transactions that stay open while the twin is renewed.
+const RENEWALS: &[u32] = &[
+    RENEW, RENEW, RENEW, RENEW, 11, 11, 11, 2, 1, 3, 12, 13, 13, 14, 14, 4, 4, 4, 5, 6, 6, 6, 7, 7,
+    22, 22, 21, 8, 9, 17, 18, 19, 24, 25, 26, 0, 0, 100, 101, 102, 103, 104, 105,
+];
 
 /// Arbitrary operations of several connections, in and out of transactions.
 pub fn engine(data: &[u8]) {
@@ -96,11 +102,13 @@ pub fn canary(data: &[u8]) {
     Pair::new(true).run(data, TRANSACTIONS);
 }
 
-/// The engine of a run, with the config that it was made with.
-pub(super) fn engine_after(data: &[u8]) -> (Engine, Config) {
+/// An engine and its twin, which is written down and read again at arbitrary points: both must
+/// answer and tell the same bytes, and the same as the model.
+pub(super) fn twins(data: &[u8]) {
     let mut pair = Pair::new(false);
-    pair.run(data, ANYTHING);
-    (pair.engine, config())
+    pair.renew();
+    pair.run(data, RENEWALS);
+    pair.renew();
 }
 
 pub(super) fn config() -> Config {
@@ -139,6 +147,8 @@ struct Slot {
 
 struct Pair {
     engine: Engine,
+    /// Another that does the same; see [`twins`].
+    twin: Option<Engine>,
     machine: Machine,
     model: Model,
     slots: Vec<Slot>,
@@ -173,6 +183,7 @@ impl Pair {
         }
         let mut pair = Pair {
             engine: Engine::new(&config()),
+            twin: None,
             machine: Machine::default(),
             model,
             slots: Vec::new(),
@@ -198,6 +209,32 @@ impl Pair {
         pair
     }
 
+    /// Does something with the engine, and with its twin if it has one.
+    fn each<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        mut act: impl FnMut(&mut Engine, &mut Machine) -> T,
+    ) -> T {
+        let done = act(&mut self.engine, &mut self.machine);
+        if let Some(twin) = &mut self.twin {
+            assert_eq!(act(twin, &mut self.machine), done, "the twin does something else");
+        }
+        done
+    }
+
+    /// The twin becomes what is left of it when it is written down and read again.
+    fn renew(&mut self) {
+        let written = self.engine.dump().encode();
+        if let Some(twin) = &self.twin {
+            assert!(twin.dump().encode() == written, "the twin is something else");
+        }
+        let state = State::decode(&written).expect("our own stream");
+        assert_eq!(state.lost, [""; 0]);
+        let (twin, _) = Engine::restore(&config(), &state).expect("our own state");
+        twin.check().expect("what is restored is sound");
+        assert!(twin.dump().encode() == written, "a state does not survive");
+        self.twin = Some(twin);
+    }
+
     fn run(&mut self, data: &[u8], operations: &[u32]) {
         let mut choices = Choices(data);
         // Longer runs are only slower.
@@ -206,7 +243,7 @@ impl Pair {
                 break;
             }
             self.step(&mut choices, operations);
-            self.engine.check().expect("the engine is sound");
+            self.each(|engine, _| engine.check().expect("the engine is sound"));
         }
         for slot in 0..self.slots.len() {
             self.drain(slot);
@@ -222,18 +259,19 @@ impl Pair {
         }
         match operation {
             DRAIN => self.drain(slot),
+            RENEW => self.renew(),
             KILL => self.kill(domid),
             CREATE => self.create(domid),
             SHUT_DOWN => {
                 if let Some(info) = self.machine.domains.get_mut(&domid) {
                     info.shutdown = true;
-                    self.engine.domains_changed(&mut self.machine);
+                    self.each(|engine, machine| engine.domains_changed(machine));
                     self.model.domain_shut_down(domid);
                 }
             }
             RECONNECT => {
                 if let Some((conn, model)) = self.slots[slot].conn.take() {
-                    self.engine.disconnect(conn);
+                    self.each(|engine, _| engine.disconnect(conn));
                     self.model.disconnect(model);
                 }
                 self.connect(slot);
@@ -268,7 +306,7 @@ impl Pair {
             return;
         }
         let caller = domid.map_or(Caller::Socket, |domid| Caller::Domain(DomId(domid)));
-        let conn = (self.engine.connect(caller), self.model.connect(domid));
+        let conn = (self.each(|engine, _| engine.connect(caller)), self.model.connect(domid));
         self.slots[slot].conn = Some(conn);
         self.slots[slot].transactions.clear();
     }
@@ -284,15 +322,18 @@ impl Pair {
 
     fn kill(&mut self, domid: u16) {
         if self.machine.domains.remove(&domid).is_some() {
-            self.engine.domains_changed(&mut self.machine);
+            self.each(|engine, machine| engine.domains_changed(machine));
             self.model.domain_died(domid);
         }
     }
 
     fn drain(&mut self, slot: usize) {
         let Some((conn, model)) = self.slots[slot].conn else { return };
-        let mut out = Vec::new();
-        self.engine.emit_events(conn, usize::MAX, &mut out);
+        let out = self.each(|engine, _| {
+            let mut out = Vec::new();
+            engine.emit_events(conn, usize::MAX, &mut out);
+            out
+        });
         let got: Vec<String> =
             frames(&out).into_iter().map(|(_, payload)| text(&payload)).collect();
         assert_eq!(got, self.model_events(model), "events of connection {slot}");
@@ -309,16 +350,25 @@ impl Pair {
         let Some((conn, model)) = self.slots[slot].conn else { return };
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: 5, tx_id: tx, len };
-        let mut out = Vec::new();
-        if ty == op::TRANSACTION_END {
-            self.engine.check_commit(conn, tx, &mut self.machine).expect("as by replay");
-        }
-        // One that is put off is as if it had come when it does not have to wait any longer.
-        let mut now = 0;
-        while let Outcome::Later(until) =
-            self.engine.handle(conn, &header, payload, now, &mut self.machine, &mut out)
-        {
-            now = until;
+        // Past conflicts are not carried.
+        let twin = self.twin.take_if(|_| ty == op::CONTROL && payload.starts_with(b"conflicts"));
+        let out = self.each(|engine, machine| {
+            let mut out = Vec::new();
+            if ty == op::TRANSACTION_END {
+                engine.check_commit(conn, tx, machine).expect("as by replay");
+            }
+            // One that is put off is as if it had come when it does not have to wait any longer.
+            let mut now = 0;
+            while let Outcome::Later(until) =
+                engine.handle(conn, &header, payload, now, machine, &mut out)
+            {
+                now = until;
+            }
+            out
+        });
+        if let Some(mut twin) = twin {
+            let _ = twin.handle(conn, &header, payload, 0, &mut self.machine, &mut Vec::new());
+            self.twin = Some(twin);
         }
         let mut frames = frames(&out);
         let what = format!("connection {slot} type {ty} tx {tx} {:?}", text(payload));
@@ -366,6 +416,8 @@ impl Pair {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some((conn, model)) = slot.conn {
                 let open = self.engine.is_connected(conn);
+                let twin = self.twin.as_ref().map(|twin| twin.is_connected(conn));
+                assert_eq!(twin.unwrap_or(open), open);
                 assert_eq!(open, self.model.is_connected(model), "connection {number}");
                 slot.conn = slot.conn.filter(|_| open);
             }

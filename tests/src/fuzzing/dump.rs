@@ -1,22 +1,24 @@
 //! Dump and restore.
 
-use xenstore_store::{Config, Engine, State};
+use xenstore_protocol::{DomId, ErrorName, Header, Operation};
+use xenstore_store::{Config, ConnId, DomainInfo, Engine, Host, State};
 
-use super::against_model::engine_after;
+use super::against_model::twins;
 
-/// With an odd first byte the rest is a run of operations, whose outcome must survive dump, encode,
-/// decode and restore unchanged. With an even one it is a state from somewhere: it is refused, or
-/// what is made of it is sound and survives the same.
+/// With an odd first byte the rest is a run of operations, during which an engine is replaced by
+/// what is restored of it. With an even one it is a state from somewhere: it is refused, or what is
+/// made of it is sound, survives, and stays sound to the end.
 pub fn dump(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     if kind % 2 == 1 {
-        let (engine, config) = engine_after(data);
-        survives(&engine, &config);
+        twins(data);
     } else if let Ok(state) = State::decode(data) {
         let config = Config::default();
-        if let Ok((engine, _)) = Engine::restore(&config, &state) {
+        if let Ok((engine, conns)) = Engine::restore(&config, &state) {
             engine.check().expect("what is restored is sound");
+            assert_eq!(conns.len(), state.connections.len());
             survives(&engine, &config);
+            ends(engine, &state);
         }
     }
 }
@@ -29,4 +31,52 @@ fn survives(engine: &Engine, config: &Config) {
     again.check().expect("what is restored is sound");
     assert_eq!(again.dump(), state);
     assert_eq!(conns.len(), state.connections.len());
+    for version in [1, 2] {
+        let (bytes, _) = state.encode_for_c(version);
+        let state = State::decode(&bytes).expect("a stream for C");
+        let (engine, _) = Engine::restore(config, &state).expect("a state for C");
+        engine.check().expect("what is restored is sound");
+    }
+}
+
+/// A machine on which no domain is left.
+struct Empty;
+
+impl Host for Empty {
+    fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
+        None
+    }
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+        Err(ErrorName::Enosys)
+    }
+    fn release(&mut self, _: DomId) {}
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        None
+    }
+}
+
+/// Every transaction is committed, every event fetched, every domain dies, every connection ends.
+fn ends(mut engine: Engine, state: &State) {
+    let sound = |engine: &Engine| engine.check().expect("it stays sound");
+    let request = |engine: &mut Engine, conn: ConnId, op: Operation, tx_id, payload: &[u8]| {
+        let len = u32::try_from(payload.len()).expect("short");
+        let header = Header { ty: op.as_wire(), req_id: 0, tx_id, len };
+        engine.handle(conn, &header, payload, 0, &mut Empty, &mut Vec::new());
+        engine.check().expect("it stays sound");
+    };
+    for connection in &state.connections {
+        request(&mut engine, connection.id, Operation::Write, 0, b"/local/domain/0/x\0y");
+        for id in connection.transactions() {
+            request(&mut engine, connection.id, Operation::Write, id, b"/tool/x\0y");
+            request(&mut engine, connection.id, Operation::TransactionEnd, id, b"T\0");
+        }
+        request(&mut engine, connection.id, Operation::Rm, 0, b"/tool\0");
+        engine.emit_events(connection.id, usize::MAX, &mut Vec::new());
+    }
+    engine.domains_changed(&mut Empty);
+    sound(&engine);
+    for connection in &state.connections {
+        engine.disconnect(connection.id);
+    }
+    sound(&engine);
 }

@@ -42,13 +42,21 @@ fn a_program_that_cannot_go_on_changes_nothing() {
         ("aborts", format!("{LIKE_OURS}\nkill -ABRT $$"), "signal: 6"),
         ("says nothing", format!("{LIKE_OURS}\nexit 0"), "refuses"),
         ("is gone", format!("{after_check}rm \"$0\"; echo 5 us;; esac"), "cannot be run"),
-        ("no longer a program", format!("{after_check}chmod -x \"$0\"; echo 5 us;; esac"), "cannot be run"),
+        (
+            "no longer a program",
+            format!("{after_check}chmod -x \"$0\"; echo 5 us;; esac"),
+            "cannot be run",
+        ),
     ];
     for (name, text, reason) in cases {
         let program = script(&host, &name.replace(' ', "-"), &text);
         let answer = host.update_to(&program);
         assert!(answer.contains(reason), "{name}: {answer}");
-        assert!(host.daemon.log().contains(answer.lines().last().unwrap()), "{}", host.daemon.log());
+        assert!(
+            host.daemon.log().contains(answer.lines().last().unwrap()),
+            "{}",
+            host.daemon.log()
+        );
         // Everybody is answered, and has what they had.
         host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
         guest.event("x|t|").unwrap();

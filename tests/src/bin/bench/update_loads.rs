@@ -41,10 +41,8 @@ impl Updates {
             make_domain(&xen, domid)?;
             introduce(&mut dom0, domid)?;
             let home = format!("/local/domain/{domid}");
-            let first = [
-                (op::MKDIR, format!("{home}|")),
-                (op::SET_PERMS, format!("{home}|n{domid}|")),
-            ];
+            let first =
+                [(op::MKDIR, format!("{home}|")), (op::SET_PERMS, format!("{home}|n{domid}|"))];
             let node = |i| (op::WRITE, format!("{home}/data/{i}|value"));
             // With the home and the directory in it.
             let nodes = (0..NODES_EACH - 2).map(node);

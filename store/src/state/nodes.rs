@@ -1,0 +1,309 @@
+//! The tree in a stream: a record for each node, parents first, siblings in order of creation.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use triomphe::Arc;
+use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind, put_varint};
+use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
+
+use crate::access::{Acl, AclEntry};
+use crate::node::Node;
+use crate::tree::{Tree, parent};
+
+/// Most entries of a permission list: as many as a message has room for.
+const PERMS_MAX: usize = PAYLOAD_MAX / 3;
+
+/// Permission entries as NODE_DATA has them.
+pub(super) fn put_perms(writer: &mut Writer, acl: &Acl) {
+    for entry in acl.entries() {
+        writer.u8(entry.perm.access.letter());
+        writer.u8(entry.ignored.into());
+        writer.u16(entry.perm.domid.0);
+    }
+}
+
+/// Reads `count` permission entries. Lists that nodes inherit are shared: it gives back the one of
+/// `candidates` that is the same.
+pub(super) fn take_perms(
+    body: &mut Cursor<'_>,
+    count: u16,
+    candidates: [Option<&Acl>; 2],
+) -> Result<Acl, StreamError> {
+    if count == 0 {
+        return Err(body.error("a node without permissions"));
+    }
+    if usize::from(count) > PERMS_MAX {
+        return Err(body.error("more permissions than a message can have"));
+    }
+    let mut few = [None; 4];
+    let mut many = Vec::new();
+    for at in 0..usize::from(count) {
+        let access = Access::parse(body.u8()?).ok_or(body.error("no permission letter"))?;
+        let ignored = body.u8()? & 1 != 0;
+        let entry = AclEntry { perm: Perm { access, domid: DomId(body.u16()?) }, ignored };
+        match few.get_mut(at) {
+            Some(place) if usize::from(count) <= 4 => *place = Some(entry),
+            _ => many.push(entry),
+        }
+    }
+    let is = |acl: &Acl| {
+        let entries = acl.entries();
+        entries.len() == usize::from(count)
+            && if many.is_empty() {
+                entries.iter().zip(&few).all(|(a, b)| Some(*a) == *b)
+            } else {
+                *entries == *many
+            }
+    };
+    if let Some(acl) = candidates.into_iter().flatten().find(|acl| is(acl)) {
+        return Ok(acl.clone());
+    }
+    many.extend(few.into_iter().flatten());
+    Acl::from_entries(many).ok_or(body.error("a node without permissions"))
+}
+
+/// Calls `visit` with every node of the tree and its path: parents first, siblings in order of
+/// creation, then the special nodes.
+pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&str, &'t Node)) {
+    visit("/", tree.root());
+    let mut path = String::new();
+    let mut stack: Vec<(usize, Vec<&'t Arc<Node>>)> = Vec::new();
+    let children = |node: &'t Node| {
+        let mut children = node.children().by_creation();
+        children.reverse();
+        children
+    };
+    stack.push((0, children(tree.root())));
+    while let Some((len, nodes)) = stack.last_mut() {
+        path.truncate(*len);
+        let Some(node) = nodes.pop() else {
+            stack.pop();
+            continue;
+        };
+        path.push('/');
+        path.push_str(node.name());
+        visit(&path, node);
+        if node.children().len() > 0 {
+            stack.push((path.len(), children(node)));
+        }
+    }
+    for node in tree.special() {
+        visit(node.name(), node);
+    }
+}
+
+/// Writes a record for each node, and, unless it is for somebody else, their stamps.
+pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
+    let mut numbers = Vec::new();
+    let mut before = 0;
+    walk(tree, |path, node| {
+        writer.begin(kind::NODE_DATA);
+        writer.u64(0); // committed: no connection, no transaction
+        writer.len16(path.len() + 1);
+        writer.len16(node.value().len());
+        writer.u16(0);
+        writer.len16(node.acl().entries().len());
+        put_perms(writer, node.acl());
+        writer.c_string(path.as_bytes());
+        writer.bytes(node.value());
+        if stamps {
+            put_varint(&mut numbers, zigzag(node.created().wrapping_sub(before)));
+            put_varint(&mut numbers, node.listed().wrapping_sub(node.created()));
+            before = node.created();
+        }
+    });
+    if stamps {
+        writer.begin(kind::NODE_STAMPS);
+        writer.bytes(&numbers);
+    }
+}
+
+/// Small differences in either direction become small numbers.
+fn zigzag(difference: u64) -> u64 {
+    (difference << 1) ^ (difference.cast_signed() >> 63).cast_unsigned()
+}
+
+fn unzigzag(number: u64) -> u64 {
+    (number >> 1) ^ 0_u64.wrapping_sub(number & 1)
+}
+
+/// A tree that grows from the records of a stream.
+pub(super) struct Grower<'s> {
+    /// `created` and `listed` of the nodes to come; without them they are numbered.
+    stamps: Option<Cursor<'s>>,
+    before: u64,
+    /// No stamp may be larger, if that is known.
+    limit: u64,
+    /// Path of the last node.
+    path: String,
+    /// The nodes on it that may still get children, each with the length of its path and the stamp
+    /// of its youngest child.
+    open: Vec<(Node, usize, u64)>,
+    /// Stamps of all nodes but the special ones.
+    created: Vec<u64>,
+    special: Vec<Node>,
+}
+
+impl<'s> Grower<'s> {
+    pub(super) fn new(stamps: Option<Cursor<'s>>, limit: u64) -> Grower<'s> {
+        let (open, created, special) = (Vec::new(), Vec::new(), Vec::new());
+        Grower { stamps, before: 0, limit, path: String::new(), open, created, special }
+    }
+
+    /// `created` and `listed` of the next node.
+    fn stamps(&mut self) -> Result<(u64, u64), StreamError> {
+        let Some(stamps) = &mut self.stamps else {
+            self.before += 1;
+            return Ok((self.before, self.before));
+        };
+        let created = self.before.wrapping_add(unzigzag(stamps.varint()?));
+        let listed = created.checked_add(stamps.varint()?);
+        let listed = listed.filter(|listed| *listed <= self.limit && created <= *listed);
+        self.before = created;
+        Ok((created, listed.ok_or(stamps.error("a node from the future"))?))
+    }
+
+    /// Takes a NODE_DATA record; false if it belongs to a transaction and was left out.
+    pub(super) fn take_record(&mut self, body: &mut Cursor<'_>) -> Result<bool, StreamError> {
+        let committed = body.u32()? == 0;
+        body.u32()?;
+        let (path, value, _access) = (body.u16()?, body.u16()?, body.u16()?);
+        if !committed {
+            return Ok(false);
+        }
+        let count = body.u16()?;
+        let mut near = self.open.iter().rev().map(|(node, ..)| node.acl());
+        let acl = take_perms(body, count, [near.next(), near.next()])?;
+        let path = body.string(path.into())?;
+        let value = body.take(value.into())?;
+        self.add(path, acl, value, body)?;
+        Ok(true)
+    }
+
+    /// Adds a node. `place` is where an error is.
+    pub(super) fn add(
+        &mut self,
+        path: &[u8],
+        acl: Acl,
+        value: &[u8],
+        place: &Cursor<'_>,
+    ) -> Result<(), StreamError> {
+        let wrong = |reason| Err(place.error(reason));
+        if value.len() > PAYLOAD_MAX {
+            return wrong("a value that no message has room for");
+        }
+        let (created, listed) = self.stamps()?;
+        let text = core::str::from_utf8(path).ok().filter(|path| path.len() <= ABS_PATH_MAX);
+        let Some(text) = text else { return wrong("a node whose path is none") };
+        let new = |name: &str| {
+            let mut node = Node::new(name, created, acl, value);
+            node.set_listed(listed);
+            node
+        };
+        if text.starts_with('/') {
+            self.created.push(created);
+        }
+        if text == "/" {
+            if !self.open.is_empty() {
+                return wrong("a node that is there twice");
+            }
+            self.open.push((new(""), 0, 0));
+            self.path.clear();
+            return Ok(());
+        }
+        if text.starts_with('@') {
+            if !Tree::is_special(text) {
+                return wrong("a special node with a name that is none");
+            }
+            if self.special.iter().any(|node| node.name() == text) {
+                return wrong("a node that is there twice");
+            }
+            self.special.push(new(text));
+            return Ok(());
+        }
+        let Some(above) = parent(text).filter(|_| text.starts_with('/')) else {
+            return wrong("a node whose path is none");
+        };
+        let above = if above == "/" { "" } else { above };
+        let name = &text[above.len() + 1..];
+        if Path::parse(name.as_bytes()).is_none() {
+            return wrong("a node whose path is none");
+        }
+        let below = |open: &str| {
+            above.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        while let Some((_, len, _)) = self.open.last()
+            && !below(&self.path[..*len])
+        {
+            self.close(place)?;
+        }
+        let Some((_, len, youngest)) = self.open.last_mut() else { return wrong("no parent") };
+        if *len != above.len() {
+            // Not in the order in which trees are written: then its parent is complete, or missing.
+            return self.add_to_complete(above, new(name), place);
+        }
+        if self.stamps.is_some() && created <= *youngest {
+            return wrong("siblings are not in order of creation");
+        }
+        *youngest = created;
+        let len = *len;
+        self.path.truncate(len);
+        self.path.push('/');
+        self.path.push_str(name);
+        self.open.push((new(name), self.path.len(), 0));
+        Ok(())
+    }
+
+    /// The last open node gets no more children: hands it to the one above. The root stays.
+    fn close(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
+        let Some((node, ..)) = self.open.pop() else { return Err(place.error("no root")) };
+        let Some((above, len, _)) = self.open.last_mut() else {
+            return Err(place.error("no parent"));
+        };
+        if above.children().get(node.name()).is_some() {
+            return Err(place.error("a node that is there twice"));
+        }
+        above.children_mut().insert(Arc::new(node));
+        self.path.truncate(*len);
+        Ok(())
+    }
+
+    fn add_to_complete(
+        &mut self,
+        above: &str,
+        node: Node,
+        place: &Cursor<'_>,
+    ) -> Result<(), StreamError> {
+        if self.stamps.is_some() {
+            return Err(place.error("no parent"));
+        }
+        while self.open.len() > 1 {
+            self.close(place)?;
+        }
+        let (root, ..) = self.open.first_mut().ok_or(place.error("no parent"))?;
+        let mut parent = root;
+        for name in crate::tree::components(above) {
+            parent = parent.child_mut(name).ok_or(place.error("no parent"))?;
+        }
+        if parent.children().get(node.name()).is_some() {
+            return Err(place.error("a node that is there twice"));
+        }
+        parent.children_mut().insert(Arc::new(node));
+        Ok(())
+    }
+
+    /// The tree, the stamp of its youngest node, and the largest that was given.
+    pub(super) fn finish(mut self, place: &Cursor<'_>) -> Result<(Tree, u64, u64), StreamError> {
+        self.created.sort_unstable();
+        if self.created.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(place.error("two nodes with the same stamp"));
+        }
+        let youngest = self.created.last().copied().unwrap_or(0);
+        while self.open.len() > 1 {
+            self.close(place)?;
+        }
+        let (root, ..) = self.open.pop().ok_or(place.error("no root"))?;
+        Ok((Tree::from_parts(root, self.special), youngest, self.before))
+    }
+}

@@ -1,0 +1,236 @@
+//! An open transaction in a stream, whole: what it saw, what it did, and every answer that it was
+//! given. Nothing is run again, so that it goes on whatever has been set otherwise in between.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use triomphe::Arc;
+use xenstore_protocol::stream::{Cursor, StreamError, Writer};
+use xenstore_protocol::{DomId, ErrorName, Operation, Request};
+
+use crate::access::Acl;
+use crate::answer::Answer;
+use crate::change::Change;
+use crate::charge::Charge;
+use crate::execute::Work;
+use crate::footprint::looks_at;
+use crate::node::Node;
+use crate::state::difference::{put_difference, put_path, take_difference, take_path};
+use crate::state::nodes::{put_perms, take_perms};
+use crate::transaction::{Logged, Transaction};
+use crate::tree::Tree;
+
+/// What an answer was, as a letter.
+mod answer {
+    pub(super) const DONE: u8 = b'd';
+    pub(super) const ERROR: u8 = b'e';
+    /// The node as it is in the snapshot.
+    pub(super) const AS_BEFORE: u8 = b's';
+    /// The node as it is in the transaction's tree.
+    pub(super) const AS_NOW: u8 = b'w';
+    /// What was seen of a node that is in neither.
+    pub(super) const SEEN: u8 = b'n';
+}
+
+/// Most bytes that a transaction may be charged.
+const BYTES_MAX: i64 = 1 << 40;
+
+/// Writes a transaction; its snapshot as what differs from `base`.
+pub(super) fn put_transaction(
+    writer: &mut Writer,
+    transaction: &Transaction,
+    base: &Tree,
+    domid: Option<DomId>,
+) {
+    let Transaction { snapshot, work, .. } = transaction;
+    let flags = u32::from(transaction.doomed) | u32::from(transaction.lost) << 1;
+    writer.u32(flags);
+    writer.u64(transaction.stamp);
+    writer.u64(transaction.epoch);
+    writer.u64(transaction.since);
+    writer.u64(transaction.bytes.cast_unsigned());
+    put_difference(writer, base, snapshot);
+    put_difference(writer, snapshot, &work.tree);
+    writer.len32(work.charges.0.len());
+    for domid in work.charges.0.keys() {
+        writer.u16(domid.0);
+    }
+    writer.len32(work.changes.len());
+    for change in &work.changes {
+        writer.u8(change.removed.into());
+        put_path(writer, &change.path);
+    }
+    writer.len32(transaction.log.len());
+    for logged in &transaction.log {
+        writer.u32(logged.op.as_wire());
+        writer.len16(logged.payload.len());
+        writer.bytes(&logged.payload);
+        put_answer(writer, transaction, logged, domid);
+    }
+}
+
+fn put_answer(
+    writer: &mut Writer,
+    transaction: &Transaction,
+    logged: &Logged,
+    domid: Option<DomId>,
+) {
+    let node = match &logged.answer {
+        Ok(Answer::Seen(node)) => node,
+        Ok(_) => return writer.u8(answer::DONE),
+        Err(error) => {
+            writer.u8(answer::ERROR);
+            return writer.c_string(error.as_str().as_bytes());
+        }
+    };
+    let is_in = |tree: &Tree| place(logged, tree, domid).is_some_and(|at| Arc::ptr_eq(at, node));
+    if is_in(&transaction.snapshot) {
+        writer.u8(answer::AS_BEFORE);
+    } else if is_in(&transaction.work.tree) {
+        writer.u8(answer::AS_NOW);
+    } else {
+        writer.u8(answer::SEEN);
+        writer.u64(node.created());
+        writer.u64(node.listed());
+        writer.len16(node.acl().entries().len());
+        put_perms(writer, node.acl());
+        writer.len16(node.value().len());
+        writer.bytes(node.value());
+        let lists = matches!(logged.op, Operation::Directory | Operation::DirectoryPart);
+        let children = if lists { node.children().by_creation() } else { Vec::new() };
+        writer.len32(children.len());
+        for child in children {
+            put_path(writer, child.name());
+        }
+    }
+}
+
+/// The node that a request looks at, in a tree.
+fn place<'t>(logged: &Logged, tree: &'t Tree, domid: Option<DomId>) -> Option<&'t Arc<Node>> {
+    let request = Request::parse(logged.op, &logged.payload).ok()?;
+    let (path, ..) = looks_at(&request)?;
+    tree.get(path.resolve(domid?)?.as_str())
+}
+
+/// Reads a transaction. `base` is what its snapshot is written as a difference from.
+pub(super) fn take_transaction(
+    body: &mut Cursor<'_>,
+    base: &Tree,
+    limit: u64,
+    domid: Option<DomId>,
+) -> Result<Transaction, StreamError> {
+    let flags = body.u32()?;
+    let (stamp, epoch, since) = (body.u64()?, body.u64()?, body.u64()?);
+    let bytes = body.u64()?.cast_signed();
+    if stamp > limit || !(0..=BYTES_MAX).contains(&bytes) {
+        return Err(body.error("a transaction that cannot be"));
+    }
+    let (snapshot, _) = take_difference(body, base, limit)?;
+    let mut work = Work::new(snapshot.clone());
+    let effect;
+    (work.tree, effect) = take_difference(body, &snapshot, limit)?;
+    work.charges = effect.charges;
+    work.charges.0.retain(|_, charge| *charge != Charge::default());
+    // What has been charged and given back leaves a zero.
+    for _ in 0..body.u32()? {
+        work.charges.add(DomId(body.u16()?), Charge::default());
+    }
+    for _ in 0..body.u32()? {
+        let removed = body.u8()? != 0;
+        work.changes.push(Change { removed, path: take_path(body)? });
+    }
+    if !are_told(&effect.places, &work.changes) || !are_new(effect.created, stamp) {
+        return Err(body.error("a transaction that has done what it has not"));
+    }
+    let mut transaction = Transaction {
+        snapshot,
+        epoch,
+        stamp,
+        work,
+        log: Vec::new(),
+        doomed: flags & 1 != 0,
+        lost: flags & 2 != 0,
+        since,
+        bytes,
+    };
+    for _ in 0..body.u32()? {
+        let op = Operation::from_wire(body.u32()?).filter(|op| op.is_transactional());
+        let op = op.ok_or(body.error("no request of a transaction"))?;
+        let len = body.u16()?;
+        let payload = body.take(len.into())?.into();
+        let mut logged = Logged { op, payload, answer: Ok(Answer::Done) };
+        if Request::parse(op, &logged.payload).is_err() {
+            return Err(body.error("a malformed request"));
+        }
+        logged.answer = take_answer(body, &transaction, &logged, limit, domid)?;
+        transaction.log.push(logged);
+    }
+    Ok(transaction)
+}
+
+/// Is each place at or above one of the changes?
+fn are_told(places: &[String], changes: &[Change]) -> bool {
+    let told: BTreeSet<&str> = changes.iter().map(|change| change.path.as_str()).collect();
+    places.iter().all(|place| {
+        let start = format!("{place}/");
+        told.contains(place.as_str())
+            || told.range(start.as_str()..).next().is_some_and(|path| path.starts_with(&start))
+    })
+}
+
+/// Are all of these nodes, and no two the same, from after the start of the transaction?
+fn are_new(mut created: Vec<u64>, start: u64) -> bool {
+    created.sort_unstable();
+    created.windows(2).all(|pair| pair[0] < pair[1])
+        && created.first().is_none_or(|first| *first > start)
+}
+
+fn take_answer(
+    body: &mut Cursor<'_>,
+    transaction: &Transaction,
+    logged: &Logged,
+    limit: u64,
+    domid: Option<DomId>,
+) -> Result<Result<Answer, ErrorName>, StreamError> {
+    let seen_in = |tree: &Tree, body: &Cursor<'_>| {
+        let node = place(logged, tree, domid).ok_or(body.error("an answer about no node"))?;
+        Ok(Ok(Answer::Seen(node.clone())))
+    };
+    match body.u8()? {
+        answer::DONE => Ok(Ok(Answer::Done)),
+        answer::ERROR => {
+            let error = ErrorName::parse(body.c_string()?);
+            Ok(Err(error.ok_or(body.error("no name of an error"))?))
+        }
+        answer::AS_BEFORE => seen_in(&transaction.snapshot, body),
+        answer::AS_NOW => seen_in(&transaction.work.tree, body),
+        answer::SEEN => take_seen(body, limit).map(|node| Ok(Answer::Seen(Arc::new(node)))),
+        _ => Err(body.error("no such answer")),
+    }
+}
+
+/// As much of a node as its answer shows: of its children only their names.
+fn take_seen(body: &mut Cursor<'_>, limit: u64) -> Result<Node, StreamError> {
+    let (created, listed) = (body.u64()?, body.u64()?);
+    if created > limit || listed > limit {
+        return Err(body.error("a node from the future"));
+    }
+    let count = body.u16()?;
+    let acl = take_perms(body, count, [None, None])?;
+    let len = body.u16()?;
+    let mut node = Node::new("", created, acl, body.take(len.into())?);
+    node.set_listed(listed);
+    for order in 0..u64::from(body.u32()?) {
+        let len = body.u16()?;
+        let name = core::str::from_utf8(body.string(len.into())?);
+        let name = name.map_err(|_| body.error("a name that is none"))?;
+        if node.children().get(name).is_some() {
+            return Err(body.error("a name that is there twice"));
+        }
+        let child = Node::new(name, order, Acl::private(DomId(0)), b"");
+        node.children_mut().insert(Arc::new(child));
+    }
+    Ok(node)
+}
