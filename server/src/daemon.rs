@@ -130,7 +130,7 @@ fn run(settings: Settings) -> Result<(), String> {
     let handed_over = update::receive(&options, &config)?;
     let activated = if handed_over.is_none() { activated()? } else { None };
     let journal = journal_dir(&options)?;
-    let incoming = match (handed_over, &journal) {
+    let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
         (handed_over, _) => handed_over,
     };
@@ -153,6 +153,9 @@ fn run(settings: Settings) -> Result<(), String> {
         (fresh, &trace, &driver),
     )?;
     let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
+    if let Some(incoming) = incoming.as_mut().filter(|incoming| !incoming.is_handed_over()) {
+        incoming.set_out(&resumed);
+    }
     let listener = match &incoming {
         Some(incoming) if incoming.is_handed_over() => {
             inherited_listener(incoming.state.io.listener, &driver)?

@@ -14,7 +14,7 @@ use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Millis, Outcome, Recorded};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Failure, Peer, Place, Transport};
+use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
 use crate::journal::{self, Journal};
@@ -58,18 +58,6 @@ pub(crate) struct Start {
     pub(crate) rest: usize,
     /// It waits for its other end to start anew.
     pub(crate) failed: Option<Failure>,
-}
-
-impl Start {
-    /// Of the output, counted by `all` up to its end, only what is behind this place is still to be
-    /// written.
-    pub(crate) fn written_up_to(&mut self, all: Option<(u32, u32)>, place: Place) {
-        let (Some((_, made)), Place::Ring(indices)) = (all, place) else { return };
-        let unsent = made.wrapping_sub(indices.rsp_prod) as usize;
-        if unsent < self.output.len() {
-            self.output.drain(..self.output.len() - unsent);
-        }
-    }
 }
 
 /// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.

@@ -114,8 +114,8 @@ pub(crate) struct Progress {
     pub(crate) features: u32,
     /// Where it was; otherwise what the page says.
     pub(crate) indices: Option<Indices>,
-    /// Nobody has written down where it was at the end: so many of the last bytes that were to be
-    /// written are known, and `indices` count them all.
+    /// Nobody has written down how much of the answers had gone at the end: so many bytes are known
+    /// that come at `indices`.
     pub(crate) tail: Option<usize>,
 }
 
@@ -187,7 +187,7 @@ impl Xen {
         let port = channel.as_ref().map(Channel::port);
         let known = Indices::of(&page);
         let (indices, settled) = match (indices, tail) {
-            (Some(all), Some(tail)) => settle(all, tail, known),
+            (Some(before), Some(tail)) => settle(before, tail, known),
             (indices, _) => (indices.unwrap_or(known), Settled::Goes),
         };
         let line = Line::resume(page, Bell::new(channel), features);

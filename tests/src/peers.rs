@@ -53,6 +53,7 @@ pub enum Quotas {
 pub struct Daemon {
     /// Which.
     pub kind: Kind,
+    quotas: Quotas,
     child: Child,
     dir: TempDir,
 }
@@ -189,14 +190,19 @@ impl Daemon {
     ) -> Result<Daemon, String> {
         available(kind)?;
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-        let mut command = command(kind, quotas, dir.path()).map_err(|e| e.to_string())?;
+        lay_out(dir.path()).map_err(|e| e.to_string())?;
         prepare(&dir.path().join("xen")).map_err(|e| e.to_string())?;
-        let log = fs::File::create(dir.path().join("log")).map_err(|e| e.to_string())?;
-        let errors = log.try_clone().map_err(|e| e.to_string())?;
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
-        let mut daemon = Daemon { kind, child, dir };
+        let child = spawn(kind, quotas, dir.path()).map_err(|e| e.to_string())?;
+        let mut daemon = Daemon { kind, quotas, child, dir };
         daemon.wait().map(|()| daemon)
+    }
+
+    /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
+    pub fn crash(&mut self) -> Result<(), String> {
+        self.child.kill().and_then(|()| self.child.wait()).map_err(|e| e.to_string())?;
+        let child = spawn(self.kind, self.quotas, self.dir.path());
+        self.child = child.map_err(|e| e.to_string())?;
+        self.wait()
     }
 
     /// There is nothing to wait on but the socket itself.
@@ -247,12 +253,24 @@ impl Drop for Daemon {
     }
 }
 
-fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
-    let (run, xen) = (dir.join("run"), dir.join("xen"));
-    fs::create_dir_all(&run)?;
+/// The directories of a daemon and of its pretend Xen.
+fn lay_out(dir: &Path) -> std::io::Result<()> {
+    let xen = dir.join("xen");
+    fs::create_dir_all(dir.join("run"))?;
     fs::create_dir_all(xen.join("0"))?;
     fs::File::create(xen.join("0/ring"))?.set_len(8192)?;
-    fs::write(xen.join("0/port"), "1")?; // no newline: one reader is strict
+    fs::write(xen.join("0/port"), "1") // no newline: one reader is strict
+}
+
+fn spawn(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
+    let errors = log.try_clone()?;
+    let mut command = command(kind, quotas, dir)?;
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+}
+
+fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
+    let (run, xen) = (dir.join("run"), dir.join("xen"));
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
         command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");

@@ -98,14 +98,22 @@ pub struct Conn {
     pub events: VecDeque<String>,
     /// Types of the messages that came since the last request, in order.
     pub order: Vec<u32>,
+    /// How long an answer may take.
+    pub patience: Duration,
     last_id: u32,
 }
 
 impl Conn {
     /// Speaks over a link.
     pub fn new(link: impl Link + 'static) -> Conn {
-        let events = VecDeque::new();
-        Conn { link: Box::new(link), input: Vec::new(), events, order: Vec::new(), last_id: 0 }
+        Conn {
+            link: Box::new(link),
+            input: Vec::new(),
+            events: VecDeque::new(),
+            order: Vec::new(),
+            patience: PATIENCE,
+            last_id: 0,
+        }
     }
 
     /// Connects to a socket.
@@ -170,7 +178,7 @@ impl Conn {
     /// Waits for the next message that is no event; keeps events.
     pub fn reply(&mut self) -> Result<Message, String> {
         loop {
-            match self.message(PATIENCE)? {
+            match self.message(self.patience)? {
                 None => return Err("the daemon closed the connection".into()),
                 Some(event) if event.ty == op::WATCH_EVENT => {
                     self.events.push_back(text(&event.payload));

@@ -33,7 +33,7 @@ use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
 use segment::{Left, Segment};
-pub(crate) use way::{Settled, settle};
+pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun; and room for what comes until then.
 const FULL: usize = 32 << 20;

@@ -62,15 +62,7 @@ impl Replay {
         for connection in &state.connections {
             let Caller::Domain(domid) = connection.caller else { continue };
             let io = &connection.io;
-            let (consumed, rsp_prod) = io.indices.unwrap_or_default();
-            let unsent = u32::try_from(io.output.len()).unwrap_or(u32::MAX);
-            let way = Way {
-                consumed,
-                produced: rsp_prod.wrapping_add(unsent),
-                unread: io.input.clone(),
-                tail: io.output.clone(),
-            };
-            self.ways.insert(connection.id, way);
+            self.ways.insert(connection.id, Way::of(io));
             self.introduced.insert(domid, (io.gfn.unwrap_or(0), io.remote_port));
         }
         self.now = clock(state);
@@ -169,9 +161,7 @@ impl Replay {
             let io = &mut connection.io;
             io.gfn = introduced.map(|(gfn, _)| *gfn);
             io.remote_port = introduced.and_then(|(_, port)| *port);
-            let way = self.ways.remove(&connection.id).unwrap_or_default();
-            io.indices = Some((way.consumed, way.produced));
-            (io.input, io.output) = (way.unread, way.tail);
+            self.ways.remove(&connection.id).unwrap_or_default().put(io);
         }
         (self.engine, state)
     }

@@ -33,14 +33,15 @@ pub(crate) enum Settled {
     Broken,
 }
 
-/// Where to go on with a ring from which so much was taken and for which so much was made, the last
-/// `tail` bytes of which are known, by what its page says. The guest can have written anything there;
-/// what it says decides over nothing but its own bytes.
-pub(crate) fn settle(all: Indices, tail: usize, page: Indices) -> (Indices, Settled) {
-    let unsent = all.rsp_prod.wrapping_sub(page.rsp_prod) as usize;
-    let untold = all.req_cons.wrapping_sub(page.req_cons);
-    if unsent <= tail && untold <= RING {
-        (Indices { req_cons: all.req_cons, rsp_prod: page.rsp_prod }, Settled::Goes)
+/// Where to go on with a ring by what its page says. Requests were taken up to `before`; answers were
+/// made from `before` on, this many bytes, and nobody has written down how many of them have gone.
+/// The guest can have written anything into the page; what it says decides over nothing but its own
+/// bytes.
+pub(crate) fn settle(before: Indices, tail: usize, page: Indices) -> (Indices, Settled) {
+    let gone = page.rsp_prod.wrapping_sub(before.rsp_prod) as usize;
+    let untold = before.req_cons.wrapping_sub(page.req_cons);
+    if gone <= tail && untold <= RING {
+        (Indices { req_cons: before.req_cons, rsp_prod: page.rsp_prod }, Settled::Goes)
     } else if page == Indices::default() {
         (page, Settled::Anew)
     } else {
@@ -48,7 +49,37 @@ pub(crate) fn settle(all: Indices, tail: usize, page: Indices) -> (Indices, Sett
     }
 }
 
+/// The same in the state of the connection, from which it goes on.
+pub(crate) fn set_out(io: &mut IoState, (indices, settled): (Indices, Settled)) {
+    let before = io.indices.unwrap_or_default().1;
+    if settled == Settled::Goes {
+        let gone = indices.rsp_prod.wrapping_sub(before) as usize;
+        io.output.drain(..gone.min(io.output.len()));
+    } else {
+        (io.input, io.output) = (Vec::new(), Vec::new());
+        io.broken = settled == Settled::Broken;
+    }
+    io.indices = Some((indices.req_cons, indices.rsp_prod));
+}
+
 impl Way {
+    /// That of a connection as it is in a state.
+    pub(super) fn of(io: &IoState) -> Way {
+        let (consumed, written) = io.indices.unwrap_or_default();
+        Way {
+            consumed,
+            produced: written.wrapping_add(word(io.output.len())),
+            unread: io.input.clone(),
+            tail: io.output.clone(),
+        }
+    }
+
+    /// The reverse of [`Way::of`].
+    pub(super) fn put(self, io: &mut IoState) {
+        io.indices = Some((self.consumed, self.produced.wrapping_sub(word(self.tail.len()))));
+        (io.input, io.output) = (self.unread, self.tail);
+    }
+
     /// A request of this many bytes was answered with these.
     pub(super) fn answered(&mut self, request: usize, answer: &[u8]) {
         let known = self.unread.len().min(request);
@@ -77,18 +108,11 @@ impl Way {
 /// Takes a request that is about to be read from a ring for executed, and answers it with EIO.
 pub(super) fn refuse(io: &mut IoState, frame: &[u8]) {
     let Some(header) = frame.first_chunk().map(Header::parse) else { return };
-    let (consumed, produced) = io.indices.unwrap_or_default();
-    let mut way = Way {
-        consumed,
-        produced,
-        unread: std::mem::take(&mut io.input),
-        tail: std::mem::take(&mut io.output),
-    };
+    let mut way = Way::of(io);
     let mut answer = Vec::new();
     Reply::Error(ErrorName::Eio).emit(&header, &mut answer);
     way.answered(frame.len(), &answer);
-    io.indices = Some((way.consumed, way.produced));
-    (io.input, io.output) = (way.unread, way.tail);
+    way.put(io);
 }
 
 fn word(len: usize) -> u32 {
@@ -122,7 +146,7 @@ mod tests {
     #[test]
     fn the_page_is_believed_only_where_it_can_be_right() {
         let indices = |req_cons, rsp_prod| Indices { req_cons, rsp_prod };
-        let settle = |page| settle(indices(5000, 900), 100, page);
+        let settle = |page| settle(indices(5000, 800), 100, page);
         let goes = |page| settle(page) == (indices(5000, page.rsp_prod), Settled::Goes);
         assert!(goes(indices(5000, 900)) && goes(indices(4500, 800)));
         for page in [(3975, 900), (5001, 900), (5000, 799), (5000, 901)] {

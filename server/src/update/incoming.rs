@@ -16,13 +16,13 @@ use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Mill
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, Transport, inherit};
+use xenstore_transport::{Failure, Place, Transport, inherit};
 
 use super::errand::{self, Errand};
 use super::session::reply;
 use crate::options::Options;
 use crate::place::run_dir;
-use crate::journal::{Recovered, Settled};
+use crate::journal::{Recovered, Settled, set_out};
 use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
 
@@ -157,6 +157,20 @@ impl Incoming {
         self.from != JOURNAL
     }
 
+    /// What the pages of rings have said about their connections.
+    pub(crate) fn set_out(&mut self, rings: &Resumed) {
+        for connection in &mut self.state.connections {
+            // Both are in the order of connections.
+            let at = rings.binary_search_by_key(&connection.id, |(id, ..)| *id);
+            if let Ok(at) = at
+                && let (_, ring, settled) = &rings[at]
+                && let Place::Ring(indices) = ring.place()
+            {
+                set_out(&mut connection.io, (indices, *settled));
+            }
+        }
+    }
+
     /// The engine, and what is to be done with the rest.
     pub(crate) fn take(self) -> (Engine, Taken) {
         let Incoming { from, state, engine, errand, file, begun } = self;
@@ -204,15 +218,11 @@ impl Taken {
         let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
         for connection in &self.state.connections {
-            let (id, mut start) = (connection.id, self.start(connection));
+            let (id, start) = (connection.id, self.start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
-                if settled == Settled::Goes {
-                    start.written_up_to(connection.io.indices, ring.place());
-                } else {
-                    let failed = settled == Settled::Broken;
-                    warn!(conn = %id, who = ?connection.caller, failed, "this ring starts anew");
+                if settled != Settled::Goes {
+                    warn!(conn = %id, who = ?connection.caller, ?settled, "this ring starts anew");
                     server.restart(id);
-                    start = Start { failed: failed.then_some(Failure::Transport), ..Start::default() };
                 }
                 executor.spawn(server.serve_as(id, ring, start)).detach();
                 continue;
