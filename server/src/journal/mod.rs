@@ -15,6 +15,8 @@
 mod record;
 mod replay;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod way;
 
 use std::fs::File;

@@ -1,0 +1,162 @@
+//! Journals of servers without a machine, and what comes of them.
+
+use std::collections::BTreeMap;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use xenstore_protocol::{DomId, ErrorName, HEADER_LEN};
+use xenstore_store::{DomainInfo, Host};
+use xenstore_transport::{Peer, memory};
+
+use super::*;
+use crate::server::{Clock, Server};
+
+/// A machine on which domains exist that have been made, and CONTROL `boom` is a mistake.
+#[derive(Default)]
+struct Machine(BTreeMap<DomId, DomainInfo>);
+
+impl Host for Machine {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        self.0.get(&domid).copied()
+    }
+    fn introduce(&mut self, domid: DomId, _: u64, port: u32, _: u32) -> Result<(), ErrorName> {
+        let unique_id = u64::from(port) << 32 | u64::from(domid.0);
+        self.0.entry(domid).or_insert(DomainInfo { unique_id, shutdown: false });
+        if port == 0 { Err(ErrorName::Einval) } else { Ok(()) }
+    }
+    fn release(&mut self, domid: DomId) {
+        self.0.remove(&domid);
+    }
+    fn control(&mut self, command: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        assert_ne!(command, b"boom", "a mistake");
+        None
+    }
+}
+
+struct Kept {
+    server: Server<Machine>,
+    dir: tempfile::TempDir,
+}
+
+fn kept() -> Kept {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::default();
+    let mut machine = Machine::default();
+    for domid in [1, 2, 3].map(DomId) {
+        let unique_id = 100 + u64::from(domid.0);
+        machine.0.insert(domid, DomainInfo { unique_id, shutdown: false });
+    }
+    let server = Server::new(&config, machine, Clock::Manual(5.into()));
+    let state = server.with(|engine, _| engine.dump());
+    let journal = Journal::begin(dir.path().to_owned(), &config, &state);
+    Kept { server: server.journaled(Some(journal)), dir }
+}
+
+impl Kept {
+    fn ask(&self, op: Operation, payload: &str) -> String {
+        let (_, answer) = self.server.request(op, payload.replace('|', "\0").as_bytes());
+        String::from_utf8_lossy(&answer).replace('\0', "|")
+    }
+
+    /// An engine that is made now is that of the server.
+    fn is_exact(&self) {
+        let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
+        let left = File::open(file(self.dir.path(), newest)).unwrap();
+        let left = Left::read(left, &boot_id()).unwrap();
+        let replay = Replay::of(&Config::default(), &left).unwrap();
+        assert_eq!(replay.interrupted, None);
+        let now = self.server.with(|engine, _| engine.dump());
+        assert!(replay.engine.dump().encode() == now.encode(), "{:?}", replay.engine);
+    }
+}
+
+// Fails if a server that ends after any of these requests is found otherwise than it was, or if the
+// machine is asked anything when it is made again.
+#[test]
+fn the_server_can_be_found_again_after_every_request() {
+    let kept = kept();
+    kept.is_exact();
+    for (op, payload) in [
+        (Operation::Mkdir, "/local/domain/1|"),
+        (Operation::SetPerms, "/local/domain/1|n1|r2|b9|"),
+        (Operation::Write, "/local/domain/1/a|value"),
+        (Operation::Introduce, "1|7|8|"),
+        (Operation::Introduce, "9|7|8|"),
+        (Operation::Introduce, "2|7|0|"),
+        (Operation::SetTarget, "2|1|"),
+        (Operation::SetQuota, "1|nodes|77|"),
+        (Operation::Control, "quota|set|nodes|500|"),
+        (Operation::Write, "/local/domain/1/b/c/d|"),
+        (Operation::Rm, "/local/domain/1/b|"),
+        (Operation::Control, "help|"),
+        (Operation::Release, "1|"),
+    ] {
+        kept.ask(op, payload);
+        kept.is_exact();
+    }
+    kept.server.with(|_, machine| machine.0.clear());
+    kept.server.domains_changed();
+    kept.is_exact();
+}
+
+// Fails if a mistake in one request leaves anything of it behind, is the end of the connection, or
+// of what comes after it: also for the next process.
+#[test]
+fn a_request_that_cannot_be_answered_leaves_nothing_behind() {
+    let kept = kept();
+    kept.ask(Operation::Write, "/a|1");
+    let (mut client, served) = memory::pair(Peer::Domain(0), Peer::Domain(0));
+    let mut ask = async |op: Operation, payload: &[u8]| {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = Header { ty: op.as_wire(), len, ..Header::default() };
+        client.write_all(&[&header.emit()[..], payload].concat()).await.unwrap();
+        let mut header = [0; HEADER_LEN];
+        client.read_exact(&mut header).await.unwrap();
+        let header = Header::parse(&header);
+        let mut payload = vec![0; header.len as usize];
+        client.read_exact(&mut payload).await.unwrap();
+        (Operation::from_wire(header.ty), payload)
+    };
+    let talk = async {
+        let failed = (Some(Operation::Error), b"EIO\0".to_vec());
+        assert_eq!(ask(Operation::Control, b"boom\0").await, failed);
+        assert_eq!(ask(Operation::Read, b"/a\0").await.1, b"1");
+        assert_eq!(ask(Operation::Write, b"/a\x002").await.1, b"OK\0");
+    };
+    let serve = async {
+        kept.server.serve(served).await;
+        panic!("the connection has ended");
+    };
+    smol::block_on(futures_lite::future::or(talk, serve));
+    kept.is_exact();
+    assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
+}
+
+// Fails if a request at which processes end is carried out for ever, or refused the first time; or
+// if its connection does not hear of it.
+#[test]
+fn a_request_at_which_processes_end_is_refused_the_second_time() {
+    let kept = kept();
+    kept.ask(Operation::Introduce, "1|7|8|");
+    let conn = kept.server.with(|engine, _| engine.connect(Caller::Domain(DomId(1))));
+    let payload = b"a\0x";
+    let header = Header { ty: Operation::Write.as_wire(), req_id: 9, tx_id: 0, len: 3 };
+    let frame = [&header.emit()[..], payload].concat();
+    let state = kept.server.with(|engine, _| engine.dump());
+    let dir = tempfile::tempdir().unwrap();
+    let begin = |state: &State| {
+        let mut journal = Journal::begin(dir.path().to_owned(), &Config::default(), state);
+        journal.input(&Input::Request { conn, now: 1, header, payload });
+        // The process ends here.
+    };
+    begin(&state);
+    let first = recover(dir.path(), &Config::default()).unwrap().unwrap();
+    let io = &first.state.connections[0].io;
+    assert_eq!((io.indices, &io.output), (Some((0, 0)), &vec![]));
+    begin(&first.state);
+    let second = recover(dir.path(), &Config::default()).unwrap().unwrap();
+    let io = &second.state.connections[0].io;
+    let answer = Header { ty: Operation::Error.as_wire(), req_id: 9, tx_id: 0, len: 4 };
+    assert_eq!(io.output, [&answer.emit()[..], b"EIO\0"].concat());
+    assert_eq!(io.indices, Some((u32::try_from(frame.len()).unwrap(), 0)));
+    assert_eq!(frame.len(), HEADER_LEN + 3);
+}
