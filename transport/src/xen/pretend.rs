@@ -193,6 +193,10 @@ impl Evtchn for Channels {
     }
 
     fn bind_domain_exc(&self) -> io::Result<u32> {
+        // As the hypervisor: it is bound once.
+        if self.ports().by_remote.contains_key(&(VIRQ_SENDER, VIRQ_DOM_EXC)) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         self.add(Port { kind: VIRQ, domid: VIRQ_SENDER, remote: VIRQ_DOM_EXC, guest: None })
     }
 
