@@ -151,6 +151,34 @@ impl Children {
         }
     }
 
+    /// Adds many children, in any order; false if two of them have the same name, or one that is
+    /// there already. Then some are missing.
+    pub(crate) fn extend(&mut self, mut nodes: Vec<Arc<Node>>) -> bool {
+        if self.count > 0 {
+            return nodes.into_iter().all(|node| {
+                let is_new = self.get(node.name()).is_none();
+                is_new.then(|| self.insert(node)).is_some()
+            });
+        }
+        nodes.sort_unstable_by(|a, b| a.name_bytes().cmp(b.name_bytes()));
+        if nodes.windows(2).any(|pair| pair[0].name_bytes() == pair[1].name_bytes()) {
+            return false;
+        }
+        self.count = nodes.len();
+        self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
+        let chunk = |nodes: &[Arc<Node>]| {
+            let mut chunk = Chunk::with_capacity(capacity(nodes.len()));
+            chunk.extend_from_slice(nodes);
+            chunk
+        };
+        self.list = match nodes.len() {
+            0 => return true,
+            ..=CHUNK_MAX => List::Few(chunk(&nodes)),
+            _ => List::Many(nodes.chunks(CHUNK_MAX).map(|part| Arc::new(chunk(part))).collect()),
+        };
+        true
+    }
+
     pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<Node>> {
         let name = name.as_bytes();
         let node = match &mut self.list {
