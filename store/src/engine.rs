@@ -1,7 +1,9 @@
 //! The engine: state, and the way of a request through it.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use xenstore_protocol::{
     DomId, ErrorName, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
@@ -14,6 +16,7 @@ use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
+use crate::notices::Notices;
 use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -55,7 +58,8 @@ impl Engine {
     /// A store with the initial tree, in which only the privileged and the store's own domain are
     /// introduced.
     pub fn new(config: &Config) -> Engine {
-        let mut domains = Domains { known: BTreeMap::new(), defaults: config.quotas };
+        let notices = Notices::default();
+        let mut domains = Domains { known: BTreeMap::new(), defaults: config.quotas, notices };
         for domid in [config.privileged, config.store] {
             let domain = domains.add(domid, 0);
             domain.introduced = true;
@@ -147,6 +151,7 @@ impl Engine {
             Reply::Error(ErrorName::Eio).emit(header, out);
             return Outcome::Answered;
         }
+        self.domains.notices.now = now;
         let privileged = self.rights(conn).privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
@@ -245,6 +250,14 @@ impl Engine {
         Rights { privileged: domid == self.config.privileged, domid, target }
     }
 
+    /// How many replies a connection may leave unread before its requests should wait: what its
+    /// domain's quota `outstanding` says.
+    pub fn outstanding(&self, conn: ConnId) -> u32 {
+        let rights = self.rights(conn);
+        let limit = self.quotas(rights.domid).get(Quota::Outstanding);
+        if rights.privileged || limit == 0 { u32::MAX } else { limit }
+    }
+
     /// What the quotas of a domain are.
     pub(crate) fn quotas(&self, domid: DomId) -> Quotas {
         self.domains.get(domid).map_or(self.domains.defaults, |domain| domain.quotas)
@@ -272,6 +285,7 @@ impl Engine {
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         let quotas = self.quotas(rights.domid);
         let domains = &mut self.domains;
+        let refused = Cell::default();
         let mut exists = |domid| domains.find(domid, host).is_some();
         let mut cx = Context {
             rights,
@@ -280,8 +294,23 @@ impl Engine {
             any_domid,
             stamp: &mut self.stamp,
             exists: &mut exists,
+            refused,
         };
-        run(&mut self.work, &mut cx)
+        let result = run(&mut self.work, &mut cx);
+        if let Some((quota, wanted)) = cx.refused.take() {
+            self.domains.allow(rights.domid, quota, wanted);
+        }
+        result
+    }
+
+    /// May a connection's domain have as much of something? A refusal is counted.
+    pub(crate) fn allow(&mut self, rights: &Rights, quota: Quota, wanted: i64) -> bool {
+        rights.privileged || self.domains.allow(rights.domid, quota, wanted)
+    }
+
+    /// A line for the log: something that an operator should know.
+    pub fn pop_notice(&mut self) -> Option<String> {
+        self.domains.notices.pop()
     }
 
     /// Runs a request on the committed tree.
@@ -318,9 +347,8 @@ impl Engine {
 
     fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
         let rights = self.rights(conn);
-        let quotas = self.quotas(rights.domid);
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
+        if !self.allow(&rights, Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
@@ -401,6 +429,7 @@ impl Engine {
             Err(refusal) => {
                 if let Some(path) = refusal.path {
                     let by = self.history.who(&path, conn, transaction.stamp);
+                    self.tell_conflict(conn, &path, by);
                     self.history.conflict(Conflict { conn, path, by, at: now });
                 }
                 Err(refusal.error)

@@ -6,6 +6,7 @@
 use alloc::borrow::Cow;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use xenstore_protocol::{
     Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
@@ -48,6 +49,8 @@ pub(crate) struct Context<'a> {
     pub(crate) stamp: &'a mut u64,
     /// Is there such a domain?
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
+    /// The last amount that was refused, and by which quota.
+    pub(crate) refused: Cell<Option<(Quota, i64)>>,
 }
 
 type Result<T> = core::result::Result<T, ErrorName>;
@@ -57,13 +60,17 @@ impl Context<'_> {
         if self.rights.privileged || self.quotas.allows(quota, amount) {
             Ok(())
         } else {
+            self.refused.set(Some((quota, amount)));
             Err(ErrorName::Enospc)
         }
     }
 
-    /// The path that the caller means, if it may use one of that length.
+    /// The path that the caller means. The limits are on the whole path for everybody, and on the
+    /// part below the domain's own for those who have quotas (XSA-323).
     pub(crate) fn resolve<'p>(&self, path: Path<'p>) -> Result<Cow<'p, str>> {
-        resolve(&self.rights, &self.quotas, path)
+        let (path, relative) = resolve(&self.rights, path)?;
+        self.check(Quota::PathMax, relative).map_err(|_| ErrorName::Einval)?;
+        Ok(path)
     }
 
     /// The same, for requests that know no special nodes.
@@ -91,19 +98,11 @@ impl Context<'_> {
     }
 }
 
-/// Resolves a path. The limits are on the whole path for everybody, and on the part below the
-/// domain's own for those who have quotas (XSA-323).
-pub(crate) fn resolve<'p>(
-    rights: &Rights,
-    quotas: &Quotas,
-    path: Path<'p>,
-) -> Result<Cow<'p, str>> {
+/// Resolves a path. The second part is its length as far as a quota limits it.
+pub(crate) fn resolve<'p>(rights: &Rights, path: Path<'p>) -> Result<(Cow<'p, str>, i64)> {
     let path = path.resolve(rights.domid).ok_or(ErrorName::Einval)?.into_inner();
     let relative = path.len() - domain_prefix_len(&path);
-    if !rights.privileged && !quotas.allows(Quota::PathMax, bytes(relative)) {
-        return Err(ErrorName::Einval);
-    }
-    Ok(path)
+    Ok((path, bytes(relative)))
 }
 
 /// Runs a request on `work`. On an error nothing has changed.

@@ -38,6 +38,8 @@ pub struct Conflict {
 pub(crate) struct History {
     past: VecDeque<Past>,
     conflicts: VecDeque<Conflict>,
+    /// When one was told last.
+    pub(crate) told: Option<Millis>,
     /// How many there have been.
     pub(crate) conflict_count: u64,
 }

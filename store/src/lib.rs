@@ -15,7 +15,7 @@
 //!
 //! Call [`Engine::handle`] for each request, then drain [`Engine::pop_ready`] (connections that
 //! have events to fetch with [`Engine::emit_events`], or a request to be offered again) and
-//! [`Engine::pop_closed`]. A request is rarely put off; see [`Outcome::Later`].
+//! [`Engine::pop_closed`]; [`Engine::pop_notice`] has lines for the log. A request is rarely put off; see [`Outcome::Later`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -37,6 +37,7 @@ mod footprint;
 mod history;
 mod lifecycle;
 mod node;
+mod notices;
 mod oracle;
 mod protect;
 mod restore;

@@ -131,6 +131,7 @@ impl Engine {
         self.remove_nodes_of(domid);
         self.remove_entries_of(domid);
         self.settle(Some(&before), None);
+        self.domains.notices.forget(Some(domid));
         let introduced = self.domains.known.remove(&domid).is_some_and(|d| d.introduced);
         if introduced {
             host.release(domid);

@@ -1,12 +1,13 @@
 //! WATCH, UNWATCH, RESET_WATCHES, and the way of an event from a change to its receiver.
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEvent, feature};
 
-use crate::access::Acl;
+use crate::access::{Acl, Rights};
 use crate::change::{Change, merge};
 use crate::charge::{OVERHEAD, bytes};
 use crate::connection::{ConnId, Queued};
@@ -37,19 +38,26 @@ impl Engine {
         if depth.is_some() && self.features(conn) & feature::WATCH_DEPTH == 0 {
             return Err(ErrorName::Einval);
         }
-        let quotas = self.quotas(rights.domid);
-        let resolved = resolve(&rights, &quotas, path)?;
+        let resolved = self.resolve(&rights, path)?;
         let connection = self.conns.get(&conn).ok_or(ErrorName::Eio)?;
         if connection.watches.contains_key(&(resolved.as_ref().into(), token.into())) {
             return Err(ErrorName::Eexist);
         }
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        let fits = quotas.allows(Quota::Watches, usage.watches + 1)
-            && quotas.allows(Quota::Memory, usage.bytes + watch_cost(&resolved, token));
-        if !rights.privileged && !fits {
+        let bytes = usage.bytes + watch_cost(&resolved, token);
+        if !self.allow(&rights, Quota::Watches, usage.watches + 1)
+            || !self.allow(&rights, Quota::Memory, bytes)
+        {
             return Err(ErrorName::Enospc);
         }
         self.add_watch(conn, path, token, depth).map(drop)
+    }
+
+    /// The path that the caller means, if it may use one of that length.
+    fn resolve<'p>(&mut self, rights: &Rights, path: Path<'p>) -> Result<Cow<'p, str>, ErrorName> {
+        let (path, relative) = resolve(rights, path)?;
+        let allowed = self.allow(rights, Quota::PathMax, relative);
+        allowed.then_some(path).ok_or(ErrorName::Einval)
     }
 
     /// Adds a watch, whatever the quotas.
@@ -92,7 +100,7 @@ impl Engine {
         token: &[u8],
     ) -> Result<(), ErrorName> {
         let rights = self.rights(conn);
-        let resolved = resolve(&rights, &self.quotas(rights.domid), path)?;
+        let resolved = self.resolve(&rights, path)?;
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let key = (resolved.as_ref().into(), token.into());
         let id = connection.watches.remove(&key).ok_or(ErrorName::Enoent)?;
@@ -217,14 +225,12 @@ impl Engine {
             return;
         }
         let rights = self.rights(conn);
-        let quotas = self.quotas(rights.domid);
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+        let no_memory = !self.allow(&rights, Quota::Memory, usage.bytes + event_cost(&path));
         let Some(watch) = self.watches.all.get_mut(&id) else { return };
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         let too_long =
             path.len() - watch.prefix + watch.token.len() + 2 > xenstore_protocol::PAYLOAD_MAX;
-        let no_memory =
-            !rights.privileged && !quotas.allows(Quota::Memory, usage.bytes + event_cost(&path));
         let collapse = too_long || no_memory || watch.pending.len() >= PENDING_MAX;
         let mut cost = 0;
         let path = if collapse {
