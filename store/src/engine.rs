@@ -67,9 +67,10 @@ impl Engine {
         }
         let tree = Tree::initial(config.privileged);
         for node in tree.all() {
-            domains.charge(node.acl.owner(), node.charge());
+            domains.charge(node.acl().owner(), node.charge());
         }
-        let stamp = tree.all().map(|node| node.created.max(node.listed)).max().unwrap_or_default();
+        let stamp =
+            tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
             work: Work::new(tree),
