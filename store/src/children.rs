@@ -50,6 +50,11 @@ impl Children {
         }
     }
 
+    /// Does a change at this name copy a chunk, because a snapshot has it as well?
+    pub(crate) fn is_shared_at(&self, name: &str) -> bool {
+        self.chunks.get(self.chunk_of(name)).is_some_and(|chunk| Arc::strong_count(chunk) > 1)
+    }
+
     /// The child, to be changed: what is shared with a snapshot is copied on the way. The name must
     /// stay as it is.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {

@@ -17,6 +17,7 @@ use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
 use crate::notices::Notices;
+use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -49,6 +50,7 @@ pub struct Engine {
     pub(crate) closed: VecDeque<ConnId>,
     pub(crate) history: History,
     pub(crate) protection: Protection,
+    pub(crate) pins: Pins,
     lists: Lists,
     last_conn: u64,
     injected_eagain: u32,
@@ -83,6 +85,7 @@ impl Engine {
             closed: VecDeque::new(),
             history: History::default(),
             protection: Protection::default(),
+            pins: Pins::default(),
             lists: Lists::default(),
             last_conn: 0,
             injected_eagain: 0,
@@ -295,6 +298,7 @@ impl Engine {
             any_domid,
             stamp: &mut self.stamp,
             exists: &mut exists,
+            counts_copies: self.pins.is_active(),
             refused,
         };
         let result = run(&mut self.work, &mut cx);
@@ -307,6 +311,13 @@ impl Engine {
     /// May a connection's domain have as much of something? A refusal is counted.
     pub(crate) fn allow(&mut self, rights: &Rights, quota: Quota, wanted: i64) -> bool {
         rights.privileged || self.domains.allow(rights.domid, quota, wanted)
+    }
+
+    /// Bytes that are charged to a domain: what its quota `memory` limits. The store keeps at most as
+    /// much again and a quarter for its open transactions ([`Config`]), and 16 KiB for the domain and
+    /// its connection.
+    pub fn charged(&self, domid: DomId) -> i64 {
+        self.domains.get(domid).map_or(0, |domain| domain.usage.bytes)
     }
 
     /// A line for the log: something that an operator should know.
@@ -337,13 +348,16 @@ impl Engine {
     /// Charges and tells what has been done to the committed tree, by a connection or else by the
     /// store itself.
     pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>) {
-        for (domid, charge) in core::mem::take(&mut self.work.charges).0 {
+        for (domid, charge) in core::mem::take(&mut self.work.charges).of {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }
+        let replaced =
+            core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
+        self.retire(replaced);
     }
 
     fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
@@ -454,6 +468,7 @@ impl Engine {
         if let Some(connection) = self.conns.get_mut(&conn) {
             connection.transactions.insert(id, transaction);
         }
+        self.pin(domid);
     }
 
     /// Gives back what a transaction that is no longer open has cost.
@@ -462,5 +477,8 @@ impl Engine {
             usage.transactions -= 1;
             usage.bytes -= transaction.bytes;
         });
+        if self.domains.get(domid).is_none_or(|domain| domain.usage.transactions == 0) {
+            self.pins.forget(domid);
+        }
     }
 }

@@ -19,6 +19,7 @@ use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
 use crate::node::{Node, node_size};
+use crate::sharing::copied_by_change;
 use crate::tree::{Tree, components, parent};
 
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
@@ -29,11 +30,15 @@ pub(crate) struct Work {
     /// What has been charged since the charges were last settled.
     pub(crate) charges: Charges,
     pub(crate) changes: Vec<Change>,
+    /// Bytes of nodes that were copied because others see them, if that is counted.
+    pub(crate) copied: i64,
+    /// Bytes of nodes that were taken away.
+    pub(crate) removed: i64,
 }
 
 impl Work {
     pub(crate) fn new(tree: Tree) -> Work {
-        Work { tree, charges: Charges::default(), changes: Vec::new() }
+        Work { tree, charges: Charges::default(), changes: Vec::new(), copied: 0, removed: 0 }
     }
 }
 
@@ -50,6 +55,8 @@ pub(crate) struct Context<'a> {
     /// Is there such a domain?
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
     /// The last amount that was refused, and by which quota.
+    /// Is it to be counted what is copied?
+    pub(crate) counts_copies: bool,
     pub(crate) refused: Cell<Option<(Quota, i64)>>,
 }
 
@@ -87,6 +94,13 @@ impl Context<'_> {
             return Err(ErrorName::Eacces);
         }
         if missing == 0 { Ok(node) } else { Err(ErrorName::Enoent) }
+    }
+
+    /// Counts what the change of `path` that follows copies.
+    fn count_copies(&self, work: &mut Work, path: &str) {
+        if self.counts_copies {
+            work.copied += copied_by_change(&work.tree, path);
+        }
     }
 
     /// Would the caller stay within its memory with this much more?
@@ -155,6 +169,8 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
             let owner = node.acl().owner();
             cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
             cx.check_memory(work, owner, more)?;
+            cx.count_copies(work, path);
+            work.copied += bytes(value.len());
             let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
             node.set_value(value);
             work.charges.add(owner, Charge { nodes: 0, bytes: more });
@@ -200,6 +216,7 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
+    cx.count_copies(work, path);
     work.tree.create(path, &acl, value, cx.stamp, |_| ());
     work.charges.add(acl.owner(), more);
     Ok(())
@@ -209,6 +226,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(ErrorName::Einval),
         Ok(_) => {
+            cx.count_copies(work, path);
             remove(work, cx.stamp, path);
             Ok(Answer::Done)
         }
@@ -225,6 +243,7 @@ pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
     if let Some(removed) = work.tree.remove(path, stamp) {
         for node in removed.descend() {
             work.charges.add(node.acl().owner(), -node.charge());
+            work.removed += node.charge().bytes;
         }
         work.changes.push(Change::removed(path));
     }
@@ -255,6 +274,7 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
         bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl().entries().len()),
     )?;
     let before = (node.acl().owner(), node.charge());
+    cx.count_copies(work, path);
     let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
     node.set_acl(acl);
     let after = (node.acl().owner(), node.charge());

@@ -55,6 +55,12 @@ impl Tree {
         tree
     }
 
+    /// One without special nodes, of a transaction that does not need any more.
+    pub(crate) fn empty() -> Tree {
+        let root = Node::new("", 0, Acl::private(DomId::INVALID), b"");
+        Tree { root: Arc::new(root), special: Arc::default() }
+    }
+
     pub(crate) fn root(&self) -> &Arc<Node> {
         &self.root
     }

@@ -9,22 +9,15 @@ use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEv
 
 use crate::access::{Acl, Rights};
 use crate::change::{Change, merge};
-use crate::charge::{OVERHEAD, bytes};
+use crate::charge::{event_cost, watch_cost};
 use crate::connection::{ConnId, Queued};
 use crate::engine::Engine;
 use crate::execute::resolve;
 use crate::tree::{Tree, parent};
 use crate::watch::{PENDING_MAX, Watch, WatchId};
 
-/// What a watch costs its domain.
-pub(crate) fn watch_cost(path: &str, token: &[u8]) -> i64 {
-    OVERHEAD + bytes(path.len() + token.len())
-}
-
-/// What an event that waits costs the domain that watches.
-pub(crate) fn event_cost(path: &str) -> i64 {
-    OVERHEAD + bytes(path.len())
-}
+/// Places for events that a connection keeps when none wait.
+const EVENTS_KEPT: usize = 16;
 
 impl Engine {
     pub(crate) fn watch(
@@ -255,7 +248,7 @@ impl Engine {
     pub fn emit_events(&mut self, conn: ConnId, limit: usize, out: &mut Vec<u8>) -> bool {
         while out.len() < limit {
             let Some(connection) = self.conns.get_mut(&conn) else { return false };
-            let Some(event) = connection.events.pop_front() else { return false };
+            let Some(event) = connection.events.pop_front() else { break };
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
             watch.collapsed = false;
@@ -264,6 +257,11 @@ impl Engine {
             let domid = self.rights(conn).domid;
             self.domains.count(domid, |usage| usage.bytes -= event_cost(&event.path));
         }
-        self.conns.get(&conn).is_some_and(|connection| !connection.events.is_empty())
+        let Some(connection) = self.conns.get_mut(&conn) else { return false };
+        if connection.events.is_empty() {
+            // A burst does not keep its memory.
+            connection.events.shrink_to(EVENTS_KEPT);
+        }
+        !connection.events.is_empty()
     }
 }

@@ -3,6 +3,7 @@
 
 mod against_model;
 mod dump;
+pub mod guests;
 mod hostile;
 mod ring;
 mod wire;
