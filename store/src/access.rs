@@ -1,8 +1,8 @@
 //! Who may do what: permission lists as the tree keeps them, and their evaluation.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::ThinArc;
 use xenstore_protocol::{Access, DomId, Perm, Perms};
 
 /// On whose behalf a request runs.
@@ -31,8 +31,16 @@ pub(crate) struct AclEntry {
 }
 
 /// A permission list: never empty, shared between the nodes that inherit it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Acl(Arc<[AclEntry]>);
+#[derive(Clone, Debug)]
+pub(crate) struct Acl(ThinArc<(), AclEntry>);
+
+impl PartialEq for Acl {
+    fn eq(&self, other: &Acl) -> bool {
+        self.is_same(other) || self.entries() == other.entries()
+    }
+}
+
+impl Eq for Acl {}
 
 impl Acl {
     /// Only the owner may do anything.
@@ -47,15 +55,29 @@ impl Acl {
 
     /// A list of entries, unless there are none.
     pub(crate) fn from_entries(entries: Vec<AclEntry>) -> Option<Acl> {
-        (!entries.is_empty()).then(|| Acl(entries.into()))
+        (!entries.is_empty()).then(|| Acl::of(&entries))
     }
 
     pub(crate) fn entries(&self) -> &[AclEntry] {
-        &self.0
+        &self.0.slice
+    }
+
+    fn of(entries: &[AclEntry]) -> Acl {
+        Acl(ThinArc::from_header_and_slice((), entries))
+    }
+
+    /// Is it one list, not only an equal one?
+    pub(crate) fn is_same(&self, other: &Acl) -> bool {
+        self.0.ptr() == other.0.ptr()
     }
 
     pub(crate) fn owner(&self) -> DomId {
-        self.0[0].perm.domid
+        self.entries()[0].perm.domid
+    }
+
+    /// Does any entry name the domain, the owner's included?
+    pub(crate) fn mentions(&self, domid: DomId) -> bool {
+        self.entries().iter().any(|entry| entry.perm.domid == domid)
     }
 
     /// The same list for another owner.
@@ -63,9 +85,9 @@ impl Acl {
         if self.owner() == owner {
             return self.clone();
         }
-        let mut entries = self.0.to_vec();
+        let mut entries = self.entries().to_vec();
         entries[0].perm.domid = owner;
-        Acl(entries.into())
+        Acl::of(&entries)
     }
 
     /// The list without what it grants to `domid`; the owner stays. Nothing if it names no such
@@ -73,13 +95,13 @@ impl Acl {
     pub(crate) fn without(&self, domid: DomId) -> Option<Acl> {
         let stays = |(i, entry): &(usize, &AclEntry)| *i == 0 || entry.perm.domid != domid;
         let entries: Vec<AclEntry> =
-            self.0.iter().enumerate().filter(stays).map(|(_, entry)| *entry).collect();
-        (entries.len() < self.0.len()).then(|| Acl(entries.into()))
+            self.entries().iter().enumerate().filter(stays).map(|(_, entry)| *entry).collect();
+        (entries.len() < self.entries().len()).then(|| Acl::of(&entries))
     }
 
     /// What GET_PERMS shows: every entry, also those that are ignored.
     pub(crate) fn perms(&self) -> Perms {
-        Perms(self.0.iter().map(|entry| entry.perm).collect())
+        Perms(self.entries().iter().map(|entry| entry.perm).collect())
     }
 
     /// What `who` may do. A domain with a target has the rights of both.
@@ -97,7 +119,7 @@ impl Acl {
         }
         let names_it =
             |e: &&AclEntry| !e.ignored && (e.perm.domid == id || e.perm.domid == DomId::ANY);
-        self.0[1..].iter().find(names_it).unwrap_or(&self.0[0]).perm.access
+        self.entries()[1..].iter().find(names_it).unwrap_or(&self.entries()[0]).perm.access
     }
 
     /// May `who` change the list?

@@ -2,9 +2,9 @@
 //! only when its place is known.
 
 use alloc::borrow::Cow;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::{ErrorName, PAYLOAD_MAX, Reply, Request};
 
 use crate::charge::bytes;
@@ -87,7 +87,7 @@ pub(crate) fn same(
 fn names(node: &Node) -> Vec<u8> {
     let mut names = Vec::with_capacity(node.children().names_len());
     for child in node.children().by_creation() {
-        names.extend_from_slice(child.name().as_bytes());
+        names.extend_from_slice(child.name_bytes());
         names.push(0);
     }
     names

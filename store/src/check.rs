@@ -9,9 +9,10 @@ use core::fmt;
 use xenstore_protocol::Path;
 
 use crate::charge::{Charges, event_cost, watch_cost};
-use crate::connection::ConnId;
+use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::Usage;
 use crate::engine::Engine;
+use crate::mentions::Mentions;
 use crate::tree::components;
 use crate::watch::WatchId;
 
@@ -45,7 +46,7 @@ impl Engine {
             let target = domain.target.filter(|target| self.domains.get(*target).is_none());
             ensure(target.is_none(), || format!("domain {domid} has a target that is gone"))?;
         }
-        Ok(())
+        self.check_indices()
     }
 
     fn check_tree(&self) -> Result<(), Violation> {
@@ -106,6 +107,23 @@ impl Engine {
         Ok(())
     }
 
+    /// What is found by domain must be what is there.
+    fn check_indices(&self) -> Result<(), Violation> {
+        let mentions = Mentions::of(&self.work.tree, [self.config.privileged, self.config.store]);
+        ensure(self.mentions == mentions, || {
+            format!("the index of mentions is {:?} and not {mentions:?}", self.mentions)
+        })?;
+        let known = self.domains.known.iter();
+        let targets = known.filter_map(|(domid, domain)| Some((domain.target?, *domid))).collect();
+        ensure(*self.domains.targets() == targets, || "the index of targets is wrong".into())?;
+        let of_domain = |(conn, connection): (&ConnId, &Connection)| match connection.caller {
+            Caller::Domain(domid) => Some((domid, *conn)),
+            Caller::Socket => None,
+        };
+        let conns = self.conns.iter().filter_map(of_domain).collect();
+        ensure(self.conns_of == conns, || "the index of connections is wrong".into())
+    }
+
     /// Connections, watches, their index and the queues of events must agree.
     fn check_watches(&self) -> Result<(), Violation> {
         let known: Vec<WatchId> = self.watches.all.keys().copied().collect();
@@ -149,10 +167,10 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Acl;
     use crate::config::Config;
-    use crate::connection::Caller;
-    use alloc::sync::Arc;
-    use xenstore_protocol::DomId as Id;
+    use triomphe::Arc;
+    use xenstore_protocol::{Access, DomId as Id, Perm};
 
     fn broken(break_it: impl FnOnce(&mut Engine)) -> String {
         let mut engine = Engine::new(&Config::default());
@@ -168,7 +186,7 @@ mod tests {
     #[test]
     fn damage_is_noticed() {
         let node = |name: &str, stamp| {
-            Arc::new(crate::node::Node::new(name, stamp, crate::access::Acl::private(Id(0)), b""))
+            Arc::new(crate::node::Node::new(name, stamp, Acl::private(Id(0)), b""))
         };
         let cases = [
             ("charged", broken(|e| e.domains.charge(Id(0), node("x", 1).charge()))),
@@ -194,7 +212,7 @@ mod tests {
             (
                 "gone",
                 broken(|e| {
-                    let acl = crate::access::Acl::private(Id(7));
+                    let acl = Acl::private(Id(7));
                     e.work.tree.get_mut("/tool").unwrap().set_acl(acl);
                 }),
             ),
@@ -219,6 +237,24 @@ mod tests {
                     e.conns.values_mut().for_each(|c| c.events.push_back(event.clone()));
                 }),
             ),
+            (
+                "mentions",
+                broken(|e| {
+                    let perms = [(Access::None, Id(0)), (Access::Read, Id(5))];
+                    let perms = perms.map(|(access, domid)| Perm { access, domid });
+                    let node = e.work.tree.get_mut("/tool").unwrap();
+                    let before = node.charge();
+                    node.set_acl(Acl::new(perms).unwrap());
+                    let after = node.charge();
+                    e.domains.charge(Id(0), -before);
+                    e.domains.charge(Id(0), after);
+                }),
+            ),
+            (
+                "index of targets",
+                broken(|e| e.domains.known.get_mut(&Id(0)).unwrap().target = Some(Id(0))),
+            ),
+            ("index of connections", broken(|e| e.conns_of.extend([(Id(0), ConnId(1))]))),
             ("settled", broken(|e| e.work.changes.push(crate::change::Change::written("/a")))),
         ];
         for (expected, violation) in cases {

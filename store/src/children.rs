@@ -1,24 +1,92 @@
 //! The children of a node: found by name, listed in order of creation, cheap to snapshot.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+use triomphe::Arc;
 
 use crate::node::Node;
 
-/// Most children that one chunk holds. A change copies one chunk and the list of chunks at the
-/// most, so that writing below a node with many children stays cheap while a snapshot is open.
-const CHUNK_MAX: usize = 64;
+/// Most nodes that one chunk holds: what fills a block of 512 bytes of the usual allocators. A
+/// change copies one chunk and the list of chunks at the most, so that writing below a node with
+/// many children stays cheap while a snapshot is open.
+const CHUNK_MAX: usize = 63;
 
-/// Nodes sorted by name, in chunks that are shared between snapshots until one changes.
-#[derive(Clone, Debug, Default)]
+/// Nodes sorted by name, with room for few more than there are.
+type Chunk = Vec<Arc<Node>>;
+
+/// The children of a node that has or has had some.
+#[derive(Clone, Debug)]
 pub(crate) struct Children {
-    chunks: Vec<Arc<Vec<Arc<Node>>>>,
+    /// See [`Node::listed`].
+    pub(crate) listed: u64,
     count: usize,
     /// Bytes of all names, each with its NUL.
     names_len: usize,
+    list: List,
+}
+
+#[derive(Clone, Debug)]
+enum List {
+    Few(Chunk),
+    /// Sorted, none of them empty, shared between snapshots until one changes.
+    Many(Vec<Arc<Chunk>>),
+}
+
+/// Place of a name in a chunk, or where it would be inserted.
+fn place(chunk: &Chunk, name: &[u8]) -> Result<usize, usize> {
+    chunk.binary_search_by(|node| node.name_bytes().cmp(name))
+}
+
+/// The chunk in which `name` is or would be.
+fn chunk_of(chunks: &[Arc<Chunk>], name: &[u8]) -> usize {
+    chunks.partition_point(|chunk| chunk[0].name_bytes() <= name).saturating_sub(1)
+}
+
+/// The capacity for so many nodes: with the allocator's own word it fills whole blocks.
+fn capacity(len: usize) -> usize {
+    len | 3
+}
+
+/// Inserts into a chunk that is not full.
+fn put(chunk: &mut Chunk, place: usize, node: Arc<Node>) {
+    let len = chunk.len();
+    chunk.reserve_exact(capacity(len + 1) - len);
+    chunk.insert(place, node);
+}
+
+/// Inserts into a chunk; if it is full, gives back its upper part, which becomes one of its own.
+fn insert(chunk: &mut Chunk, place: usize, node: Arc<Node>) -> Option<Chunk> {
+    if chunk.len() < CHUNK_MAX {
+        put(chunk, place, node);
+        return None;
+    }
+    // Names often arrive in order: then full chunks stay full.
+    let cut = if place == CHUNK_MAX { CHUNK_MAX } else { CHUNK_MAX / 2 };
+    let mut upper = Chunk::with_capacity(capacity(CHUNK_MAX - cut));
+    upper.extend(chunk.drain(cut..));
+    shrink(chunk);
+    match place.checked_sub(cut) {
+        None | Some(0) if cut < CHUNK_MAX => put(chunk, place, node),
+        above => put(&mut upper, above.unwrap_or_default(), node),
+    }
+    Some(upper)
+}
+
+/// Gives back room that is no longer needed.
+fn shrink(chunk: &mut Chunk) {
+    if chunk.is_empty() {
+        *chunk = Chunk::new();
+    } else if chunk.capacity() > capacity(chunk.len()) + 4 {
+        chunk.shrink_to(capacity(chunk.len()));
+    }
 }
 
 impl Children {
+    /// None at all.
+    pub(crate) const fn new(listed: u64) -> Children {
+        Children { listed, count: 0, names_len: 0, list: List::Few(Vec::new()) }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -28,80 +96,100 @@ impl Children {
         self.names_len
     }
 
-    /// The chunk in which `name` is or would be.
-    fn chunk_of(&self, name: &str) -> usize {
-        self.chunks.partition_point(|chunk| chunk[0].name() <= name).saturating_sub(1)
-    }
-
-    /// Chunk, and place in it or where it would be inserted.
-    fn find(&self, name: &str) -> (usize, Result<usize, usize>) {
-        let at = self.chunk_of(name);
-        let place = match self.chunks.get(at) {
-            Some(chunk) => chunk.binary_search_by(|node| node.name().cmp(name)),
-            None => Err(0),
-        };
-        (at, place)
-    }
-
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Node>> {
-        match self.find(name) {
-            (at, Ok(place)) => Some(&self.chunks[at][place]),
-            _ => None,
-        }
+        let name = name.as_bytes();
+        let chunk = match &self.list {
+            List::Few(chunk) => chunk,
+            List::Many(chunks) => &*chunks[chunk_of(chunks, name)],
+        };
+        place(chunk, name).ok().map(|place| &chunk[place])
     }
 
     /// Does a change at this name copy a chunk, because a snapshot has it as well?
     pub(crate) fn is_shared_at(&self, name: &str) -> bool {
-        self.chunks.get(self.chunk_of(name)).is_some_and(|chunk| Arc::strong_count(chunk) > 1)
+        match &self.list {
+            List::Few(_) => false,
+            List::Many(chunks) => !chunks[chunk_of(chunks, name.as_bytes())].is_unique(),
+        }
     }
 
     /// The child, to be changed: what is shared with a snapshot is copied on the way. The name must
     /// stay as it is.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
-        match self.find(name) {
-            (at, Ok(place)) => {
-                let chunk = Arc::make_mut(&mut self.chunks[at]);
-                Some(Arc::make_mut(&mut chunk[place]))
+        let name = name.as_bytes();
+        let (chunk, place) = match &mut self.list {
+            List::Few(chunk) => {
+                let place = place(chunk, name).ok()?;
+                (chunk, place)
             }
-            _ => None,
-        }
+            List::Many(chunks) => {
+                let at = chunk_of(chunks, name);
+                let place = place(&chunks[at], name).ok()?;
+                (Arc::make_mut(&mut chunks[at]), place)
+            }
+        };
+        Some(Arc::make_mut(&mut chunk[place]))
     }
 
     /// Adds a child that is not there yet.
     pub(crate) fn insert(&mut self, node: Arc<Node>) {
-        let (at, place) = self.find(node.name());
-        let place = place.expect_err("a child is inserted once");
         self.count += 1;
-        self.names_len += node.name().len() + 1;
-        if self.chunks.is_empty() {
-            self.chunks.push(Arc::new(alloc::vec![node]));
-            return;
-        }
-        let chunk = Arc::make_mut(&mut self.chunks[at]);
-        chunk.insert(place, node);
-        if chunk.len() > CHUNK_MAX {
-            // Names often arrive in order: then full chunks stay full.
-            let cut = if place == CHUNK_MAX { CHUNK_MAX } else { CHUNK_MAX / 2 };
-            let upper = chunk.split_off(cut);
-            self.chunks.insert(at + 1, Arc::new(upper));
+        self.names_len += node.name_bytes().len() + 1;
+        let free =
+            |chunk: &Chunk| place(chunk, node.name_bytes()).expect_err("a child is inserted once");
+        match &mut self.list {
+            List::Few(chunk) => {
+                let place = free(chunk);
+                if let Some(upper) = insert(chunk, place, node) {
+                    let lower = core::mem::take(chunk);
+                    self.list = List::Many(alloc::vec![Arc::new(lower), Arc::new(upper)]);
+                }
+            }
+            List::Many(chunks) => {
+                let at = chunk_of(chunks, node.name_bytes());
+                let place = free(&chunks[at]);
+                if let Some(upper) = insert(Arc::make_mut(&mut chunks[at]), place, node) {
+                    chunks.insert(at + 1, Arc::new(upper));
+                }
+            }
         }
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<Node>> {
-        let (at, Ok(place)) = self.find(name) else { return None };
-        let chunk = Arc::make_mut(&mut self.chunks[at]);
-        let node = chunk.remove(place);
-        if chunk.is_empty() {
-            self.chunks.remove(at);
-        }
+        let name = name.as_bytes();
+        let node = match &mut self.list {
+            List::Few(chunk) => {
+                let place = place(chunk, name).ok()?;
+                let node = chunk.remove(place);
+                shrink(chunk);
+                node
+            }
+            List::Many(chunks) => {
+                let at = chunk_of(chunks, name);
+                let place = place(&chunks[at], name).ok()?;
+                let chunk = Arc::make_mut(&mut chunks[at]);
+                let node = chunk.remove(place);
+                shrink(chunk);
+                join(chunks, at);
+                if let [_] = chunks[..] {
+                    let last = chunks.remove(0);
+                    self.list = List::Few(Arc::unwrap_or_clone(last));
+                }
+                node
+            }
+        };
         self.count -= 1;
-        self.names_len -= node.name().len() + 1;
+        self.names_len -= node.name_bytes().len() + 1;
         Some(node)
     }
 
     /// By name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter())
+        let (few, many) = match &self.list {
+            List::Few(chunk) => (chunk.as_slice(), &[][..]),
+            List::Many(chunks) => (&[][..], chunks.as_slice()),
+        };
+        few.iter().chain(many.iter().flat_map(|chunk| chunk.iter()))
     }
 
     /// In order of creation, which is what DIRECTORY shows.
@@ -110,6 +198,21 @@ impl Children {
         nodes.sort_unstable_by_key(|node| node.created());
         nodes
     }
+}
+
+/// Joins a chunk that has lost a node with one beside it if they are small, so that any two side by
+/// side are half full together, and with any other if it is empty.
+fn join(chunks: &mut Vec<Arc<Chunk>>, changed: usize) {
+    let first = changed.saturating_sub(1);
+    let small = |at: &usize| {
+        let (lower, upper) = (chunks[*at].len(), chunks[at + 1].len());
+        lower == 0 || upper == 0 || lower + upper <= CHUNK_MAX / 2
+    };
+    let Some(at) = (first..=changed).filter(|at| at + 1 < chunks.len()).find(small) else { return };
+    let upper = Arc::unwrap_or_clone(chunks.remove(at + 1));
+    let lower = Arc::make_mut(&mut chunks[at]);
+    lower.reserve_exact(capacity(lower.len() + upper.len()) - lower.len());
+    lower.extend(upper);
 }
 
 #[cfg(test)]
@@ -125,11 +228,39 @@ mod tests {
         Arc::new(Node::new(name, created, Acl::private(DomId(0)), b""))
     }
 
+    /// Chunks are neither empty nor too large, keep little room, and are not small side by side.
+    fn check(children: &Children) {
+        let chunks: Vec<&Chunk> = match &children.list {
+            List::Few(chunk) => alloc::vec![chunk],
+            List::Many(chunks) => chunks.iter().map(|chunk| &**chunk).collect(),
+        };
+        for chunk in &chunks {
+            assert!(chunk.len() <= CHUNK_MAX && chunk.capacity() <= capacity(chunk.len()) + 4);
+            assert!(chunks.len() == 1 || !chunk.is_empty());
+        }
+        let nodes: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+        assert!(chunks.len() <= 1 + nodes * 4 / CHUNK_MAX, "{} for {nodes}", chunks.len());
+    }
+
+    // Fails if a list keeps chunks or room for children that have been removed.
+    #[test]
+    fn what_is_removed_leaves_no_room_behind() {
+        let mut children = Children::new(0);
+        (0..2000).for_each(|i| children.insert(node(&format!("n{i}"), i)));
+        // All but each 20th, which are in all the chunks, and then those.
+        for i in (0..2000).filter(|i| i % 20 > 0).chain((0..2000).step_by(20)) {
+            children.remove(&format!("n{i}")).unwrap();
+            check(&children);
+        }
+        assert_eq!((children.len(), children.names_len()), (0, 0));
+        assert!(matches!(&children.list, List::Few(chunk) if chunk.capacity() == 0));
+    }
+
     // Fails if any sequence of insertions and removals differs from a plain map, or if a snapshot
     // taken in between sees later changes.
     #[test]
     fn behaves_like_a_map_and_snapshots_do_not_change() {
-        let mut children = Children::default();
+        let mut children = Children::new(0);
         let mut model = BTreeMap::new();
         let mut random = 12345_u32;
         let mut snapshots = Vec::new();
@@ -142,6 +273,9 @@ mod tests {
                 assert!(children.get(&name).is_none() && children.remove(&name).is_none());
                 children.insert(node(&name, step.into()));
                 model.insert(name, step);
+            }
+            if step % 50 == 0 {
+                check(&children);
             }
             if step % 500 == 0 {
                 snapshots.push((children.clone(), model.clone()));

@@ -1,7 +1,7 @@
 //! Domains that the store knows, and the machine that they live on.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -136,9 +136,44 @@ pub(crate) struct Domains {
     /// What new domains start with.
     pub(crate) defaults: Quotas,
     pub(crate) notices: Notices,
+    /// Each target with a domain that has it.
+    targets: BTreeSet<(DomId, DomId)>,
 }
 
 impl Domains {
+    /// None, of which new ones start with these quotas.
+    pub(crate) fn new(defaults: Quotas) -> Domains {
+        let notices = Notices::default();
+        Domains { known: BTreeMap::new(), defaults, notices, targets: BTreeSet::new() }
+    }
+
+    /// Gives a domain that is known another target, or none.
+    pub(crate) fn set_target(&mut self, domid: DomId, target: Option<DomId>) {
+        let Some(domain) = self.known.get_mut(&domid) else { return };
+        if let Some(old) = core::mem::replace(&mut domain.target, target) {
+            self.targets.remove(&(old, domid));
+        }
+        self.targets.extend(target.map(|target| (target, domid)));
+    }
+
+    /// No domain has this one as its target any more.
+    pub(crate) fn untarget(&mut self, domid: DomId) {
+        let pairs = self.targets.range((domid, DomId(0))..=(domid, DomId(u16::MAX)));
+        let others: Vec<DomId> = pairs.map(|(_, other)| *other).collect();
+        others.into_iter().for_each(|other| self.set_target(other, None));
+    }
+
+    /// Forgets a domain. Was it introduced?
+    pub(crate) fn forget(&mut self, domid: DomId) -> bool {
+        self.set_target(domid, None);
+        self.known.remove(&domid).is_some_and(|domain| domain.introduced)
+    }
+
+    /// Pairs of a target that is there and a domain that has it, for the invariant checker.
+    pub(crate) fn targets(&self) -> &BTreeSet<(DomId, DomId)> {
+        &self.targets
+    }
+
     pub(crate) fn get(&self, domid: DomId) -> Option<&Domain> {
         self.known.get(&domid)
     }

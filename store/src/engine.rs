@@ -16,7 +16,7 @@ use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
-use crate::notices::Notices;
+use crate::mentions::Mentions;
 use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
@@ -38,8 +38,12 @@ pub struct Engine {
     pub(crate) config: Config,
     /// The committed tree. Its charges are settled and its changes told after each request.
     pub(crate) work: Work,
+    /// Follows the committed tree whenever that is settled.
+    pub(crate) mentions: Mentions,
     pub(crate) domains: Domains,
     pub(crate) conns: BTreeMap<ConnId, Connection>,
+    /// The connections of each domain that are no sockets.
+    pub(crate) conns_of: BTreeSet<(DomId, ConnId)>,
     pub(crate) watches: Watches,
     /// Grows with every change of the tree.
     pub(crate) stamp: u64,
@@ -60,8 +64,7 @@ impl Engine {
     /// A store with the initial tree, in which only the privileged and the store's own domain are
     /// introduced.
     pub fn new(config: &Config) -> Engine {
-        let notices = Notices::default();
-        let mut domains = Domains { known: BTreeMap::new(), defaults: config.quotas, notices };
+        let mut domains = Domains::new(config.quotas);
         for domid in [config.privileged, config.store] {
             let domain = domains.add(domid, 0);
             domain.introduced = true;
@@ -75,9 +78,11 @@ impl Engine {
             tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
+            mentions: Mentions::of(&tree, [config.privileged, config.store]),
             work: Work::new(tree),
             domains,
             conns: BTreeMap::new(),
+            conns_of: BTreeSet::new(),
             watches: Watches::default(),
             stamp,
             epoch: 0,
@@ -102,6 +107,9 @@ impl Engine {
         };
         if exists {
             self.conns.insert(conn, Connection::new(caller));
+            if let Caller::Domain(domid) = caller {
+                self.conns_of.insert((domid, conn));
+            }
         }
         conn
     }
@@ -109,7 +117,10 @@ impl Engine {
     /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset_watches(conn);
-        self.conns.remove(&conn);
+        let connection = self.conns.remove(&conn);
+        if let Some(Connection { caller: Caller::Domain(domid), .. }) = connection {
+            self.conns_of.remove(&(domid, conn));
+        }
         self.ready.remove(&conn);
     }
 
@@ -314,7 +325,7 @@ impl Engine {
     }
 
     /// Bytes that are charged to a domain: what its quota `memory` limits. The store keeps at most as
-    /// much again and a quarter for its open transactions ([`Config`]), and 16 KiB for the domain and
+    /// much again and a quarter for its open transactions ([`Config`]), and 4 KiB for the domain and
     /// its connection.
     pub fn charged(&self, domid: DomId) -> i64 {
         self.domains.get(domid).map_or(0, |domain| domain.usage.bytes)
@@ -337,21 +348,26 @@ impl Engine {
         // Only these take nodes or rights away, which watchers must be asked about.
         let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
         let before = takes_away.then(|| self.work.tree.clone());
+        let since = self.stamp;
         let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
         if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
             return Ok(Answer::Later(until));
         }
-        self.settle(before.as_ref(), Some(conn));
+        self.settle(before.as_ref(), Some(conn), since);
         answer
     }
 
     /// Charges and tells what has been done to the committed tree, by a connection or else by the
-    /// store itself.
-    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>) {
+    /// store itself. The tree `before` is needed if nodes or rights can have gone; otherwise nodes
+    /// that are new have been created after `since`.
+    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>, since: u64) {
         for (domid, charge) in core::mem::take(&mut self.work.charges).of {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
+        if before.is_some() || self.stamp > since {
+            self.mentions.follow(&changes, before, &self.work.tree, since);
+        }
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }
@@ -437,7 +453,7 @@ impl Engine {
                     self.open_transaction(conn, tx_id, transaction);
                     return Ok(Answer::Later(until));
                 }
-                self.settle(Some(&before), Some(conn));
+                self.settle(Some(&before), Some(conn), self.stamp);
                 Ok(Answer::Done)
             }
             Ok(None) => Ok(Answer::Done),

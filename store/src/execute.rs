@@ -4,10 +4,10 @@
 //! nothing and there is nothing to undo (XSA-414, XSA-415, XSA-421).
 
 use alloc::borrow::Cow;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
+use triomphe::Arc;
 use xenstore_protocol::{
     Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
 };
@@ -18,7 +18,7 @@ use crate::change::Change;
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
-use crate::node::{Node, node_size};
+use crate::node::{Node, descend, node_size};
 use crate::sharing::copied_by_change;
 use crate::tree::{Tree, components, parent};
 
@@ -241,7 +241,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 /// Removes a node and all below it, whoever owns them.
 pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
     if let Some(removed) = work.tree.remove(path, stamp) {
-        for node in removed.descend() {
+        for node in descend(&removed) {
             work.charges.add(node.acl().owner(), -node.charge());
             work.removed += node.charge().bytes;
         }

@@ -4,8 +4,7 @@
 //! and at the end of it a value, a list of permissions or a list of children. These are the facets
 //! of a transaction's footprint: it does not care for anything else that others do.
 
-use alloc::sync::Arc;
-
+use triomphe::Arc;
 use xenstore_protocol::{Path, Request};
 
 use crate::tree::{Tree, components};

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use xenstore_protocol::{DomId, ErrorName};
 
 use crate::access::Acl;
-use crate::connection::{Caller, ConnId};
+use crate::connection::ConnId;
 use crate::domain::{Host, UNKNOWN_ID};
 use crate::engine::Engine;
 use crate::execute::remove;
-use crate::tree::{INTRODUCE, RELEASE, paths};
+use crate::tree::{INTRODUCE, RELEASE};
 
 impl Engine {
     /// Introducing a domain again gives it a fresh connection: watches, transactions and events are
@@ -82,7 +82,8 @@ impl Engine {
 
     pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> Result<(), ErrorName> {
         self.domains.introduced(target).ok_or(ErrorName::Enoent)?;
-        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?.target = Some(target);
+        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?;
+        self.domains.set_target(domid, Some(target));
         self.epoch += 1;
         Ok(())
     }
@@ -111,9 +112,8 @@ impl Engine {
     }
 
     fn connections_of(&self, domid: DomId) -> Vec<ConnId> {
-        let of_domain = |caller: Caller| caller == Caller::Domain(domid);
-        let conns = self.conns.iter().filter(|(_, connection)| of_domain(connection.caller));
-        conns.map(|(conn, _)| *conn).collect()
+        let conns = self.conns_of.range((domid, ConnId(0))..=(domid, ConnId(u64::MAX)));
+        conns.map(|(_, conn)| *conn).collect()
     }
 
     /// Forgets a domain. Who hears of its release finds nothing of it any more.
@@ -124,16 +124,14 @@ impl Engine {
             self.closed.push_back(conn);
         }
         // A later domain with this domid must not inherit anything (XSA-322).
-        for domain in self.domains.known.values_mut() {
-            domain.target = domain.target.filter(|target| *target != domid);
-        }
+        self.domains.untarget(domid);
         let before = self.work.tree.clone();
         self.remove_nodes_of(domid);
         self.remove_entries_of(domid);
-        self.settle(Some(&before), None);
+        self.settle(Some(&before), None, self.stamp);
+        self.mentions.forget(domid);
         self.domains.notices.forget(Some(domid));
-        let introduced = self.domains.known.remove(&domid).is_some_and(|d| d.introduced);
-        if introduced {
+        if self.domains.forget(domid) {
             host.release(domid);
             self.fire_special(RELEASE, domid);
         }
@@ -144,7 +142,8 @@ impl Engine {
     fn remove_nodes_of(&mut self, domid: DomId) {
         let privileged = self.config.privileged;
         let keep = self.config.keep_orphans;
-        let owned = paths(&self.work.tree, |acl| acl.owner() == domid);
+        let owns = |acl: &Acl| acl.owner() == domid;
+        let owned = self.mentions.paths(&self.work.tree, domid, owns, |acl| !keep && owns(acl));
         for path in owned {
             let permanent = keep || path == "/" || path.starts_with('@');
             if permanent {
@@ -157,7 +156,8 @@ impl Engine {
     }
 
     fn remove_entries_of(&mut self, domid: DomId) {
-        for path in paths(&self.work.tree, |acl| acl.without(domid).is_some()) {
+        let named = |acl: &Acl| acl.without(domid).is_some();
+        for path in self.mentions.paths(&self.work.tree, domid, named, |_| false) {
             self.replace_acl(&path, |acl| acl.without(domid));
         }
     }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::connection::{Caller, ConnId};
 use crate::domain::UNKNOWN_ID;
 use crate::engine::Engine;
+use crate::mentions::Mentions;
 use crate::node::Node;
 use crate::state::{ConnectionState, DomainState, NodeState, State, WatchState};
 use crate::tree::{parent, paths};
@@ -79,13 +80,14 @@ impl Engine {
             engine.restore_domain(domain);
         }
         engine.restore_nodes(&state.nodes)?;
+        engine.mentions = Mentions::of(&engine.work.tree, [config.privileged, config.store]);
         let conns: Result<Vec<ConnId>, RestoreError> =
             state.connections.iter().map(|state| engine.restore_connection(state)).collect();
         let conns = conns?;
         // A target that is not there would be that of a later domain with its domid.
-        let known: Vec<_> = engine.domains.known.keys().copied().collect();
-        for domain in engine.domains.known.values_mut() {
-            domain.target = domain.target.filter(|target| known.contains(target));
+        for domain in &state.domains {
+            let target = domain.target.filter(|target| engine.domains.get(*target).is_some());
+            engine.domains.set_target(domain.domid, target);
         }
         Ok((engine, conns))
     }
@@ -96,7 +98,6 @@ impl Engine {
         domain.unique_id = state.unique_id;
         domain.introduced = own || state.introduced;
         domain.shutdown = state.shutdown;
-        domain.target = state.target;
         domain.features = state.features;
         domain.quotas = state.quotas;
     }

@@ -1,7 +1,7 @@
 //! What snapshots cost: nodes that have to be copied because they are shared, and old versions that
 //! only a snapshot keeps.
 
-use alloc::sync::Arc;
+use triomphe::Arc;
 
 use crate::charge::{bytes, version_cost};
 use crate::node::Node;
@@ -20,7 +20,7 @@ pub(crate) fn copied_by_change(tree: &Tree, path: &str) -> i64 {
         return tree.special().map(|node| version(node)).sum();
     }
     let mut node = tree.root();
-    let mut shared = Arc::strong_count(node) > 1;
+    let mut shared = !node.is_unique();
     let mut copied = if shared { version(node) } else { 0 };
     for name in components(path) {
         let children = node.children();
@@ -29,7 +29,7 @@ pub(crate) fn copied_by_change(tree: &Tree, path: &str) -> i64 {
             copied += version(node);
         }
         let Some(child) = children.get(name) else { break };
-        shared = shared || in_shared_chunk || Arc::strong_count(child) > 1;
+        shared = shared || in_shared_chunk || !child.is_unique();
         if shared {
             copied += version(child);
         }

@@ -1,14 +1,14 @@
 //! The tree of nodes: a persistent value whose clone is a snapshot.
 
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::{Access, DomId, Perm};
 
 use crate::access::Acl;
 use crate::children::Children;
-use crate::node::Node;
+use crate::node::{Node, descend};
 
 /// Events about domains that appear.
 pub(crate) const INTRODUCE: &str = "@introduceDomain";
@@ -43,7 +43,7 @@ impl Tree {
     /// owned by `owner`. Everybody may watch `@releaseDomain`.
     pub(crate) fn initial(owner: DomId) -> Tree {
         let acl = Acl::private(owner);
-        let mut special = Children::default();
+        let mut special = Children::new(0);
         special.insert(Arc::new(Node::new(INTRODUCE, 0, acl.clone(), b"")));
         let everybody = [(Access::None, owner), (Access::Read, DomId::ANY)];
         let readable = Acl::new(everybody.map(|(access, domid)| Perm { access, domid }));
@@ -58,7 +58,7 @@ impl Tree {
     /// One without special nodes, of a transaction that does not need any more.
     pub(crate) fn empty() -> Tree {
         let root = Node::new("", 0, Acl::private(DomId::INVALID), b"");
-        Tree { root: Arc::new(root), special: Arc::default() }
+        Tree { root: Arc::new(root), special: Arc::new(Children::new(0)) }
     }
 
     pub(crate) fn root(&self) -> &Arc<Node> {
@@ -74,7 +74,7 @@ impl Tree {
 
     /// The special nodes, then every node of the tree, parents first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.special.iter().chain(self.root.descend())
+        self.special.iter().chain(descend(&self.root))
     }
 
     pub(crate) fn special(&self) -> impl Iterator<Item = &Arc<Node>> {
@@ -119,7 +119,7 @@ impl Tree {
         self.get(path)?;
         let mut node = Arc::make_mut(&mut self.root);
         for name in components(path) {
-            node = node.children_mut().get_mut(name)?;
+            node = node.child_mut(name)?;
         }
         Some(node)
     }
@@ -139,7 +139,7 @@ impl Tree {
         let mut node = Arc::make_mut(&mut self.root);
         let mut names = components(path);
         for name in names.by_ref().take(existing) {
-            node = node.children_mut().get_mut(name).expect("nearest() found it");
+            node = node.child_mut(name).expect("nearest() found it");
         }
         let mut left = missing;
         for name in names {
@@ -151,7 +151,7 @@ impl Tree {
             *stamp += 1;
             node.set_listed(*stamp);
             node.children_mut().insert(Arc::new(child));
-            node = node.children_mut().get_mut(name).expect("just inserted");
+            node = node.child_mut(name).expect("just inserted");
         }
     }
 
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn initial_tree_is_that_of_c_xenstored() {
         let tree = Tree::initial(DomId(0));
-        let names: Vec<&str> = tree.root().descend().map(|n| n.name()).collect();
+        let names: Vec<&str> = descend(tree.root()).map(|n| n.name()).collect();
         assert_eq!(names, ["", "tool", "xenstored"]);
         assert_eq!(tree.special().count(), 2);
         assert_eq!(tree.get(RELEASE).unwrap().acl().perms().0.len(), 2);

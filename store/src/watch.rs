@@ -50,7 +50,7 @@ pub(crate) struct Removed<'a> {
     pub(crate) path: &'a Arc<str>,
     pub(crate) ids: &'a BTreeSet<WatchId>,
     /// The node, and the one above it, as they were.
-    pub(crate) nodes: [&'a Arc<Node>; 2],
+    pub(crate) nodes: [&'a triomphe::Arc<Node>; 2],
 }
 
 impl Watches {
@@ -118,8 +118,8 @@ impl Watches {
     pub(crate) fn removed_below<'a>(
         &'a self,
         path: &str,
-        before: &'a Arc<Node>,
-        now: Option<&Arc<Node>>,
+        before: &'a triomphe::Arc<Node>,
+        now: Option<&triomphe::Arc<Node>>,
     ) -> Vec<Removed<'a>> {
         let start = alloc::format!("{path}/");
         let from = (Bound::Included(start.as_str()), Bound::Unbounded);

@@ -76,6 +76,11 @@ impl Guests {
         self.engine.connect(Caller::Domain(DomId(domid)))
     }
 
+    /// Bytes of the buffer that answers are written to, which is not the store's.
+    pub fn buffer(&self) -> usize {
+        self.out.capacity()
+    }
+
     /// A guest dies, and another one with its domid appears.
     pub fn replace(&mut self, domid: u16) {
         self.machine.0.remove(&domid);
