@@ -437,6 +437,7 @@ impl Engine {
         }
         if self.injected_eagain > 0 {
             self.injected_eagain -= 1;
+            self.unprotect();
             return Err(ErrorName::Eagain);
         }
         let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
