@@ -180,7 +180,6 @@ impl Children {
             chunk
         };
         self.list = match nodes.len() {
-            0 => return true,
             ..=CHUNK_MAX => List::Few(chunk(&nodes)),
             _ => List::Many(nodes.chunks(CHUNK_MAX).map(|part| Arc::new(chunk(part))).collect()),
         };
