@@ -346,9 +346,9 @@ impl Decoder {
         let mut plain = body.clone();
         let mut texts = None;
         if extended {
-            let (levels, zero) = (body.u16()?, body.u16()?);
+            let (levels, _) = (body.u16()?, body.u16()?);
             depth = Some(u32::from(levels)).filter(|_| levels != NO_DEPTH);
-            texts = take_texts(body, lens).ok().filter(|_| zero == 0);
+            texts = take_texts(body, lens).ok();
         }
         // C xenstored of Xen 4.22 says that there is a depth, and writes none.
         if texts.is_none() {
