@@ -53,12 +53,25 @@ pub(crate) struct Connection<'a, H: Host, T> {
     taken: usize,
     /// While there is one, nothing else is answered.
     held: Option<Held>,
+    /// Replies since everything was last written, and how many there may be (quota `outstanding`).
+    unread: u32,
+    unread_max: u32,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, held: None }
+        Connection {
+            server,
+            conn,
+            transport,
+            state,
+            waiting: Vec::new(),
+            taken: 0,
+            held: None,
+            unread: 0,
+            unread_max: u32::MAX,
+        }
     }
 
     /// The same with what was under way before.
@@ -68,12 +81,12 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self
     }
 
-    fn has_unread(&self) -> bool {
+    fn has_unexecuted(&self) -> bool {
         self.held.is_some() || !self.waiting.is_empty() || !self.state.partial().is_empty()
     }
 
     /// What has been read and not executed.
-    fn unread(&self) -> Vec<u8> {
+    fn unexecuted(&self) -> Vec<u8> {
         let held = self.held.as_ref();
         let header = held.map(|held| held.header.emit());
         let header = header.as_ref().map_or(&[][..], |header| header);
@@ -89,7 +102,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         }
         self.server.hold().stands(self.conn, || UnderWay {
             place,
-            input: self.unread(),
+            input: self.unexecuted(),
             output: self.state.unsent().to_vec(),
             rest: self.state.partly_sent(),
             failed: None,
@@ -106,7 +119,13 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
             }
             self.state.sent(count);
         }
+        self.unread = 0;
         Poll::Ready(Ok(()))
+    }
+
+    /// Is the client so far behind with reading that its requests have to wait?
+    fn is_full(&self) -> bool {
+        self.state.is_full() || self.unread >= self.unread_max
     }
 
     /// Answers the frames in `input`, at most `left`, as long as there is room for answers. How many
@@ -114,7 +133,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
         while *left > 0
-            && !self.state.is_full()
+            && !self.is_full()
             && self.held.is_none()
             && !self.server.holds(self.conn)
         {
@@ -123,6 +142,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
+                    self.unread += 1;
                     self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
                 }
             }
@@ -211,8 +231,8 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
         let end = this.turn(cx);
-        if end.is_pending() && this.has_unread() {
-            this.server.left_over(this.conn, || this.unread());
+        if end.is_pending() && this.has_unexecuted() {
+            this.server.left_over(this.conn, || this.unexecuted());
         }
         // Once a turn, after all that has been read and written.
         match Pin::new(&mut this.transport).poll_flush(cx) {
@@ -232,6 +252,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         if let Some(bytes) = self.server.hold().parting(self.conn) {
             self.state.out().extend_from_slice(&bytes);
         }
+        self.unread_max = self.server.outstanding(self.conn);
         loop {
             if self.server.holds(self.conn) {
                 return self.stand();
@@ -240,7 +261,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
-            if self.state.is_full() {
+            if self.is_full() {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }

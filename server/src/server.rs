@@ -407,6 +407,9 @@ impl<H: Host + 'static> Server<H> {
 
     fn wake(&self) {
         let mut engine = self.0.engine.borrow_mut();
+        while let Some(line) = engine.pop_notice() {
+            warn!("{line}");
+        }
         let wakers = self.0.wakers.borrow();
         while let Some(conn) = engine.pop_ready() {
             if let Some(waker) = wakers.get(&conn) {
@@ -442,6 +445,11 @@ impl<H: Host + 'static> Server<H> {
         self.run(&Input::Events { conn, limit }, |engine, _| {
             engine.emit_events(conn, start + room, out)
         })
+    }
+
+    /// How many replies a connection may leave unread.
+    pub(crate) fn outstanding(&self, conn: ConnId) -> u32 {
+        self.0.engine.borrow().outstanding(conn)
     }
 
     /// How many requests a connection may have answered before it is the turn of others: many while
