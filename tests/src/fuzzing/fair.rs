@@ -18,6 +18,8 @@ const SCRIPT: usize = 6;
 const PATHS: &[&str] =
     &["*/a", "*/a/b", "*/a/b/c", "*/d", "*", "/shared", "/shared/a", "/shared/a/b", "/shared/d"];
 const VALUES: &[&str] = &["", "1", "2", "three"];
+/// A whole transaction, which is no type of a message.
+const WHOLE: u32 = 100;
 const ACTIONS: &[u32] = &[
     op::WRITE,
     op::WRITE,
@@ -34,6 +36,8 @@ const ACTIONS: &[u32] = &[
     op::TRANSACTION_END,
     op::TRANSACTION_END,
     op::RESET_WATCHES,
+    WHOLE,
+    WHOLE,
 ];
 const SCRIPTED: &[u32] = &[
     op::READ,
@@ -102,6 +106,19 @@ impl Run<'_> {
         let mut guests = Guests::new(&config, GUESTS);
         guests.ok(0, 0, op::MKDIR, b"/shared\0");
         guests.ok(0, 0, op::SET_PERMS, b"/shared\0b0\0");
+        let (first, data) = data.split_first().unwrap_or((&0, data));
+        if first % 2 == 1 {
+            // Every transaction of the toolstack is protected from the beginning.
+            for _ in 0..FAILURES {
+                let tx = id(&guests.ok(0, 0, op::TRANSACTION_START, b"\0"));
+                guests.ok(0, tx, op::DIRECTORY, b"/shared\0");
+                guests.ok(0, tx, op::WRITE, b"/shared\0");
+                guests.ok(1, 0, op::WRITE, b"/shared/x\0");
+                let end = guests.ask(0, tx, op::TRANSACTION_END, b"T\0");
+                assert_eq!(end, Answer::Reply(op::ERROR, b"EAGAIN\0".to_vec()));
+                guests.ok(1, 0, op::RM, b"/shared/x\0");
+            }
+        }
         let (held, transactions) = (BTreeMap::new(), BTreeMap::new());
         Run { data, guests, held, transactions, toolstack: Toolstack::default() }
     }
@@ -154,6 +171,9 @@ impl Run<'_> {
         if self.held.contains_key(&who) {
             return;
         }
+        if ty == WHOLE {
+            return self.whole_transaction(who);
+        }
         let open = self.transactions.get(&who).cloned().unwrap_or_default();
         let chosen = self.byte() % (open.len() + 1);
         let tx_id = if chosen == 0 { 0 } else { open[chosen - 1] };
@@ -174,6 +194,24 @@ impl Run<'_> {
         let tx_id = if ty == op::TRANSACTION_START { 0 } else { tx_id };
         let since = self.guests.now;
         self.offer(who, Held { tx_id, ty, payload, since, until: 0 });
+        self.offer_again();
+    }
+
+    /// A guest writes in a transaction and commits it at once.
+    fn whole_transaction(&mut self, who: usize) {
+        let payload = match who {
+            QUIET => b"/local/domain/3/quiet/0\0whole".to_vec(),
+            _ => self.payload(op::WRITE, who),
+        };
+        if let Answer::Reply(op::TRANSACTION_START, reply) =
+            self.guests.ask(who, 0, op::TRANSACTION_START, b"\0")
+        {
+            let tx_id = id(&reply);
+            self.transactions.entry(who).or_default().push(tx_id);
+            self.guests.ask(who, tx_id, op::WRITE, &payload);
+            let (ty, payload, since) = (op::TRANSACTION_END, b"T\0".to_vec(), self.guests.now);
+            self.offer(who, Held { tx_id, ty, payload, since, until: 0 });
+        }
         self.offer_again();
     }
 
