@@ -260,6 +260,9 @@ impl<H: Host + 'static> Server<H> {
                 waker.wake_by_ref();
             }
         }
+        if engine.has_shrunk() {
+            xenstore_transport::give_back_free_memory();
+        }
     }
 
     /// Remembers whom to wake for `conn`. Is the connection still there?

@@ -131,12 +131,18 @@ pub(crate) struct Domains {
     pub(crate) defaults: Quotas,
     /// Each target with a domain that has it.
     targets: BTreeSet<(DomId, DomId)>,
+    /// Bytes that are charged to all of them, and the most that were since they last had shrunk.
+    held: i64,
+    peak: i64,
 }
+
+/// What has to be gone before memory is worth giving back, in bytes as they are charged.
+const SHRUNK_MIN: i64 = 4 << 20;
 
 impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
-        Domains { known: BTreeMap::new(), defaults, targets: BTreeSet::new() }
+        Domains { known: BTreeMap::new(), defaults, targets: BTreeSet::new(), held: 0, peak: 0 }
     }
 
     /// Gives a domain that is known another target, or none.
@@ -158,7 +164,9 @@ impl Domains {
     /// Forgets a domain. Was it introduced?
     pub(crate) fn forget(&mut self, domid: DomId) -> bool {
         self.set_target(domid, None);
-        self.known.remove(&domid).is_some_and(|domain| domain.introduced)
+        let Some(domain) = self.known.remove(&domid) else { return false };
+        self.held -= domain.usage.bytes;
+        domain.introduced
     }
 
     /// Pairs of a target that is there and a domain that has it, for the invariant checker.
@@ -199,10 +207,23 @@ impl Domains {
         })
     }
 
+    /// See [`Engine::has_shrunk`](crate::Engine::has_shrunk).
+    pub(crate) fn has_shrunk(&mut self) -> bool {
+        let gone = self.peak - self.held;
+        let much = gone >= SHRUNK_MIN && gone >= self.peak / 4;
+        if much {
+            self.peak = self.held;
+        }
+        much
+    }
+
     /// Counts something for a domain. Nothing is counted for one that is gone.
     pub(crate) fn count(&mut self, domid: DomId, count: impl FnOnce(&mut Usage)) {
         if let Some(domain) = self.known.get_mut(&domid) {
+            let before = domain.usage.bytes;
             count(&mut domain.usage);
+            self.held += domain.usage.bytes - before;
+            self.peak = self.peak.max(self.held);
             domain.peak = domain.peak.max(domain.usage);
         }
     }

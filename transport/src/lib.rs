@@ -22,6 +22,8 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
+pub use raw::give_back_free_memory;
+
 /// Who is at the other end of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {

@@ -4,15 +4,18 @@
 //!   never referenced, only copied through atomics, so that somebody who changes it at any moment
 //!   can do no more than give us strange bytes.
 //! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
+//! * [`heap`]: giving free memory back.
 //!
-//! What is done with the two is safe code elsewhere.
+//! What is done with them is safe code elsewhere.
 #![allow(unsafe_code)]
 
+mod heap;
 mod ioctl;
 mod mapping;
 #[cfg(all(test, xenstore_loom))]
 mod model;
 
+pub use heap::give_back_free_memory;
 pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
 #[cfg(all(test, xenstore_loom))]

@@ -1,0 +1,17 @@
+//! The heap as a whole.
+
+#[cfg(target_env = "gnu")]
+mod glibc {
+    unsafe extern "C" {
+        // SAFETY: it only gives back pages that hold nothing, under the allocator's own locks.
+        pub(super) safe fn malloc_trim(pad: usize) -> core::ffi::c_int;
+    }
+}
+
+/// Gives memory that is free back to the system. The allocator of glibc keeps it otherwise, as long
+/// as anything is in use behind it. Does nothing with other C libraries. Takes as long as there are
+/// free pieces: about 1 ms for each 100,000.
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    glibc::malloc_trim(0);
+}
