@@ -235,3 +235,28 @@ impl Domains {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if memory would be given back for little, more than once for the same, or never.
+    #[test]
+    fn a_store_has_shrunk_once_when_a_quarter_is_gone() {
+        let mut domains = Domains::new(Quotas::default());
+        let charge = |bytes| Charge { nodes: 0, bytes };
+        for domid in [1, 2] {
+            domains.add(DomId(domid), 0);
+            domains.charge(DomId(domid), charge(10 << 20));
+        }
+        assert!(!domains.has_shrunk());
+        domains.charge(DomId(1), charge(-(4 << 20)));
+        assert!(!domains.has_shrunk(), "4 of 20 MiB");
+        domains.charge(DomId(1), charge(-(1 << 20)));
+        assert!(domains.has_shrunk() && !domains.has_shrunk(), "5 of 20 MiB");
+        domains.forget(DomId(2));
+        assert!(domains.has_shrunk() && !domains.has_shrunk(), "all but 5 MiB");
+        domains.charge(DomId(1), charge(-(3 << 20)));
+        assert!(!domains.has_shrunk(), "3 of 5 MiB");
+    }
+}
