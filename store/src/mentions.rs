@@ -75,7 +75,10 @@ impl Mentions {
     fn follow_one(&mut self, path: &str, before: Option<&Tree>, after: &Tree, since: u64) {
         let mut names = components(path);
         let mut old = before.map(Tree::root);
-        let mut way = alloc::vec![after.root()];
+        // With room for a child of the last. A vector that grows leaves pieces of the heap behind
+        // in which a node does not fit well.
+        let mut way = Way::with_capacity(components(path).count() + 2);
+        way.push(after.root());
         loop {
             let node = way[way.len() - 1];
             match old {
