@@ -2,8 +2,9 @@
 
 #[cfg(target_env = "gnu")]
 mod glibc {
+    // SAFETY: declared as in malloc.h; it only gives back pages that hold nothing, under the
+    // allocator's own locks, and may be called at any time.
     unsafe extern "C" {
-        // SAFETY: it only gives back pages that hold nothing, under the allocator's own locks.
         pub(super) safe fn malloc_trim(pad: usize) -> core::ffi::c_int;
     }
 }
