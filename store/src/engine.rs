@@ -334,9 +334,7 @@ impl Engine {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
-        if before.is_some() || self.stamp > since {
-            self.mentions.follow(&changes, before, &self.work.tree, since);
-        }
+        self.mentions.follow(&changes, before, &self.work.tree, since);
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }

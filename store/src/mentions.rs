@@ -67,8 +67,11 @@ impl Mentions {
         after: &Tree,
         since: u64,
     ) {
-        for change in changes.iter().filter(|change| !change.path.starts_with('@')) {
-            self.follow_one(&change.path, before, after, since);
+        let matters = |change: &&Change| change.removed || change.permitted;
+        for change in changes.iter().filter(matters) {
+            if !change.path.starts_with('@') {
+                self.follow_one(&change.path, before, after, since);
+            }
         }
     }
 
@@ -285,14 +288,17 @@ mod tests {
                 return Change::removed(&path);
             }
             (1 | 2, true) => tree.get_mut(&path).unwrap().set_acl(acl(lists[random(7)])),
-            (_, true) => tree.get_mut(&path).unwrap().set_value(b"x"),
+            (_, true) => {
+                tree.get_mut(&path).unwrap().set_value(b"x");
+                return Change::written(&path);
+            }
             (_, false) => {
                 let above = tree.nearest(&path).0.acl();
                 let acl = above.with_owner([above.owner(), DomId(5), DomId(6)][random(3)]);
                 tree.create(&path, &acl, b"", stamp, |_| ());
             }
         }
-        Change::written(&path)
+        Change::permitted(&path)
     }
 
     // Fails if after any changes, alone or several in one commit, the index is not that of the
