@@ -11,7 +11,7 @@ pub(crate) struct Change {
     pub(crate) path: String,
     /// It was removed, with all below it, at some point; it may be there again.
     pub(crate) removed: bool,
-    /// It was created, or its permissions were set.
+    /// It was created with other permissions than the node above it has, or its permissions were set.
     pub(crate) permitted: bool,
 }
 

@@ -201,9 +201,13 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
+    let inherited = acl.is_same(ancestor.acl());
     work.tree.create(path, &acl, value, cx.stamp, |_| ());
     work.charges.add(acl.owner(), more);
-    work.changes.push(Change::permitted(path));
+    work.changes.push(match inherited {
+        true => Change::written(path),
+        false => Change::permitted(path),
+    });
     Ok(())
 }
 

@@ -59,7 +59,7 @@ impl Mentions {
     }
 
     /// Follows changes of the tree since it was `before`; or else, if nodes have been created at the
-    /// most, since that stamp.
+    /// most, since that stamp. Nodes that inherit their list begin nothing.
     pub(crate) fn follow(
         &mut self,
         changes: &[Change],
@@ -90,7 +90,13 @@ impl Mentions {
                 None if before.is_some() || node.created() > since => self.look(&way),
                 None => {}
             }
-            let Some(name) = names.next() else { return };
+            let Some(name) = names.next() else {
+                // What is below a new node may have inherited what is no longer its list.
+                if old.is_none() {
+                    self.look_below(&mut way);
+                }
+                return;
+            };
             old = old.and_then(|old| old.children().get(name));
             let child = node.children().get(name);
             if let Some(gone) = old
@@ -116,7 +122,12 @@ impl Mentions {
             self.remove(domid, node.created());
         }
         self.look(way);
-        for child in node.children().iter() {
+        self.look_below(way);
+    }
+
+    /// Looks which mentions begin right below the end of the way.
+    fn look_below(&mut self, way: &mut Way<'_>) {
+        for child in way[way.len() - 1].children().iter() {
             way.push(child);
             self.look(way);
             way.pop();
@@ -295,7 +306,11 @@ mod tests {
             (_, false) => {
                 let above = tree.nearest(&path).0.acl();
                 let acl = above.with_owner([above.owner(), DomId(5), DomId(6)][random(3)]);
+                let inherited = acl.is_same(above);
                 tree.create(&path, &acl, b"", stamp, |_| ());
+                if inherited {
+                    return Change::written(&path);
+                }
             }
         }
         Change::permitted(&path)
