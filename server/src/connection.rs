@@ -132,11 +132,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        while *left > 0
-            && !self.is_full()
-            && self.held.is_none()
-            && !self.server.holds(self.conn)
-        {
+        while *left > 0 && !self.is_full() && self.held.is_none() && !self.server.holds(self.conn) {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,

@@ -308,11 +308,7 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Does something to the engine that is in the journal first, if there is one.
-    fn run<T>(
-        &self,
-        input: &Input<'_>,
-        run: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
-    ) -> T {
+    fn run<T>(&self, input: &Input<'_>, run: impl FnOnce(&mut Engine, &mut dyn Host) -> T) -> T {
         let shared = &self.0;
         let mut engine = shared.engine.borrow_mut();
         let mut host = shared.host.borrow_mut();
@@ -420,6 +416,9 @@ impl<H: Host + 'static> Server<H> {
             if let Some(waker) = wakers.get(&conn) {
                 waker.wake_by_ref();
             }
+        }
+        if engine.has_shrunk() {
+            xenstore_transport::give_back_free_memory();
         }
     }
 

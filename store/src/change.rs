@@ -11,15 +11,21 @@ pub(crate) struct Change {
     pub(crate) path: String,
     /// It was removed, with all below it, at some point; it may be there again.
     pub(crate) removed: bool,
+    /// It was created with other permissions than the node above it has, or its permissions were set.
+    pub(crate) permitted: bool,
 }
 
 impl Change {
     pub(crate) fn written(path: &str) -> Change {
-        Change { path: path.into(), removed: false }
+        Change { path: path.into(), removed: false, permitted: false }
+    }
+
+    pub(crate) fn permitted(path: &str) -> Change {
+        Change { path: path.into(), removed: false, permitted: true }
     }
 
     pub(crate) fn removed(path: &str) -> Change {
-        Change { path: path.into(), removed: true }
+        Change { path: path.into(), removed: true, permitted: false }
     }
 }
 
@@ -35,6 +41,7 @@ pub(crate) fn merge(changes: Vec<Change>) -> Vec<Change> {
             Some(&place) => {
                 let seen: &mut Change = &mut merged[place];
                 seen.removed |= change.removed;
+                seen.permitted |= change.permitted;
             }
             None => {
                 places.insert(change.path.clone(), merged.len());

@@ -138,13 +138,20 @@ pub(crate) struct Domains {
     pub(crate) notices: Notices,
     /// Each target with a domain that has it.
     targets: BTreeSet<(DomId, DomId)>,
+    /// Bytes that are charged to all of them, and the most that were since they last had shrunk.
+    held: i64,
+    peak: i64,
 }
+
+/// What has to be gone before memory is worth giving back, in bytes as they are charged.
+const SHRUNK_MIN: i64 = 4 << 20;
 
 impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
         let notices = Notices::default();
-        Domains { known: BTreeMap::new(), defaults, notices, targets: BTreeSet::new() }
+        let (known, targets) = (BTreeMap::new(), BTreeSet::new());
+        Domains { known, defaults, notices, targets, held: 0, peak: 0 }
     }
 
     /// Gives a domain that is known another target, or none.
@@ -166,7 +173,9 @@ impl Domains {
     /// Forgets a domain. Was it introduced?
     pub(crate) fn forget(&mut self, domid: DomId) -> bool {
         self.set_target(domid, None);
-        self.known.remove(&domid).is_some_and(|domain| domain.introduced)
+        let Some(domain) = self.known.remove(&domid) else { return false };
+        self.held -= domain.usage.bytes;
+        domain.introduced
     }
 
     /// Pairs of a target that is there and a domain that has it, for the invariant checker.
@@ -209,12 +218,25 @@ impl Domains {
         })
     }
 
+    /// See [`Engine::has_shrunk`](crate::Engine::has_shrunk).
+    pub(crate) fn has_shrunk(&mut self) -> bool {
+        let gone = self.peak - self.held;
+        let much = gone >= SHRUNK_MIN && gone >= self.peak / 4;
+        if much {
+            self.peak = self.held;
+        }
+        much
+    }
+
     /// Counts something for a domain. Nothing is counted for one that is gone.
     pub(crate) fn count(&mut self, domid: DomId, count: impl FnOnce(&mut Usage)) {
         let Some(domain) = self.known.get_mut(&domid) else { return };
+        let before = domain.usage.bytes;
         count(&mut domain.usage);
         domain.peak = domain.peak.max(domain.usage);
         let bytes = domain.usage.bytes;
+        self.held += bytes - before;
+        self.peak = self.peak.max(self.held);
         let over = !domain.quotas.allows(Quota::SoftMemory, bytes);
         if core::mem::replace(&mut domain.over_soft, over) != over && over {
             let limit = domain.quotas.get(Quota::SoftMemory);
@@ -239,5 +261,30 @@ impl Domains {
             usage.nodes += charge.nodes;
             usage.bytes += charge.bytes;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if memory would be given back for little, more than once for the same, or never.
+    #[test]
+    fn a_store_has_shrunk_once_when_a_quarter_is_gone() {
+        let mut domains = Domains::new(Quotas::default());
+        let charge = |bytes| Charge { nodes: 0, bytes };
+        for domid in [1, 2] {
+            domains.add(DomId(domid), 0);
+            domains.charge(DomId(domid), charge(10 << 20));
+        }
+        assert!(!domains.has_shrunk());
+        domains.charge(DomId(1), charge(-(4 << 20)));
+        assert!(!domains.has_shrunk(), "4 of 20 MiB");
+        domains.charge(DomId(1), charge(-(1 << 20)));
+        assert!(domains.has_shrunk() && !domains.has_shrunk(), "5 of 20 MiB");
+        domains.forget(DomId(2));
+        assert!(domains.has_shrunk() && !domains.has_shrunk(), "all but 5 MiB");
+        domains.charge(DomId(1), charge(-(3 << 20)));
+        assert!(!domains.has_shrunk(), "3 of 5 MiB");
     }
 }

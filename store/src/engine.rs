@@ -165,6 +165,13 @@ impl Engine {
         self.closed.pop_front()
     }
 
+    /// Has a quarter of all that is kept gone, and 4 MiB at least, since this was last answered with
+    /// yes? Then it is time to give memory back to the system, which allocators do not do by
+    /// themselves.
+    pub fn has_shrunk(&mut self) -> bool {
+        self.domains.has_shrunk()
+    }
+
     /// The next `count` commits fail with EAGAIN, to test clients.
     pub fn inject_eagain(&mut self, count: u32) {
         self.injected_eagain = count;
@@ -385,9 +392,7 @@ impl Engine {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
-        if before.is_some() || self.stamp > since {
-            self.mentions.follow(&changes, before, &self.work.tree, since);
-        }
+        self.mentions.follow(&changes, before, &self.work.tree, since);
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }

@@ -174,11 +174,11 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
             let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
             node.set_value(value);
             work.charges.add(owner, Charge { nodes: 0, bytes: more });
+            work.changes.push(Change::written(path));
         }
         Err(ErrorName::Enoent) => create(work, cx, path, value)?,
         Err(error) => return Err(error),
     }
-    work.changes.push(Change::written(path));
     Ok(Answer::Done)
 }
 
@@ -188,7 +188,6 @@ fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
         Err(ErrorName::Enoent) => create(work, cx, path, b"")?,
         Err(error) => return Err(error),
     }
-    work.changes.push(Change::written(path));
     Ok(Answer::Done)
 }
 
@@ -217,9 +216,14 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
+    let inherited = acl.is_same(ancestor.acl());
     cx.count_copies(work, path);
     work.tree.create(path, &acl, value, cx.stamp, |_| ());
     work.charges.add(acl.owner(), more);
+    work.changes.push(match inherited {
+        true => Change::written(path),
+        false => Change::permitted(path),
+    });
     Ok(())
 }
 
@@ -281,6 +285,6 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
     let after = (node.acl().owner(), node.charge());
     work.charges.add(before.0, -before.1);
     work.charges.add(after.0, after.1);
-    work.changes.push(Change::written(path));
+    work.changes.push(Change::permitted(path));
     Ok(Answer::Done)
 }

@@ -115,12 +115,7 @@ impl<'a> Input<'a> {
 
 impl Engine {
     /// Does what an input says. What is said to the connection is appended to `out`.
-    pub fn apply(
-        &mut self,
-        input: &Input<'_>,
-        host: &mut dyn Host,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
+    pub fn apply(&mut self, input: &Input<'_>, host: &mut dyn Host, out: &mut Vec<u8>) -> Outcome {
         match input {
             Input::Connect(caller) => drop(self.connect(*caller)),
             Input::Disconnect(conn) => self.disconnect(*conn),

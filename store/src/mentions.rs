@@ -59,7 +59,7 @@ impl Mentions {
     }
 
     /// Follows changes of the tree since it was `before`; or else, if nodes have been created at the
-    /// most, since that stamp.
+    /// most, since that stamp. Nodes that inherit their list begin nothing.
     pub(crate) fn follow(
         &mut self,
         changes: &[Change],
@@ -67,15 +67,21 @@ impl Mentions {
         after: &Tree,
         since: u64,
     ) {
-        for change in changes.iter().filter(|change| !change.path.starts_with('@')) {
-            self.follow_one(&change.path, before, after, since);
+        let matters = |change: &&Change| change.removed || change.permitted;
+        for change in changes.iter().filter(matters) {
+            if !change.path.starts_with('@') {
+                self.follow_one(&change.path, before, after, since);
+            }
         }
     }
 
     fn follow_one(&mut self, path: &str, before: Option<&Tree>, after: &Tree, since: u64) {
         let mut names = components(path);
         let mut old = before.map(Tree::root);
-        let mut way = alloc::vec![after.root()];
+        // With room for a child of the last. A vector that grows leaves pieces of the heap behind
+        // in which a node does not fit well.
+        let mut way = Way::with_capacity(components(path).count() + 2);
+        way.push(after.root());
         loop {
             let node = way[way.len() - 1];
             match old {
@@ -84,7 +90,13 @@ impl Mentions {
                 None if before.is_some() || node.created() > since => self.look(&way),
                 None => {}
             }
-            let Some(name) = names.next() else { return };
+            let Some(name) = names.next() else {
+                // What is below a new node may have inherited what is no longer its list.
+                if old.is_none() {
+                    self.look_below(&mut way);
+                }
+                return;
+            };
             old = old.and_then(|old| old.children().get(name));
             let child = node.children().get(name);
             if let Some(gone) = old
@@ -110,7 +122,12 @@ impl Mentions {
             self.remove(domid, node.created());
         }
         self.look(way);
-        for child in node.children().iter() {
+        self.look_below(way);
+    }
+
+    /// Looks which mentions begin right below the end of the way.
+    fn look_below(&mut self, way: &mut Way<'_>) {
+        for child in way[way.len() - 1].children().iter() {
             way.push(child);
             self.look(way);
             way.pop();
@@ -282,14 +299,21 @@ mod tests {
                 return Change::removed(&path);
             }
             (1 | 2, true) => tree.get_mut(&path).unwrap().set_acl(acl(lists[random(7)])),
-            (_, true) => tree.get_mut(&path).unwrap().set_value(b"x"),
+            (_, true) => {
+                tree.get_mut(&path).unwrap().set_value(b"x");
+                return Change::written(&path);
+            }
             (_, false) => {
                 let above = tree.nearest(&path).0.acl();
                 let acl = above.with_owner([above.owner(), DomId(5), DomId(6)][random(3)]);
+                let inherited = acl.is_same(above);
                 tree.create(&path, &acl, b"", stamp, |_| ());
+                if inherited {
+                    return Change::written(&path);
+                }
             }
         }
-        Change::written(&path)
+        Change::permitted(&path)
     }
 
     // Fails if after any changes, alone or several in one commit, the index is not that of the

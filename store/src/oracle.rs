@@ -26,7 +26,9 @@ fn describe(outcome: &Result<Option<Work>, Refusal>, unchanged: &Tree) -> String
         Err(refusal) => format!("{refusal:?}"),
         Ok(None) => format!("{:?}", content(unchanged)),
         Ok(Some(work)) => {
-            format!("{:?} {:?} {:?}", content(&work.tree), work.charges, work.changes)
+            // What a change does to permissions is in the tree.
+            let changes: Vec<_> = work.changes.iter().map(|c| (&c.path, c.removed)).collect();
+            format!("{:?} {:?} {changes:?}", content(&work.tree), work.charges)
         }
     }
 }

@@ -27,6 +27,8 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
+pub use raw::give_back_free_memory;
+
 use crate::ring::Indices;
 
 /// Who is at the other end of a transport.

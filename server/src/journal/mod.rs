@@ -134,12 +134,7 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-fn finish(
-    dir: &Path,
-    replay: Replay,
-    left: &Left,
-    begun: Instant,
-) -> Result<Recovered, String> {
+fn finish(dir: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
     let (records, interrupted) = (replay.records, replay.interrupted.clone());
     let (engine, mut state) = replay.finish();
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
@@ -312,9 +307,7 @@ impl Journal {
 /// Must what a request does be recorded? On a socket, which does not outlive the process, not if it
 /// only asks.
 pub(crate) fn concerns(caller: Option<Caller>, waits: bool, header: &Header) -> bool {
-    use Operation::{
-        Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read,
-    };
+    use Operation::{Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read};
     let only_asks = matches!(
         Operation::from_wire(header.ty),
         Some(Directory | DirectoryPart | GetDomainPath | GetPerms | IsDomainIntroduced | Read)

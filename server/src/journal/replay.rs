@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
-use xenstore_store::{
-    Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State,
-};
+use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State};
 
 use super::record::Record;
 use super::segment::Left;

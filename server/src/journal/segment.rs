@@ -211,7 +211,10 @@ mod tests {
         expected.push((b"not done".to_vec(), false));
         assert_eq!(bodies(&left), expected);
         assert!(!left.is_damaged());
-        assert!(Left::read(File::open(dir.path().join("segment")).unwrap(), &[0; 16]).is_err(), "another boot");
+        assert!(
+            Left::read(File::open(dir.path().join("segment")).unwrap(), &[0; 16]).is_err(),
+            "another boot"
+        );
     }
 
     // Fails if a file that is cut or in which a bit is another is taken for something that was never

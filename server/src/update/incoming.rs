@@ -20,9 +20,9 @@ use xenstore_transport::{Failure, Place, Transport, inherit};
 
 use super::errand::{self, Errand};
 use super::session::reply;
+use crate::journal::{Recovered, Settled, set_out};
 use crate::options::Options;
 use crate::place::run_dir;
-use crate::journal::{Recovered, Settled, set_out};
 use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
 

@@ -155,7 +155,8 @@ pub(super) fn take_transaction(
     }
     for _ in 0..body.u32()? {
         let removed = body.u8()? != 0;
-        work.changes.push(Change { removed, path: take_path(body)? });
+        // Looking for new mentions of domains where there are none costs little.
+        work.changes.push(Change { removed, path: take_path(body)?, permitted: true });
     }
     if !are_told(&effect.places, &work.changes) || !are_new(effect.created, stamp) {
         return Err(body.error("a transaction that has done what it has not"));

@@ -5,16 +5,19 @@
 //!   can do no more than give us strange bytes.
 //! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
 //! * [`inherited`]: descriptors that were open before this program started.
+//! * [`heap`]: giving free memory back.
 //!
-//! What is done with the three is safe code elsewhere.
+//! What is done with them is safe code elsewhere.
 #![allow(unsafe_code)]
 
+mod heap;
 mod inherited;
 mod ioctl;
 mod mapping;
 #[cfg(all(test, xenstore_loom))]
 mod model;
 
+pub use heap::give_back_free_memory;
 pub(crate) use inherited::{let_through, take};
 pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
