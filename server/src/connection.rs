@@ -53,12 +53,25 @@ pub(crate) struct Connection<'a, H: Host, T> {
     taken: usize,
     /// While there is one, nothing else is answered.
     held: Option<Held>,
+    /// Replies since everything was last written, and how many there may be (quota `outstanding`).
+    unread: u32,
+    unread_max: u32,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, held: None }
+        Connection {
+            server,
+            conn,
+            transport,
+            state,
+            waiting: Vec::new(),
+            taken: 0,
+            held: None,
+            unread: 0,
+            unread_max: u32::MAX,
+        }
     }
 
     /// The same with what was under way before.
@@ -98,14 +111,20 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
             }
             self.state.sent(count);
         }
+        self.unread = 0;
         Poll::Ready(Ok(()))
+    }
+
+    /// Is the client so far behind with reading that its requests have to wait?
+    fn is_full(&self) -> bool {
+        self.state.is_full() || self.unread >= self.unread_max
     }
 
     /// Answers the frames in `input`, at most `left`, as long as there is room for answers. How many
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        while *left > 0 && !self.state.is_full() && self.held.is_none() {
+        while *left > 0 && !self.is_full() && self.held.is_none() {
             if self.server.holds(self.conn) {
                 break;
             }
@@ -114,6 +133,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
+                    self.unread += 1;
                     self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
                 }
             }
@@ -212,6 +232,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             return Poll::Ready(End::Released);
         }
         let mut left = self.server.turn();
+        self.unread_max = self.server.outstanding(self.conn);
         if let Some(bytes) = self.server.hold().parting(self.conn) {
             self.state.out().extend_from_slice(&bytes);
         }
@@ -223,7 +244,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
-            if self.state.is_full() {
+            if self.is_full() {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }

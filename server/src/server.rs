@@ -307,6 +307,9 @@ impl<H: Host + 'static> Server<H> {
 
     fn wake(&self) {
         let mut engine = self.0.engine.borrow_mut();
+        while let Some(line) = engine.pop_notice() {
+            warn!("{line}");
+        }
         let wakers = self.0.wakers.borrow();
         while let Some(conn) = engine.pop_ready() {
             if let Some(waker) = wakers.get(&conn) {
@@ -336,6 +339,11 @@ impl<H: Host + 'static> Server<H> {
     pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> bool {
         let limit = out.len() + xenstore_protocol::server::Connection::HIGH_WATER;
         self.0.engine.borrow_mut().emit_events(conn, limit, out)
+    }
+
+    /// How many replies a connection may leave unread.
+    pub(crate) fn outstanding(&self, conn: ConnId) -> u32 {
+        self.0.engine.borrow().outstanding(conn)
     }
 
     /// How many requests a connection may have answered before it is the turn of others: many while

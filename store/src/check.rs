@@ -8,14 +8,13 @@ use core::fmt;
 
 use xenstore_protocol::Path;
 
-use crate::charge::Charges;
+use crate::charge::{Charges, event_cost, watch_cost};
 use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::Usage;
 use crate::engine::Engine;
 use crate::mentions::Mentions;
 use crate::tree::components;
 use crate::watch::WatchId;
-use crate::watch_requests::{event_cost, watch_cost};
 
 /// An invariant that does not hold; always a bug of this crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ impl Engine {
         self.check_tree()?;
         self.check_watches()?;
         self.check_usage()?;
-        ensure(self.work.charges.0.is_empty() && self.work.changes.is_empty(), || {
+        ensure(self.work.charges.of.is_empty() && self.work.changes.is_empty(), || {
             "charges or changes of a request are not settled".into()
         })?;
         for (domid, domain) in &self.domains.known {

@@ -109,6 +109,14 @@ impl Children {
         place(chunk, name).ok().map(|place| &chunk[place])
     }
 
+    /// Does a change at this name copy a chunk, because a snapshot has it as well?
+    pub(crate) fn is_shared_at(&self, name: &str) -> bool {
+        match &self.list {
+            List::Few(_) => false,
+            List::Many(chunks) => !chunks[chunk_of(chunks, name.as_bytes())].is_unique(),
+        }
+    }
+
     /// The child, to be changed: what is shared with a snapshot is copied on the way. The name must
     /// stay as it is.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
@@ -149,6 +157,33 @@ impl Children {
                 }
             }
         }
+    }
+
+    /// Adds many children, in any order; false if two of them have the same name, or one that is
+    /// there already. Then some are missing.
+    pub(crate) fn extend(&mut self, mut nodes: Vec<Arc<Node>>) -> bool {
+        if self.count > 0 {
+            return nodes.into_iter().all(|node| {
+                let is_new = self.get(node.name()).is_none();
+                is_new.then(|| self.insert(node)).is_some()
+            });
+        }
+        nodes.sort_unstable_by(|a, b| a.name_bytes().cmp(b.name_bytes()));
+        if nodes.windows(2).any(|pair| pair[0].name_bytes() == pair[1].name_bytes()) {
+            return false;
+        }
+        self.count = nodes.len();
+        self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
+        let chunk = |nodes: &[Arc<Node>]| {
+            let mut chunk = Chunk::with_capacity(capacity(nodes.len()));
+            chunk.extend_from_slice(nodes);
+            chunk
+        };
+        self.list = match nodes.len() {
+            ..=CHUNK_MAX => List::Few(chunk(&nodes)),
+            _ => List::Many(nodes.chunks(CHUNK_MAX).map(|part| Arc::new(chunk(part))).collect()),
+        };
+        true
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<Node>> {

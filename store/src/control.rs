@@ -19,6 +19,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("help", ""),
     ("quota", "[set <name> <val>|<domid>|max [-r]]"),
     ("quota-soft", "[set <name> <val>]"),
+    ("refusals", "[-r]"),
     ("transactions", ""),
     ("watches", ""),
 ];
@@ -48,6 +49,12 @@ impl Engine {
                 text
             }
             (b"quota", [domid]) => self.quota_of(domid)?,
+            (b"refusals", []) => self.show_refusals(),
+            (b"refusals", [b"-r"]) => {
+                let text = self.show_refusals();
+                self.domains.notices.forget(None);
+                text
+            }
             (b"watches", []) => self.show_watches(),
             (b"transactions", []) => self.show_transactions(now),
             (b"connections", []) => self.show_connections(),
@@ -110,6 +117,15 @@ impl Engine {
         counted.fold("Max. seen accounting values:\n".into(), |text, line| text + &line)
     }
 
+    fn show_refusals(&self) -> String {
+        let refused = &self.domains.notices.refused;
+        refused.iter().fold(String::new(), |text, ((domid, quota), refused)| {
+            let (count, limit, wanted) = (refused.count, refused.limit, refused.wanted);
+            let name = quota.name();
+            text + &format!("domain {domid} {name} count {count} limit {limit} wanted {wanted}\n")
+        })
+    }
+
     fn show_watches(&self) -> String {
         self.watches.all.values().fold(String::new(), |text, watch| {
             let token = watch.token.escape_ascii();
@@ -152,8 +168,16 @@ impl Engine {
         })
     }
 
+    /// Logs a transaction that has failed; not each, which anybody can cause. CONTROL `conflicts`
+    /// shows more of them.
+    pub(crate) fn tell_conflict(&mut self, conn: ConnId, path: &str, by: Option<ConnId>) {
+        let by = by.map_or("unknown".into(), |by| self.who(by));
+        let line = format!("a transaction of {} failed at {path} because of {by}", self.who(conn));
+        self.domains.notices.tell_sometimes(&mut self.history.told, || line);
+    }
+
     /// A connection, by its number and whose it is; it may have ended.
-    fn who(&self, conn: ConnId) -> String {
+    pub(crate) fn who(&self, conn: ConnId) -> String {
         match self.conns.get(&conn).map(|connection| connection.caller) {
             Some(Caller::Socket) => format!("conn {conn} socket"),
             Some(Caller::Domain(domid)) => format!("conn {conn} domain {domid}"),

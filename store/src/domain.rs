@@ -2,12 +2,15 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, ErrorName, Quota, feature};
 
 use crate::charge::Charge;
 use crate::config::Quotas;
+use crate::engine::Millis;
+use crate::notices::Notices;
 
 /// In place of the identity of a domain in a state that does not say it.
 pub(crate) const UNKNOWN_ID: u64 = 0;
@@ -121,6 +124,9 @@ pub(crate) struct Domain {
     pub(crate) quotas: Quotas,
     pub(crate) usage: Usage,
     pub(crate) peak: Usage,
+    /// It has more bytes than its soft quota, and when that was told.
+    pub(crate) over_soft: bool,
+    pub(crate) soft_told: Option<Millis>,
 }
 
 /// All domains that the store knows.
@@ -129,6 +135,7 @@ pub(crate) struct Domains {
     pub(crate) known: BTreeMap<DomId, Domain>,
     /// What new domains start with.
     pub(crate) defaults: Quotas,
+    pub(crate) notices: Notices,
     /// Each target with a domain that has it.
     targets: BTreeSet<(DomId, DomId)>,
 }
@@ -136,7 +143,8 @@ pub(crate) struct Domains {
 impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
-        Domains { known: BTreeMap::new(), defaults, targets: BTreeSet::new() }
+        let notices = Notices::default();
+        Domains { known: BTreeMap::new(), defaults, notices, targets: BTreeSet::new() }
     }
 
     /// Gives a domain that is known another target, or none.
@@ -196,15 +204,34 @@ impl Domains {
             quotas,
             usage: Usage::default(),
             peak: Usage::default(),
+            over_soft: false,
+            soft_told: None,
         })
     }
 
     /// Counts something for a domain. Nothing is counted for one that is gone.
     pub(crate) fn count(&mut self, domid: DomId, count: impl FnOnce(&mut Usage)) {
-        if let Some(domain) = self.known.get_mut(&domid) {
-            count(&mut domain.usage);
-            domain.peak = domain.peak.max(domain.usage);
+        let Some(domain) = self.known.get_mut(&domid) else { return };
+        count(&mut domain.usage);
+        domain.peak = domain.peak.max(domain.usage);
+        let bytes = domain.usage.bytes;
+        let over = !domain.quotas.allows(Quota::SoftMemory, bytes);
+        if core::mem::replace(&mut domain.over_soft, over) != over && over {
+            let limit = domain.quotas.get(Quota::SoftMemory);
+            self.notices.tell_sometimes(&mut domain.soft_told, || {
+                format!("domain {domid} has more than its quota soft-memory: {bytes} of {limit}")
+            });
         }
+    }
+
+    /// May a domain have as much of something? A refusal is counted.
+    pub(crate) fn allow(&mut self, domid: DomId, quota: Quota, wanted: i64) -> bool {
+        let quotas = self.known.get(&domid).map_or(&self.defaults, |domain| &domain.quotas);
+        let allowed = quotas.allows(quota, wanted);
+        if !allowed {
+            self.notices.refuse(domid, quota, quotas.get(quota), wanted);
+        }
+        allowed
     }
 
     pub(crate) fn charge(&mut self, domid: DomId, charge: Charge) {

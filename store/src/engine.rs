@@ -1,7 +1,9 @@
 //! The engine: state, and the way of a request through it.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use xenstore_protocol::{
     DomId, ErrorName, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
@@ -15,6 +17,7 @@ use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
 use crate::mentions::Mentions;
+use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -51,6 +54,7 @@ pub struct Engine {
     pub(crate) closed: VecDeque<ConnId>,
     pub(crate) history: History,
     pub(crate) protection: Protection,
+    pub(crate) pins: Pins,
     lists: Lists,
     pub(crate) last_conn: u64,
     pub(crate) injected_eagain: u32,
@@ -86,6 +90,7 @@ impl Engine {
             closed: VecDeque::new(),
             history: History::default(),
             protection: Protection::default(),
+            pins: Pins::default(),
             lists: Lists::default(),
             last_conn: 0,
             injected_eagain: 0,
@@ -171,6 +176,7 @@ impl Engine {
             Reply::Error(ErrorName::Eio).emit(header, out);
             return Outcome::Answered;
         }
+        self.domains.notices.now = now;
         let privileged = self.rights(conn).privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
@@ -269,6 +275,14 @@ impl Engine {
         Rights { privileged: domid == self.config.privileged, domid, target }
     }
 
+    /// How many replies a connection may leave unread before its requests should wait: what its
+    /// domain's quota `outstanding` says.
+    pub fn outstanding(&self, conn: ConnId) -> u32 {
+        let rights = self.rights(conn);
+        let limit = self.quotas(rights.domid).get(Quota::Outstanding);
+        if rights.privileged || limit == 0 { u32::MAX } else { limit }
+    }
+
     /// What the quotas of a domain are.
     pub(crate) fn quotas(&self, domid: DomId) -> Quotas {
         self.domains.get(domid).map_or(self.domains.defaults, |domain| domain.quotas)
@@ -296,6 +310,7 @@ impl Engine {
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         let quotas = self.quotas(rights.domid);
         let domains = &mut self.domains;
+        let refused = Cell::default();
         let mut exists = |domid| domains.find(domid, host).is_some();
         let mut cx = Context {
             rights,
@@ -304,8 +319,31 @@ impl Engine {
             any_domid,
             stamp: &mut self.stamp,
             exists: &mut exists,
+            counts_copies: self.pins.is_active(),
+            refused,
         };
-        run(&mut self.work, &mut cx)
+        let result = run(&mut self.work, &mut cx);
+        if let Some((quota, wanted)) = cx.refused.take() {
+            self.domains.allow(rights.domid, quota, wanted);
+        }
+        result
+    }
+
+    /// May a connection's domain have as much of something? A refusal is counted.
+    pub(crate) fn allow(&mut self, rights: &Rights, quota: Quota, wanted: i64) -> bool {
+        rights.privileged || self.domains.allow(rights.domid, quota, wanted)
+    }
+
+    /// Bytes that are charged to a domain: what its quota `memory` limits. The store keeps at most as
+    /// much again and a quarter for its open transactions ([`Config`]), and 4 KiB for the domain and
+    /// its connection.
+    pub fn charged(&self, domid: DomId) -> i64 {
+        self.domains.get(domid).map_or(0, |domain| domain.usage.bytes)
+    }
+
+    /// A line for the log: something that an operator should know.
+    pub fn pop_notice(&mut self) -> Option<String> {
+        self.domains.notices.pop()
     }
 
     /// Runs a request on the committed tree.
@@ -333,7 +371,7 @@ impl Engine {
     /// store itself. The tree `before` is needed if nodes or rights can have gone; otherwise nodes
     /// that are new have been created after `since`.
     pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>, since: u64) {
-        for (domid, charge) in core::mem::take(&mut self.work.charges).0 {
+        for (domid, charge) in core::mem::take(&mut self.work.charges).of {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
@@ -343,13 +381,15 @@ impl Engine {
         for change in self.fire(changes, before) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
         }
+        let replaced =
+            core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
+        self.retire(replaced);
     }
 
     fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
         let rights = self.rights(conn);
-        let quotas = self.quotas(rights.domid);
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        if !rights.privileged && !quotas.allows(Quota::Transactions, usage.transactions + 1) {
+        if !self.allow(&rights, Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
         // Tells the snapshots of transactions apart by age.
@@ -409,6 +449,7 @@ impl Engine {
         }
         if self.injected_eagain > 0 {
             self.injected_eagain -= 1;
+            self.unprotect();
             return Err(ErrorName::Eagain);
         }
         let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
@@ -432,6 +473,7 @@ impl Engine {
             Err(refusal) => {
                 if let Some(path) = refusal.path {
                     let by = self.history.who(&path, conn, transaction.stamp);
+                    self.tell_conflict(conn, &path, by);
                     self.history.conflict(Conflict { conn, path, by, at: now });
                 }
                 Err(refusal.error)
@@ -455,6 +497,7 @@ impl Engine {
         if let Some(connection) = self.conns.get_mut(&conn) {
             connection.transactions.insert(id, transaction);
         }
+        self.pin(domid);
     }
 
     /// Gives back what a transaction that is no longer open has cost.
@@ -463,5 +506,8 @@ impl Engine {
             usage.transactions -= 1;
             usage.bytes -= transaction.bytes;
         });
+        if self.domains.get(domid).is_none_or(|domain| domain.usage.transactions == 0) {
+            self.pins.forget(domid);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use triomphe::Arc;
 use xenstore_protocol::{
@@ -18,6 +19,7 @@ use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
 use crate::node::{Node, descend, node_size};
+use crate::sharing::copied_by_change;
 use crate::tree::{Tree, components, parent};
 
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
@@ -28,11 +30,15 @@ pub(crate) struct Work {
     /// What has been charged since the charges were last settled.
     pub(crate) charges: Charges,
     pub(crate) changes: Vec<Change>,
+    /// Bytes of nodes that were copied because others see them, if that is counted.
+    pub(crate) copied: i64,
+    /// Bytes of nodes that were taken away.
+    pub(crate) removed: i64,
 }
 
 impl Work {
     pub(crate) fn new(tree: Tree) -> Work {
-        Work { tree, charges: Charges::default(), changes: Vec::new() }
+        Work { tree, charges: Charges::default(), changes: Vec::new(), copied: 0, removed: 0 }
     }
 }
 
@@ -48,6 +54,10 @@ pub(crate) struct Context<'a> {
     pub(crate) stamp: &'a mut u64,
     /// Is there such a domain?
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
+    /// The last amount that was refused, and by which quota.
+    /// Is it to be counted what is copied?
+    pub(crate) counts_copies: bool,
+    pub(crate) refused: Cell<Option<(Quota, i64)>>,
 }
 
 type Result<T> = core::result::Result<T, ErrorName>;
@@ -57,13 +67,17 @@ impl Context<'_> {
         if self.rights.privileged || self.quotas.allows(quota, amount) {
             Ok(())
         } else {
+            self.refused.set(Some((quota, amount)));
             Err(ErrorName::Enospc)
         }
     }
 
-    /// The path that the caller means, if it may use one of that length.
+    /// The path that the caller means. The limits are on the whole path for everybody, and on the
+    /// part below the domain's own for those who have quotas (XSA-323).
     pub(crate) fn resolve<'p>(&self, path: Path<'p>) -> Result<Cow<'p, str>> {
-        resolve(&self.rights, &self.quotas, path)
+        let (path, relative) = resolve(&self.rights, path)?;
+        self.check(Quota::PathMax, relative).map_err(|_| ErrorName::Einval)?;
+        Ok(path)
     }
 
     /// The same, for requests that know no special nodes.
@@ -82,6 +96,13 @@ impl Context<'_> {
         if missing == 0 { Ok(node) } else { Err(ErrorName::Enoent) }
     }
 
+    /// Counts what the change of `path` that follows copies.
+    fn count_copies(&self, work: &mut Work, path: &str) {
+        if self.counts_copies {
+            work.copied += copied_by_change(&work.tree, path);
+        }
+    }
+
     /// Would the caller stay within its memory with this much more?
     fn check_memory(&self, work: &Work, owner: DomId, more: i64) -> Result<()> {
         if owner != self.rights.domid || more <= 0 {
@@ -91,19 +112,11 @@ impl Context<'_> {
     }
 }
 
-/// Resolves a path. The limits are on the whole path for everybody, and on the part below the
-/// domain's own for those who have quotas (XSA-323).
-pub(crate) fn resolve<'p>(
-    rights: &Rights,
-    quotas: &Quotas,
-    path: Path<'p>,
-) -> Result<Cow<'p, str>> {
+/// Resolves a path. The second part is its length as far as a quota limits it.
+pub(crate) fn resolve<'p>(rights: &Rights, path: Path<'p>) -> Result<(Cow<'p, str>, i64)> {
     let path = path.resolve(rights.domid).ok_or(ErrorName::Einval)?.into_inner();
     let relative = path.len() - domain_prefix_len(&path);
-    if !rights.privileged && !quotas.allows(Quota::PathMax, bytes(relative)) {
-        return Err(ErrorName::Einval);
-    }
-    Ok(path)
+    Ok((path, bytes(relative)))
 }
 
 /// Runs a request on `work`. On an error nothing has changed.
@@ -156,6 +169,8 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
             let owner = node.acl().owner();
             cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
             cx.check_memory(work, owner, more)?;
+            cx.count_copies(work, path);
+            work.copied += bytes(value.len());
             let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
             node.set_value(value);
             work.charges.add(owner, Charge { nodes: 0, bytes: more });
@@ -202,6 +217,7 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
+    cx.count_copies(work, path);
     work.tree.create(path, &acl, value, cx.stamp, |_| ());
     work.charges.add(acl.owner(), more);
     Ok(())
@@ -211,6 +227,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(ErrorName::Einval),
         Ok(_) => {
+            cx.count_copies(work, path);
             remove(work, cx.stamp, path);
             Ok(Answer::Done)
         }
@@ -227,6 +244,7 @@ pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
     if let Some(removed) = work.tree.remove(path, stamp) {
         for node in descend(&removed) {
             work.charges.add(node.acl().owner(), -node.charge());
+            work.removed += node.charge().bytes;
         }
         work.changes.push(Change::removed(path));
     }
@@ -257,6 +275,7 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
         bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl().entries().len()),
     )?;
     let before = (node.acl().owner(), node.charge());
+    cx.count_copies(work, path);
     let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
     node.set_acl(acl);
     let after = (node.acl().owner(), node.charge());

@@ -8,6 +8,7 @@ use crate::engine::Millis;
 
 /// Changes and conflicts that are remembered.
 const PAST_MAX: usize = 256;
+const PAST_BYTES_MAX: usize = 32 * 1024;
 const CONFLICTS_MAX: usize = 32;
 
 /// A change of the committed tree.
@@ -37,17 +38,23 @@ pub struct Conflict {
 #[derive(Debug, Default)]
 pub(crate) struct History {
     past: VecDeque<Past>,
+    /// Bytes of their paths.
+    past_bytes: usize,
     conflicts: VecDeque<Conflict>,
+    /// When one was told last.
+    pub(crate) told: Option<Millis>,
     /// How many there have been.
     pub(crate) conflict_count: u64,
 }
 
 impl History {
     pub(crate) fn changed(&mut self, past: Past) {
-        if self.past.len() == PAST_MAX {
-            self.past.pop_front();
-        }
+        self.past_bytes += past.path.len();
         self.past.push_back(past);
+        while self.past.len() > PAST_MAX || self.past_bytes > PAST_BYTES_MAX {
+            let Some(oldest) = self.past.pop_front() else { break };
+            self.past_bytes -= oldest.path.len();
+        }
     }
 
     /// Who last changed something at, above or below `path` after `since`, other than `conn`.

@@ -15,7 +15,7 @@
 //!
 //! Call [`Engine::handle`] for each request, then drain [`Engine::pop_ready`] (connections that
 //! have events to fetch with [`Engine::emit_events`], or a request to be offered again) and
-//! [`Engine::pop_closed`]. A request is rarely put off; see [`Outcome::Later`].
+//! [`Engine::pop_closed`]; [`Engine::pop_notice`] has lines for the log. A request is rarely put off; see [`Outcome::Later`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -38,10 +38,13 @@ mod history;
 mod lifecycle;
 mod mentions;
 mod node;
+mod notices;
 mod oracle;
+mod pins;
 mod protect;
 mod restore;
 mod settings;
+mod sharing;
 mod state;
 mod text;
 mod transaction;

@@ -130,6 +130,7 @@ impl Engine {
         self.remove_entries_of(domid);
         self.settle(Some(&before), None, self.stamp);
         self.mentions.forget(domid);
+        self.domains.notices.forget(Some(domid));
         if self.domains.forget(domid) {
             host.release(domid);
             self.fire_special(RELEASE, domid);

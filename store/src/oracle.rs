@@ -61,6 +61,7 @@ impl Engine {
         if let (Some(usage), Some(domain)) = (usage, self.domains.known.get_mut(&domid)) {
             domain.usage = usage;
         }
+        self.pin(domid);
         let Some(replayed) = replayed else { return Ok(()) };
         let tree = &self.work.tree;
         let (done, replayed) = (describe(&done, tree), describe(&replayed, tree));

@@ -13,6 +13,7 @@
 //! from the tree as it is ([`Transaction::follow`](crate::transaction::Transaction::follow)). Only those wait who cannot be protected, so that nobody waits for somebody who waits.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::connection::ConnId;
@@ -52,6 +53,8 @@ pub(crate) struct Protection {
     /// How many transactions were protected, and requests put off.
     pub(crate) protected_count: u64,
     pub(crate) held_count: u64,
+    /// When the log was told last.
+    told: Option<Millis>,
 }
 
 impl Protection {
@@ -88,6 +91,11 @@ impl Engine {
         if failures >= FAILURES && self.rights(conn).privileged {
             self.protection.open.push((conn, tx_id, now + PROTECTED_FOR));
             self.protection.protected_count += 1;
+            let line = format!(
+                "transactions of {} keep failing: guests that are in their way have to wait",
+                self.who(conn)
+            );
+            self.domains.notices.tell_sometimes(&mut self.protection.told, || line);
         }
     }
 

@@ -7,7 +7,7 @@ use core::fmt;
 
 use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path};
 
-use crate::charge::Charge;
+use crate::charge::{Charge, event_cost};
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection, Queued};
 use crate::domain::{Domain, UNKNOWN_ID};
@@ -19,7 +19,6 @@ use crate::state::{
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::{PENDING_MAX, WatchId};
-use crate::watch_requests::event_cost;
 
 /// A state that cannot be; nothing was made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +75,7 @@ impl Engine {
             io: ServerIo::default(),
             lost: Vec::new(),
             counters,
+            pins: self.pins.clone(),
             tree: self.work.tree.clone(),
         }
     }
@@ -138,6 +138,7 @@ impl Engine {
         engine.injected_eagain = counters.injected_eagain;
         engine.protection.protected_count = counters.protected;
         engine.protection.held_count = counters.held;
+        engine.pins = state.pins.restored();
         engine.restore_tree(&state.tree);
         for connection in &state.connections {
             engine.restore_connection(connection, &counters)?;
@@ -273,12 +274,15 @@ impl Engine {
         let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
         // It may be taken over as it is, so that it must fit to what there is.
         let known = |domid: &DomId| self.domains.get(*domid).is_some();
-        let fits = transaction.epoch < self.epoch || transaction.work.charges.0.keys().all(known);
+        let fits = transaction.epoch < self.epoch || transaction.work.charges.of.keys().all(known);
         let domid = self.rights(conn).domid;
         let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
         let old = connection.transactions.insert(id, transaction.clone());
         if id == 0 || !fits || old.is_some() {
             return Err(wrong());
+        }
+        if transaction.lost {
+            self.pin(domid);
         }
         self.domains.count(domid, |usage| {
             usage.transactions += 1;

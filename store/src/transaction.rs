@@ -16,10 +16,11 @@ use alloc::vec::Vec;
 use xenstore_protocol::{ErrorName, Operation, Quota, Request};
 
 use crate::answer::{Answer, same};
-use crate::charge::{OVERHEAD, bytes};
+use crate::charge::{TRANSACTION, bytes, request_cost};
 use crate::engine::Millis;
 use crate::execute::{Context, Work, execute};
 use crate::footprint::{looks_at, unchanged};
+use crate::sharing::copied_by_change;
 use crate::tree::Tree;
 
 /// A request of a transaction and the answer to it.
@@ -49,8 +50,8 @@ pub(crate) struct Transaction {
     pub(crate) stamp: u64,
     pub(crate) work: Work,
     pub(crate) log: Vec<Logged>,
-    /// A limit was reached: nothing but END is answered any more, and END T fails as well.
-    pub(crate) doomed: bool,
+    /// A limit was reached: nothing but END is answered any more, and END T fails with this error.
+    pub(crate) doomed: Option<ErrorName>,
     /// Not all of it has come over from another daemon: its requests are answered, but END T is not
     /// granted.
     pub(crate) lost: bool,
@@ -67,10 +68,10 @@ impl Transaction {
             stamp,
             work: Work::new(tree.clone()),
             log: Vec::new(),
-            doomed: false,
+            doomed: None,
             lost: false,
             since,
-            bytes: OVERHEAD,
+            bytes: TRANSACTION,
         }
     }
 
@@ -86,7 +87,25 @@ impl Transaction {
 
     /// Does its commit depend on the requests? Not if it is doomed or has changed nothing.
     pub(crate) fn can_matter(&self) -> bool {
-        !self.doomed && !self.lost && self.has_changes()
+        self.doomed.is_none() && !self.lost && self.has_changes()
+    }
+
+    /// What it sees besides what it has done.
+    pub(crate) fn snapshot(&self) -> &Tree {
+        &self.snapshot
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.doomed.is_some()
+    }
+
+    /// Lets everything go that it keeps: END T fails with this error. How many bytes it costs less.
+    pub(crate) fn give_up(&mut self, error: ErrorName) -> i64 {
+        self.doomed = Some(error);
+        self.snapshot = Tree::empty();
+        self.work = Work::new(self.snapshot.clone());
+        self.log = Vec::new();
+        core::mem::replace(&mut self.bytes, TRANSACTION) - TRANSACTION
     }
 
     /// Runs a request inside the transaction.
@@ -96,24 +115,37 @@ impl Transaction {
         request: &Request<'_>,
         payload: &[u8],
     ) -> Result<Answer, ErrorName> {
-        let cost = OVERHEAD + bytes(payload.len());
+        let copied = self.copied_by(cx, request);
+        let cost = request_cost(payload.len()) + copied;
         let room = cx
             .check(Quota::TransactionNodes, bytes(self.log.len() + 1))
             .and_then(|()| cx.check(Quota::Memory, cx.usage.bytes + cost));
-        if self.doomed || room.is_err() {
-            self.doomed = true;
+        if self.doomed.is_some() || room.is_err() {
+            if self.doomed.is_none() {
+                self.give_up(ErrorName::Enospc);
+            }
             return Err(ErrorName::Enospc);
         }
-        let before = self.work.charges.growth();
-        // Nodes that it has made are looked at by themselves.
-        cx.usage.bytes -= before;
+        // What it has made is in what is charged for the transaction already.
+        cx.usage.bytes -= self.work.charges.of(cx.rights.domid).bytes;
+        cx.counts_copies = false;
+        self.work.copied += copied;
+        let before = self.work.charges.added + self.work.copied;
         let answer = execute(&mut self.work, cx, request);
-        // What it has made is only its own until it is committed.
-        self.bytes += self.work.charges.growth() - before;
+        // Nothing is given back before its end: the answers that it has given keep what they saw.
+        self.bytes += self.work.charges.added + self.work.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
         let op = request.operation();
         self.log.push(Logged { op, payload: payload.into(), answer: answer.clone() });
         answer
+    }
+
+    /// Bytes that it will take to change what `request` may change: the nodes on the way that the
+    /// snapshot or earlier answers have as well, and its path once more.
+    fn copied_by(&self, cx: &Context<'_>, request: &Request<'_>) -> i64 {
+        let Some((path, _, true)) = looks_at(request) else { return 0 };
+        let copied = |path: &str| copied_by_change(&self.work.tree, path) + bytes(path.len());
+        cx.resolve(path).map_or(0, |path| copied(&path))
     }
 
     /// What the tree becomes if the transaction is committed now; `None` if it stays as it is.
@@ -123,8 +155,8 @@ impl Transaction {
         tree: &Tree,
         epoch: u64,
     ) -> Result<Option<Work>, Refusal> {
-        if self.doomed {
-            return Err(Refusal { error: ErrorName::Enospc, path: None });
+        if let Some(error) = self.doomed {
+            return Err(Refusal { error, path: None });
         }
         if self.lost {
             return Err(Refusal { error: ErrorName::Eagain, path: None });
@@ -150,7 +182,7 @@ impl Transaction {
     ) {
         let Some((path, facet, _)) = looks_at(request) else { return };
         let same = |path: &str| unchanged(&self.snapshot, tree, path, facet);
-        if self.doomed || cx.resolve(path).is_ok_and(|path| same(&path)) {
+        if self.doomed.is_some() || cx.resolve(path).is_ok_and(|path| same(&path)) {
             return;
         }
         if let Ok(work) = self.replay(cx, tree, self.epoch == epoch) {
@@ -162,7 +194,7 @@ impl Transaction {
     /// Would all its requests be answered as they have been, were they run on `tree`? Also asked of
     /// one that has changed nothing yet.
     pub(crate) fn could_commit(&self, cx: &mut Context<'_>, tree: &Tree, epoch: u64) -> bool {
-        !self.doomed && self.replay(cx, tree, self.epoch == epoch).is_ok()
+        self.doomed.is_none() && self.replay(cx, tree, self.epoch == epoch).is_ok()
     }
 
     /// Runs the requests again on `tree`. With `skip`, those that only read are left out where they

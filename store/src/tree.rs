@@ -89,6 +89,12 @@ impl Tree {
         self.get_mut(parent(path)?)?.children_mut().remove(name)
     }
 
+    /// One without special nodes, of a transaction that does not need any more.
+    pub(crate) fn empty() -> Tree {
+        let root = Node::new("", 0, Acl::private(DomId::INVALID), b"");
+        Tree { root: Arc::new(root), special: Arc::new(Children::new(0)) }
+    }
+
     pub(crate) fn root(&self) -> &Arc<Node> {
         &self.root
     }

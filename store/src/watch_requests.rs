@@ -1,29 +1,23 @@
 //! WATCH, UNWATCH, RESET_WATCHES, and the way of an event from a change to its receiver.
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEvent, feature};
 
-use crate::access::Acl;
+use crate::access::{Acl, Rights};
 use crate::change::{Change, merge};
-use crate::charge::{OVERHEAD, bytes};
+use crate::charge::{event_cost, watch_cost};
 use crate::connection::{ConnId, Queued};
 use crate::engine::Engine;
 use crate::execute::resolve;
 use crate::tree::{Tree, parent};
 use crate::watch::{PENDING_MAX, Watch, WatchId};
 
-/// What a watch costs its domain.
-pub(crate) fn watch_cost(path: &str, token: &[u8]) -> i64 {
-    OVERHEAD + bytes(path.len() + token.len())
-}
-
-/// What an event that waits costs the domain that watches.
-pub(crate) fn event_cost(path: &str) -> i64 {
-    OVERHEAD + bytes(path.len())
-}
+/// Places for events that a connection keeps when none wait.
+const EVENTS_KEPT: usize = 16;
 
 impl Engine {
     pub(crate) fn watch(
@@ -37,19 +31,26 @@ impl Engine {
         if depth.is_some() && self.features(conn) & feature::WATCH_DEPTH == 0 {
             return Err(ErrorName::Einval);
         }
-        let quotas = self.quotas(rights.domid);
-        let resolved = resolve(&rights, &quotas, path)?;
+        let resolved = self.resolve(&rights, path)?;
         let connection = self.conns.get(&conn).ok_or(ErrorName::Eio)?;
         if connection.watches.contains_key(&(resolved.as_ref().into(), token.into())) {
             return Err(ErrorName::Eexist);
         }
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        let fits = quotas.allows(Quota::Watches, usage.watches + 1)
-            && quotas.allows(Quota::Memory, usage.bytes + watch_cost(&resolved, token));
-        if !rights.privileged && !fits {
+        let bytes = usage.bytes + watch_cost(&resolved, token);
+        if !self.allow(&rights, Quota::Watches, usage.watches + 1)
+            || !self.allow(&rights, Quota::Memory, bytes)
+        {
             return Err(ErrorName::Enospc);
         }
         self.add_watch(conn, path, token, depth).map(drop)
+    }
+
+    /// The path that the caller means, if it may use one of that length.
+    fn resolve<'p>(&mut self, rights: &Rights, path: Path<'p>) -> Result<Cow<'p, str>, ErrorName> {
+        let (path, relative) = resolve(rights, path)?;
+        let allowed = self.allow(rights, Quota::PathMax, relative);
+        allowed.then_some(path).ok_or(ErrorName::Einval)
     }
 
     /// Adds a watch, whatever the quotas.
@@ -92,7 +93,7 @@ impl Engine {
         token: &[u8],
     ) -> Result<(), ErrorName> {
         let rights = self.rights(conn);
-        let resolved = resolve(&rights, &self.quotas(rights.domid), path)?;
+        let resolved = self.resolve(&rights, path)?;
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let key = (resolved.as_ref().into(), token.into());
         let id = connection.watches.remove(&key).ok_or(ErrorName::Enoent)?;
@@ -217,14 +218,12 @@ impl Engine {
             return;
         }
         let rights = self.rights(conn);
-        let quotas = self.quotas(rights.domid);
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+        let no_memory = !self.allow(&rights, Quota::Memory, usage.bytes + event_cost(&path));
         let Some(watch) = self.watches.all.get_mut(&id) else { return };
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         let too_long =
             path.len() - watch.prefix + watch.token.len() + 2 > xenstore_protocol::PAYLOAD_MAX;
-        let no_memory =
-            !rights.privileged && !quotas.allows(Quota::Memory, usage.bytes + event_cost(&path));
         let collapse = too_long || no_memory || watch.pending.len() >= PENDING_MAX;
         let mut cost = 0;
         let path = if collapse {
@@ -249,7 +248,7 @@ impl Engine {
     pub fn emit_events(&mut self, conn: ConnId, limit: usize, out: &mut Vec<u8>) -> bool {
         while out.len() < limit {
             let Some(connection) = self.conns.get_mut(&conn) else { return false };
-            let Some(event) = connection.events.pop_front() else { return false };
+            let Some(event) = connection.events.pop_front() else { break };
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
             watch.collapsed = false;
@@ -258,6 +257,11 @@ impl Engine {
             let domid = self.rights(conn).domid;
             self.domains.count(domid, |usage| usage.bytes -= event_cost(&event.path));
         }
-        self.conns.get(&conn).is_some_and(|connection| !connection.events.is_empty())
+        let Some(connection) = self.conns.get_mut(&conn) else { return false };
+        if connection.events.is_empty() {
+            // A burst does not keep its memory.
+            connection.events.shrink_to(EVENTS_KEPT);
+        }
+        !connection.events.is_empty()
     }
 }

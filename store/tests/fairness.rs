@@ -21,7 +21,7 @@ fn begin(store: &mut Store) -> u32 {
 
 /// The guest writes its key. Is it put off?
 fn write(store: &mut Store, guest: ConnId, text: &str) -> Option<u64> {
-    match store.offer(guest, 0, WRITE, text.as_bytes()) {
+    match store.offer(guest, 0, WRITE, text.replace('|', "\0").as_bytes()) {
         (Outcome::Later(until), out) => {
             assert!(out.is_empty(), "nothing is written for a request that is put off");
             Some(until)
@@ -40,7 +40,7 @@ fn starving() -> (Store, ConnId) {
     store.ok(guest, WRITE, "key|0");
     for i in 0..FAILURES {
         let tx = begin(&mut store);
-        assert_eq!(write(&mut store, guest, &format!("key\0{i}x")), None, "not protected yet");
+        assert_eq!(write(&mut store, guest, &format!("key|{i}x")), None, "not protected yet");
         assert_eq!(store.end(store.dom0, tx, true), Err("EAGAIN".into()));
     }
     store.engine.pop_ready();
@@ -58,13 +58,13 @@ fn a_guest_cannot_keep_dom0_from_committing() {
     let (mut store, guest) = starving();
     store.now = 1000;
     let tx = begin(&mut store);
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(1000 + PROTECTED_FOR));
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(1000 + PROTECTED_FOR), "again");
+    assert_eq!(write(&mut store, guest, "key|new"), Some(1000 + PROTECTED_FOR));
+    assert_eq!(write(&mut store, guest, "key|new"), Some(1000 + PROTECTED_FOR), "again");
     assert_eq!(value(&mut store), Ok("1x".into()));
     assert_eq!(store.engine.pop_ready(), None);
     assert_eq!(store.end(store.dom0, tx, true), Ok("OK|".into()));
     assert_eq!(store.engine.pop_ready(), Some(guest));
-    assert_eq!(write(&mut store, guest, "key\0new"), None);
+    assert_eq!(write(&mut store, guest, "key|new"), None);
     assert_eq!(value(&mut store), Ok("new".into()));
 }
 
@@ -75,12 +75,12 @@ fn a_guest_cannot_get_in_before_the_first_look() {
     let (mut store, guest) = starving();
     let dom0 = store.dom0;
     let tx = store.start(dom0);
-    assert_eq!(write(&mut store, guest, "other\01"), None);
+    assert_eq!(write(&mut store, guest, "other|1"), None);
     store.tx(dom0, tx, WRITE, "/vm|1").unwrap();
-    assert_eq!(write(&mut store, guest, "key\0late"), None);
+    assert_eq!(write(&mut store, guest, "key|late"), None);
     assert_eq!(store.tx(dom0, tx, READ, KEY), Ok("late".into()));
-    assert!(write(&mut store, guest, "key\0later").is_some());
-    assert_eq!(write(&mut store, guest, "other\02"), None);
+    assert!(write(&mut store, guest, "key|later").is_some());
+    assert_eq!(write(&mut store, guest, "other|2"), None);
     assert_eq!(store.tx(dom0, tx, READ, "/local/domain/5/other|"), Ok("2".into()));
     assert_eq!(store.tx(dom0, tx, READ, "/vm|"), Ok("1".into()));
     assert_eq!(store.end(dom0, tx, true), Ok("OK|".into()));
@@ -95,10 +95,10 @@ fn only_what_the_transaction_has_read_waits() {
     let tx = begin(&mut store);
     store.tx(store.dom0, tx, WRITE, "/local/domain/5/written|1").unwrap();
     store.tx(store.dom0, tx, READ, "/local/domain/5/written|").unwrap();
-    for text in ["other\01", "key\01x", "key/below\01", "written\02"] {
+    for text in ["other|1", "key|1x", "key/below|1", "written|2"] {
         assert_eq!(write(&mut store, guest, text), None, "{text}");
     }
-    assert_eq!(write(&mut store, other, "key\01"), None);
+    assert_eq!(write(&mut store, other, "key|1"), None);
     assert_eq!(store.end(store.dom0, tx, true), Ok("OK|".into()));
 }
 
@@ -123,9 +123,9 @@ fn nobody_waits_longer_than_the_protection_lasts() {
     let (mut store, guest) = starving();
     let tx = begin(&mut store);
     store.now = 100;
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(PROTECTED_FOR));
+    assert_eq!(write(&mut store, guest, "key|new"), Some(PROTECTED_FOR));
     store.now = PROTECTED_FOR;
-    assert_eq!(write(&mut store, guest, "key\0new"), None);
+    assert_eq!(write(&mut store, guest, "key|new"), None);
     assert_eq!(store.end(store.dom0, tx, true), Err("EAGAIN".into()));
 }
 
@@ -135,15 +135,15 @@ fn nobody_waits_for_one_transaction_after_the_other() {
     let (mut store, guest) = starving();
     let first = begin(&mut store);
     store.now = 400;
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(PROTECTED_FOR));
+    assert_eq!(write(&mut store, guest, "key|new"), Some(PROTECTED_FOR));
     store.end(store.dom0, first, false).unwrap();
     begin(&mut store);
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(400 + HELD_FOR));
+    assert_eq!(write(&mut store, guest, "key|new"), Some(400 + HELD_FOR));
     store.now = 400 + HELD_FOR - 1;
     begin(&mut store);
-    assert_eq!(write(&mut store, guest, "key\0new"), Some(400 + HELD_FOR));
+    assert_eq!(write(&mut store, guest, "key|new"), Some(400 + HELD_FOR));
     store.now = 400 + HELD_FOR;
-    assert_eq!(write(&mut store, guest, "key\0new"), None);
+    assert_eq!(write(&mut store, guest, "key|new"), None);
 }
 
 // Fails if guests wait for a transaction that is lost already, or one that cannot be found any
@@ -153,18 +153,18 @@ fn nobody_waits_for_what_is_lost() {
     let (mut store, guest) = starving();
     begin(&mut store);
     store.ok(store.dom0, WRITE, "/local/domain/5/key|by dom0");
-    assert_eq!(write(&mut store, guest, "key\0new"), None);
+    assert_eq!(write(&mut store, guest, "key|new"), None);
 
     for reset in [true, false] {
         let (mut store, guest) = starving();
         begin(&mut store);
-        assert!(write(&mut store, guest, "key\0new").is_some());
+        assert!(write(&mut store, guest, "key|new").is_some());
         match reset {
             true => drop(store.ok(store.dom0, RESET_WATCHES, "|")),
             false => store.engine.disconnect(store.dom0),
         }
         assert_eq!(store.engine.pop_ready(), Some(guest));
-        assert_eq!(write(&mut store, guest, "key\0new"), None);
+        assert_eq!(write(&mut store, guest, "key|new"), None);
     }
 }
 
@@ -179,7 +179,7 @@ fn a_guest_cannot_hold_anybody() {
         let tx = store.start(guest);
         store.tx(guest, tx, READ, "/shared|").unwrap();
         store.tx(guest, tx, WRITE, "key|1").unwrap();
-        assert_eq!(write(&mut store, other, &format!("/shared\0{i}x")), None);
+        assert_eq!(write(&mut store, other, &format!("/shared|{i}x")), None);
         assert_eq!(store.end(guest, tx, true), Err("EAGAIN".into()));
     }
 }
@@ -190,7 +190,7 @@ fn a_guest_cannot_hold_anybody() {
 fn a_guest_that_waits_can_go() {
     let (mut store, guest) = starving();
     let tx = begin(&mut store);
-    assert!(write(&mut store, guest, "key\0new").is_some());
+    assert!(write(&mut store, guest, "key|new").is_some());
     let waits = |store: &mut Store| store.ok(store.dom0, 0, "connections|").contains("waits");
     assert!(waits(&mut store));
     assert!(store.ok(store.dom0, 0, "transactions|").contains("protected for 500 ms"));

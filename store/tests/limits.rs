@@ -51,7 +51,7 @@ fn xsa_326_events_are_bounded_by_memory_and_merged() {
 // Fails if what a transaction keeps is not charged while it is open (XSA-326).
 #[test]
 fn xsa_326_transactions_are_bounded_by_memory() {
-    let (mut store, guest) = tight(5000);
+    let (mut store, guest) = tight(15_000);
     let tx = store.start(guest);
     let value = "x".repeat(1500);
     let results: Vec<_> =
@@ -63,7 +63,7 @@ fn xsa_326_transactions_are_bounded_by_memory() {
 // Fails if nodes that a transaction has made do not count until it is committed.
 #[test]
 fn nodes_of_a_transaction_count_at_once() {
-    let (mut store, guest) = tight(8000);
+    let (mut store, guest) = tight(12_000);
     let tx = store.start(guest);
     let value = "x".repeat(1900);
     let made = (0..8).take_while(|i| store.tx(guest, tx, WRITE, &format!("n{i}|{value}")).is_ok());

@@ -6,7 +6,7 @@ use crate::project;
 use crate::steps::Verdict;
 
 /// Targets that must run clean.
-pub const TARGETS: &[&str] = &["packet", "request", "engine", "merge", "dump", "ring"];
+pub const TARGETS: &[&str] = &["packet", "request", "engine", "merge", "dump", "ring", "fair"];
 /// The target that must fail: it shows that the harness sees a mistake.
 pub const CANARY: &str = "canary";
 

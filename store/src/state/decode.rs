@@ -19,6 +19,7 @@ use super::{
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
 use crate::domain::Usage;
+use crate::pins::Pins;
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::WatchId;
@@ -46,6 +47,7 @@ pub(super) struct Decoder {
     pub(super) lost: Vec<String>,
     unknown: BTreeSet<u32>,
     counters: Option<Counters>,
+    pins: Pins,
     last_watch: u64,
     /// The stamp of the youngest node.
     youngest: u64,
@@ -108,6 +110,7 @@ impl Decoder {
             lost: Vec::new(),
             unknown: BTreeSet::new(),
             counters: None,
+            pins: Pins::default(),
             last_watch: 0,
             youngest: 0,
             tree: None,
@@ -134,6 +137,7 @@ impl Decoder {
                         return Err(body.error("a counter that has nearly run out"));
                     }
                     let (protected, held) = (body.u64()?, body.u64()?);
+                    self.take_pins(&mut body)?;
                     self.counters = Some(Counters {
                         stamp,
                         epoch,
@@ -152,6 +156,18 @@ impl Decoder {
             (Some(_), None) => Err(Cursor::at(bytes, bytes.len()).error("nodes without stamps")),
             (None, Some(stamps)) => Err(stamps.error("stamps without counters")),
             (_, stamps) => Ok(stamps),
+        }
+    }
+
+    fn take_pins(&mut self, body: &mut Cursor<'_>) -> Result<()> {
+        self.pins.retired = body.u64()?.cast_signed();
+        for _ in 0..body.u32()? {
+            self.pins.due.insert(DomId(body.u16()?), body.u64()?.cast_signed());
+        }
+        let all = self.pins.due.values().chain([&self.pins.retired]);
+        match all.copied().all(|bytes| (0..=i64::MAX / 4).contains(&bytes)) {
+            true => Ok(()),
+            false => Err(body.error("a counter that has nearly run out")),
         }
     }
 
@@ -330,9 +346,9 @@ impl Decoder {
         let mut plain = body.clone();
         let mut texts = None;
         if extended {
-            let (levels, zero) = (body.u16()?, body.u16()?);
+            let (levels, _) = (body.u16()?, body.u16()?);
             depth = Some(u32::from(levels)).filter(|_| levels != NO_DEPTH);
-            texts = take_texts(body, lens).ok().filter(|_| zero == 0);
+            texts = take_texts(body, lens).ok();
         }
         // C xenstored of Xen 4.22 says that there is a depth, and writes none.
         if texts.is_none() {
@@ -380,7 +396,9 @@ impl Decoder {
         if transaction.epoch > counters.epoch || too_old {
             return Err(body.error("a transaction of another time"));
         }
-        self.base = Some(transaction.snapshot.clone());
+        if !transaction.is_given_up() {
+            self.base = Some(transaction.snapshot.clone());
+        }
         self.announced.remove(&(number, id));
         self.connections[at].transactions.push((id, transaction));
         Ok(())
@@ -442,6 +460,7 @@ impl Decoder {
             io: self.io,
             lost: self.lost,
             counters,
+            pins: self.pins,
             tree,
         })
     }

@@ -120,6 +120,12 @@ impl State {
         writer.u32(counters.injected_eagain);
         writer.u64(counters.protected);
         writer.u64(counters.held);
+        writer.u64(self.pins.retired.cast_unsigned());
+        writer.len32(self.pins.due.len());
+        for (domid, due) in &self.pins.due {
+            writer.u16(domid.0);
+            writer.u64(due.cast_unsigned());
+        }
         writer.begin(kind::SERVER);
         writer.u32(self.io.virq_port.unwrap_or(0));
         writer.len32(self.io.other.len());
@@ -217,7 +223,9 @@ impl State {
             writer.u32(number);
             writer.u32(id);
             put_transaction(writer, transaction, base, domid);
-            base = &transaction.snapshot;
+            if !transaction.is_given_up() {
+                base = &transaction.snapshot;
+            }
         }
     }
 }

@@ -28,12 +28,13 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xenstore_protocol::DomId;
+use xenstore_protocol::{DomId, Perms};
 
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
 use crate::domain::Usage;
 use crate::engine::Millis;
+use crate::pins::Pins;
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::WatchId;
@@ -211,6 +212,7 @@ pub struct State {
     /// the operator. Not written.
     pub lost: Vec<String>,
     pub(crate) counters: Counters,
+    pub(crate) pins: Pins,
     pub(crate) tree: Tree,
 }
 
@@ -218,6 +220,12 @@ impl State {
     /// How many nodes there are, with the root and the special ones. Costs as much as there are.
     pub fn node_count(&self) -> usize {
         self.tree.all().count()
+    }
+
+    /// Calls `visit` with path, value and permissions of every node: parents first, siblings in order
+    /// of creation, then the special nodes.
+    pub fn visit_nodes(&self, mut visit: impl FnMut(&str, &[u8], &Perms)) {
+        nodes::walk(&self.tree, |path, node| visit(path, node.value(), &node.acl().perms()));
     }
 }
 

@@ -128,6 +128,29 @@ fn unzigzag(number: u64) -> u64 {
     (number >> 1) ^ 0_u64.wrapping_sub(number & 1)
 }
 
+/// A node that may still get children.
+struct Open {
+    node: Node,
+    /// Bytes of its path.
+    len: usize,
+    /// Those that it has got.
+    children: Vec<Arc<Node>>,
+    /// The stamp of the last of them.
+    youngest: u64,
+}
+
+impl Open {
+    fn new(node: Node, len: usize) -> Open {
+        Open { node, len, children: Vec::new(), youngest: 0 }
+    }
+
+    /// Gives the node its children; false if two have the same name.
+    fn settle(&mut self) -> bool {
+        let children = core::mem::take(&mut self.children);
+        children.is_empty() || self.node.children_mut().extend(children)
+    }
+}
+
 /// A tree that grows from the records of a stream.
 pub(super) struct Grower<'s> {
     /// `created` and `listed` of the nodes to come; without them they are numbered.
@@ -137,9 +160,8 @@ pub(super) struct Grower<'s> {
     limit: u64,
     /// Path of the last node.
     path: String,
-    /// The nodes on it that may still get children, each with the length of its path and the stamp
-    /// of its youngest child.
-    open: Vec<(Node, usize, u64)>,
+    /// The nodes on it, which may still get children.
+    open: Vec<Open>,
     /// Stamps of all nodes but the special ones.
     created: Vec<u64>,
     special: Vec<Node>,
@@ -173,7 +195,7 @@ impl<'s> Grower<'s> {
             return Ok(false);
         }
         let count = body.u16()?;
-        let mut near = self.open.iter().rev().map(|(node, ..)| node.acl());
+        let mut near = self.open.iter().rev().map(|open| open.node.acl());
         let acl = take_perms(body, count, [near.next(), near.next()])?;
         let path = body.string(path.into())?;
         let value = body.take(value.into())?;
@@ -208,7 +230,7 @@ impl<'s> Grower<'s> {
             if !self.open.is_empty() {
                 return wrong("a node that is there twice");
             }
-            self.open.push((new(""), 0, 0));
+            self.open.push(Open::new(new(""), 0));
             self.path.clear();
             return Ok(());
         }
@@ -233,39 +255,37 @@ impl<'s> Grower<'s> {
         let below = |open: &str| {
             above.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        while let Some((_, len, _)) = self.open.last()
-            && !below(&self.path[..*len])
+        while let Some(open) = self.open.last()
+            && !below(&self.path[..open.len])
         {
             self.close(place)?;
         }
-        let Some((_, len, youngest)) = self.open.last_mut() else { return wrong("no parent") };
-        if *len != above.len() {
+        let Some(open) = self.open.last_mut() else { return wrong("no parent") };
+        if open.len != above.len() {
             // Not in the order in which trees are written: then its parent is complete, or missing.
             return self.add_to_complete(above, new(name), place);
         }
-        if self.stamps.is_some() && created <= *youngest {
+        if self.stamps.is_some() && created <= open.youngest {
             return wrong("siblings are not in order of creation");
         }
-        *youngest = created;
-        let len = *len;
+        open.youngest = created;
+        let len = open.len;
         self.path.truncate(len);
         self.path.push('/');
         self.path.push_str(name);
-        self.open.push((new(name), self.path.len(), 0));
+        self.open.push(Open::new(new(name), self.path.len()));
         Ok(())
     }
 
     /// The last open node gets no more children: hands it to the one above. The root stays.
     fn close(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
-        let Some((node, ..)) = self.open.pop() else { return Err(place.error("no root")) };
-        let Some((above, len, _)) = self.open.last_mut() else {
-            return Err(place.error("no parent"));
-        };
-        if above.children().get(node.name()).is_some() {
+        let Some(mut open) = self.open.pop() else { return Err(place.error("no root")) };
+        let Some(above) = self.open.last_mut() else { return Err(place.error("no parent")) };
+        if !open.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        above.children_mut().insert(Arc::new(node));
-        self.path.truncate(*len);
+        above.children.push(Arc::new(open.node));
+        self.path.truncate(above.len);
         Ok(())
     }
 
@@ -281,8 +301,11 @@ impl<'s> Grower<'s> {
         while self.open.len() > 1 {
             self.close(place)?;
         }
-        let (root, ..) = self.open.first_mut().ok_or(place.error("no parent"))?;
-        let mut parent = root;
+        let root = self.open.first_mut().ok_or(place.error("no parent"))?;
+        if !root.settle() {
+            return Err(place.error("a node that is there twice"));
+        }
+        let mut parent = &mut root.node;
         for name in crate::tree::components(above) {
             parent = parent.child_mut(name).ok_or(place.error("no parent"))?;
         }
@@ -303,7 +326,10 @@ impl<'s> Grower<'s> {
         while self.open.len() > 1 {
             self.close(place)?;
         }
-        let (root, ..) = self.open.pop().ok_or(place.error("no root"))?;
-        Ok((Tree::from_parts(root, self.special), youngest, self.before))
+        let mut root = self.open.pop().ok_or(place.error("no root"))?;
+        if !root.settle() {
+            return Err(place.error("a node that is there twice"));
+        }
+        Ok((Tree::from_parts(root.node, self.special), youngest, self.before))
     }
 }

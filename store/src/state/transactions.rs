@@ -45,16 +45,21 @@ pub(super) fn put_transaction(
     domid: Option<DomId>,
 ) {
     let Transaction { snapshot, work, .. } = transaction;
-    let flags = u32::from(transaction.doomed) | u32::from(transaction.lost) << 1;
-    writer.u32(flags);
+    writer.u32(transaction.lost.into());
     writer.u64(transaction.stamp);
     writer.u64(transaction.epoch);
     writer.u64(transaction.since);
-    writer.u64(transaction.bytes.cast_unsigned());
+    let made = [transaction.bytes, work.charges.added, work.copied, work.removed];
+    made.iter().for_each(|bytes| writer.u64(bytes.cast_unsigned()));
+    writer.u8(transaction.doomed.is_some().into());
+    if let Some(error) = transaction.doomed {
+        // It keeps nothing any more.
+        return writer.c_string(error.as_str().as_bytes());
+    }
     put_difference(writer, base, snapshot);
     put_difference(writer, snapshot, &work.tree);
-    writer.len32(work.charges.0.len());
-    for domid in work.charges.0.keys() {
+    writer.len32(work.charges.of.len());
+    for domid in work.charges.of.keys() {
         writer.u16(domid.0);
     }
     writer.len32(work.changes.len());
@@ -121,18 +126,29 @@ pub(super) fn take_transaction(
     limit: u64,
     domid: Option<DomId>,
 ) -> Result<Transaction, StreamError> {
-    let flags = body.u32()?;
+    let lost = body.u32()? != 0;
     let (stamp, epoch, since) = (body.u64()?, body.u64()?, body.u64()?);
-    let bytes = body.u64()?.cast_signed();
-    if stamp > limit || !(0..=BYTES_MAX).contains(&bytes) {
+    let mut made = [0; 4];
+    for bytes in &mut made {
+        *bytes = body.u64()?.cast_signed();
+    }
+    if stamp > limit || made.iter().any(|bytes| !(0..=BYTES_MAX).contains(bytes)) {
         return Err(body.error("a transaction that cannot be"));
+    }
+    let [bytes, added, copied, removed] = made;
+    if body.u8()? != 0 {
+        let error = ErrorName::parse(body.c_string()?).ok_or(body.error("no name of an error"))?;
+        let mut transaction = Transaction::new(base, epoch, stamp, since);
+        transaction.give_up(error);
+        transaction.bytes = bytes;
+        return Ok(transaction);
     }
     let (snapshot, _) = take_difference(body, base, limit)?;
     let mut work = Work::new(snapshot.clone());
     let effect;
     (work.tree, effect) = take_difference(body, &snapshot, limit)?;
     work.charges = effect.charges;
-    work.charges.0.retain(|_, charge| *charge != Charge::default());
+    work.charges.of.retain(|_, charge| *charge != Charge::default());
     // What has been charged and given back leaves a zero.
     for _ in 0..body.u32()? {
         work.charges.add(DomId(body.u16()?), Charge::default());
@@ -144,14 +160,15 @@ pub(super) fn take_transaction(
     if !are_told(&effect.places, &work.changes) || !are_new(effect.created, stamp) {
         return Err(body.error("a transaction that has done what it has not"));
     }
+    (work.charges.added, work.copied, work.removed) = (added, copied, removed);
     let mut transaction = Transaction {
         snapshot,
         epoch,
         stamp,
         work,
         log: Vec::new(),
-        doomed: flags & 1 != 0,
-        lost: flags & 2 != 0,
+        doomed: None,
+        lost,
         since,
         bytes,
     };

@@ -459,7 +459,7 @@ fn payload(ty: u32, choices: &mut Choices<'_>) -> Vec<u8> {
     crate::raw::bytes(&text)
 }
 
-fn frames(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
+pub(super) fn frames(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let mut deframer = Deframer::default();
     let mut found = Vec::new();
     while let Ok(Some(frame)) = deframer.next(&mut bytes) {

@@ -3,12 +3,15 @@
 
 mod against_model;
 mod dump;
+mod fair;
+pub mod guests;
 mod hostile;
 mod ring;
 mod wire;
 
 pub use against_model::{canary, engine, merge};
 pub use dump::dump;
+pub use fair::fair;
 pub use ring::ring;
 pub use wire::{packet, request};
 
@@ -23,4 +26,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("merge", merge),
     ("dump", dump),
     ("ring", ring),
+    ("fair", fair),
 ];

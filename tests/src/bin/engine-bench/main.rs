@@ -8,6 +8,7 @@
 
 mod memory;
 mod rows;
+mod state;
 mod store;
 
 use std::time::Duration;

@@ -23,6 +23,7 @@ pub(crate) const ROWS: &[(&str, Row)] = &[
     ("introduce and release", introduce),
     ("death of a domain", death),
     ("10,000 domains", many_domains),
+    ("state of 120,000 nodes and 1,000 domains", crate::state::state),
 ];
 
 fn read(name: &str) {

@@ -1,0 +1,248 @@
+//! States: what survives being written and read, what other daemons write, what is refused.
+
+mod harness;
+use harness::Store;
+use xenstore_protocol::stream::{Reader, Writer, kind};
+use xenstore_protocol::{DomId, Quota};
+use xenstore_store::{Caller, Config, Engine, State};
+
+const DIRECTORY: u32 = 1;
+const READ: u32 = 2;
+const WRITE: u32 = 11;
+const RM: u32 = 13;
+const DIRECTORY_PART: u32 = 22;
+
+/// The store goes on as what is left of it when it is written and read.
+fn renew(store: &mut Store) {
+    let state = State::decode(&store.engine.dump().encode()).unwrap();
+    let (engine, _) = Engine::restore(&Config::default(), &state).unwrap();
+    store.engine = engine;
+    store.engine.check().unwrap();
+}
+
+fn restored(bytes: &[u8]) -> Result<Engine, String> {
+    let state = State::decode(bytes).map_err(|error| error.to_string())?;
+    let (engine, _) = Engine::restore(&Config::default(), &state).map_err(|error| error.0)?;
+    engine.check().unwrap();
+    Ok(engine)
+}
+
+// Fails if an open transaction does not go on: what it has seen and done, its conflicts, and the
+// generation of a list of which the first part has been fetched.
+#[test]
+fn open_transactions_go_on() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    store.ok(guest, WRITE, "a|1");
+    let [good, bad] = [(); 2].map(|()| store.start(guest));
+    for tx in [good, bad] {
+        store.tx(guest, tx, READ, "a|").unwrap();
+        store.tx(guest, tx, WRITE, "a|2").unwrap();
+        store.tx(guest, tx, READ, "a|").unwrap();
+        store.tx(guest, tx, WRITE, &format!("new/{tx}|")).unwrap();
+        store.tx(guest, tx, DIRECTORY, "new|").unwrap();
+        store.tx(guest, tx, WRITE, &format!("new/{tx}/more|x")).unwrap();
+    }
+    store.ok(store.dom0, WRITE, "/elsewhere|1");
+    let part = store.tx(guest, good, DIRECTORY_PART, "new|0|").unwrap();
+    renew(&mut store);
+    assert_eq!(store.tx(guest, good, DIRECTORY_PART, "new|0|").unwrap(), part);
+    assert_eq!(store.tx(guest, good, READ, "a|").unwrap(), "2");
+    assert_eq!(store.ok(guest, READ, "a|"), "1", "not committed yet");
+    assert_eq!(store.end(guest, good, true).unwrap(), "OK|");
+    renew(&mut store);
+    assert_eq!(store.end(guest, bad, true).unwrap_err(), "EAGAIN");
+    assert_eq!(store.ok(guest, DIRECTORY, "new|"), format!("{good}|"));
+    assert_eq!(store.start(guest), bad + 1, "numbers are not used twice");
+}
+
+// Fails if events that wait are lost, told again, or change places.
+#[test]
+fn events_wait_in_their_order() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    for watch in ["a|relative|", "/local/domain/5|absolute|", "a|flat|0|"] {
+        store.watch(guest, watch);
+    }
+    for request in ["a/2|", "a/1|", "a|"] {
+        store.ok(store.dom0, WRITE, &format!("/local/domain/5/{request}"));
+    }
+    let mut twin = Store::new();
+    let state = State::decode(&store.engine.dump().encode()).unwrap();
+    twin.engine = Engine::restore(&Config::default(), &state).unwrap().0;
+    assert_eq!(twin.engine.pop_ready(), Some(guest));
+    let events = store.events(guest);
+    assert_eq!(events.len(), 7, "{events:?}");
+    assert_eq!(twin.events(guest), events);
+}
+
+// Fails if what Debian's C xenstored 4.17 has written is read otherwise than it was meant: two
+// guests with a request in half, an answer in half, events, watches and nodes.
+#[test]
+fn streams_of_c_xenstored_are_read() {
+    let state = State::decode(include_bytes!("states/c-4.17")).unwrap();
+    assert_eq!(state.lost, [""; 0]);
+    assert_eq!((state.io.listener, state.io.evtchn), (Some(3), Some(6)));
+    let callers: Vec<Caller> = state.connections.iter().map(|c| c.caller).collect();
+    let guests = [0, 5, 6].map(|domid| Caller::Domain(DomId(domid)));
+    assert!(guests.iter().all(|guest| callers.contains(guest)), "{callers:?}");
+    let guest = state.connections.iter().find(|c| c.caller == guests[1]).unwrap();
+    assert_eq!((guest.io.port, guest.io.input.len()), (Some(3), 19));
+    assert_eq!((guest.io.output_rest, guest.io.output.len()), (24, 1234));
+    let watches: Vec<_> =
+        guest.watches.iter().map(|w| (&*w.path, w.token.escape_ascii().to_string())).collect();
+    let of = |path, token: &str| (path, token.to_owned());
+    assert_eq!(
+        watches,
+        [of("data", "relative"), of("/local/domain/6", "absolute"), of("@releaseDomain", "gone")]
+    );
+    let (engine, _) = Engine::restore(&Config::default(), &state).unwrap();
+    engine.check().unwrap();
+    let mut store = Store::new();
+    store.engine = engine;
+    store.dom0 = store.engine.connect(Caller::Socket);
+    assert_eq!(store.ok(store.dom0, READ, "/local/domain/5/data/a|"), "value of a");
+    assert_eq!(store.ok(store.dom0, 3, "/local/domain/5|"), "n5|r6|");
+    assert_eq!(store.ok(store.dom0, DIRECTORY, "/local/domain|"), "5|6|");
+}
+
+// Fails if what Debian's oxenstored 4.17 has written is read otherwise than it was meant.
+#[test]
+fn dumps_of_oxenstored_are_read() {
+    let bytes = include_bytes!("states/oxenstored-4.17");
+    let state = State::decode(bytes).unwrap();
+    assert_eq!(state.lost, [""; 0]);
+    assert_eq!(
+        (state.io.listener, state.io.evtchn, state.io.virq_port),
+        (Some(3), Some(5), Some(1))
+    );
+    let guest = state.connections.iter().find(|c| c.caller == Caller::Domain(DomId(5))).unwrap();
+    assert_eq!((guest.io.gfn, guest.io.remote_port, guest.io.port), (Some(1005), Some(1), Some(3)));
+    let paths: Vec<&str> = guest.watches.iter().map(|watch| &*watch.path).collect();
+    assert_eq!(paths, ["/local/domain/6", "data"]);
+    let mut store = Store::new();
+    store.engine = restored(bytes).unwrap();
+    store.dom0 = store.engine.connect(Caller::Socket);
+    assert_eq!(store.ok(store.dom0, READ, "/local/domain/5/data/a|"), "value of a");
+    assert_eq!(store.ok(store.dom0, 3, "@releaseDomain|"), "n0|");
+    assert_eq!(store.ok(store.dom0, DIRECTORY, "/|"), "tool|local|");
+    let cut = &bytes[..bytes.len() - 1];
+    assert!(restored(cut).unwrap_err().contains("within a line"));
+}
+
+// Fails if C xenstored 4.17 is given a record that it does not know, or loses an event.
+#[test]
+fn streams_for_c_xenstored_are_what_it_reads() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    store.watch(guest, "a|t|1|");
+    store.start(guest);
+    store.ok(store.dom0, WRITE, "/local/domain/5/a|1");
+    let (bytes, lost) = store.engine.dump().encode_for_c(1);
+    assert_eq!(bytes[8..12], 1_u32.to_be_bytes());
+    let mut reader = Reader::new(&bytes).unwrap();
+    while let Some(record) = reader.next_record().unwrap() {
+        let known = [kind::GLOBAL_DATA, kind::CONNECTION_DATA, kind::WATCH_DATA, kind::NODE_DATA];
+        assert!(known.contains(&record.kind), "{}", record.kind);
+    }
+    let state = State::decode(&bytes).unwrap();
+    let connection =
+        state.connections.iter().find(|c| c.caller == Caller::Domain(DomId(5))).unwrap();
+    assert_eq!(&connection.io.output[16..], b"a\0t\0");
+    let lost = lost.join(", ");
+    for what in ["depth 1", "transaction 1"] {
+        assert!(lost.contains(what), "{what}: {lost}");
+    }
+}
+
+/// A stream of another daemon with these records.
+fn stream(version: u32, records: &[(u32, &[u8])]) -> Vec<u8> {
+    let mut writer = Writer::new(version, 0);
+    for (kind, body) in records {
+        writer.begin(*kind);
+        writer.bytes(body);
+    }
+    writer.finish()
+}
+
+fn node(path: &str) -> Vec<u8> {
+    let len = u8::try_from(path.len() + 1).unwrap();
+    let mut body = vec![0, 0, 0, 0, 0, 0, 0, 0, len, 0, 0, 0, 0, 0, 1, 0, b'n', 0, 0, 0];
+    body.extend_from_slice(path.as_bytes());
+    body.push(0);
+    body
+}
+
+const SOCKET: &[u8] = &[1, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+// Fails if records of newer versions are misread: depths as the design document and as C xenstored
+// of 4.22 write them, quotas of a domain that nothing else names, transactions.
+#[test]
+fn records_of_newer_streams_are_read() {
+    let root = node("/");
+    let documented = b"\x01\0\0\0\x03\0\x02\0\x01\0\0\0/a\0t\0";
+    let without_depth = b"\x01\0\0\0\x03\0\x02\0/b\0t\0\0\0\0\0\0";
+    let domain = b"\x07\0\x02\0\x0e\0\0\0\x09\0\0\0\x05\0\0\0nodes\0bogus\0";
+    let bytes = stream(
+        2,
+        &[
+            (kind::CONNECTION_DATA, SOCKET),
+            (kind::WATCH_DATA_EXTENDED, documented),
+            (kind::WATCH_DATA_EXTENDED, without_depth),
+            (kind::TRANSACTION_DATA, &[1, 0, 0, 0, 9, 0, 0, 0]),
+            (kind::NODE_DATA, &root),
+            (kind::DOMAIN_DATA, domain),
+            (99, b"?"),
+        ],
+    );
+    let state = State::decode(&bytes).unwrap();
+    let watches: Vec<_> =
+        state.connections[0].watches.iter().map(|w| (&*w.path, w.depth)).collect();
+    assert_eq!(watches, [("/a", Some(1)), ("/b", None)]);
+    assert_eq!(state.domains[0].quotas.unwrap().get(Quota::Nodes), 9);
+    let lost = state.lost.join(", ");
+    for what in ["depth", "bogus", "0x63", "transaction 9"] {
+        assert!(lost.contains(what), "{what}: {lost}");
+    }
+    // What came over of the transaction is too little to commit it.
+    let mut store = Store::new();
+    let (engine, conns) = Engine::restore(&Config::default(), &state).unwrap();
+    store.engine = engine;
+    store.tx(conns[0], 9, WRITE, "/x|1").unwrap();
+    assert_eq!(store.end(conns[0], 9, true).unwrap_err(), "EAGAIN");
+}
+
+// Fails if a state that cannot be is taken.
+#[test]
+fn impossible_states_are_refused() {
+    let [root, a, below] = ["/", "/a", "/b/c"].map(node);
+    let nodes = |nodes: &[&[u8]]| {
+        let records: Vec<_> = nodes.iter().map(|body| (kind::NODE_DATA, *body)).collect();
+        restored(&stream(1, &records))
+    };
+    assert!(nodes(&[&root, &a]).is_ok());
+    let none = node("/")[..14].iter().copied().chain([0, 0, b'/', 0]).collect::<Vec<u8>>();
+    for (what, bodies) in [
+        ("no root", &[][..]),
+        ("no parent", &[&root[..], &below]),
+        ("no parent", &[&a]),
+        ("twice", &[&root, &a, &a]),
+        ("without permissions", &[&none]),
+        ("path is none", &[&root, &node("/a b")]),
+        ("special node", &[&root, &node("@other")]),
+    ] {
+        let error = nodes(bodies).err().unwrap_or_default();
+        assert!(error.contains(what), "{what}: {error}");
+    }
+    let twice = [(kind::CONNECTION_DATA, SOCKET), (kind::CONNECTION_DATA, SOCKET)];
+    assert!(restored(&stream(1, &twice)).unwrap_err().contains("twice"));
+    let watch = [(kind::WATCH_DATA, &b"\x01\0\0\0\x03\0\x02\0/a\0t\0"[..])];
+    assert!(restored(&stream(1, &watch)).unwrap_err().contains("not there"));
+    let mut store = Store::new();
+    store.ok(store.dom0, WRITE, "/a|1");
+    store.ok(store.dom0, RM, "/a|");
+    let whole = store.engine.dump().encode();
+    for len in 0..whole.len() {
+        assert!(State::decode(&whole[..len]).is_err(), "{len} bytes");
+    }
+}

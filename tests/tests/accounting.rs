@@ -1,0 +1,307 @@
+//! What is charged to domains, held against what the allocator has given.
+
+use std::alloc::System;
+use std::sync::{Mutex, PoisonError};
+
+use cap::Cap;
+use xenstore_protocol::{DomId, Quota};
+use xenstore_store::Config;
+use xenstore_tests::fuzzing::guests::{Answer, Guests};
+use xenstore_tests::raw::op;
+
+#[global_allocator]
+static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
+/// The allocator is one for all tests.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What the store keeps besides what is charged: history, lists and maps of its own; and for each
+/// domain its record and its connection.
+const STORE: i64 = 48 * 1024;
+const DOMAIN: i64 = 4 * 1024;
+const GUESTS: u16 = 3;
+
+fn allocated() -> i64 {
+    i64::try_from(ALLOCATOR.allocated()).unwrap()
+}
+
+/// Numbers that are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn of<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+
+    /// A path in the home of `who`; of the toolstack, in the home of a guest.
+    fn path(&mut self, who: usize) -> String {
+        let domid = if who == 0 { self.below(GUESTS.into()) + 1 } else { who as u64 };
+        let names: Vec<String> =
+            (0..=self.below(4)).map(|_| format!("node-{}", self.below(6))).collect();
+        format!("/local/domain/{domid}/{}", names.join("/"))
+    }
+
+    fn text(&mut self, most: u64) -> String {
+        "v".repeat(usize::try_from(self.below(most)).unwrap())
+    }
+}
+
+/// A store and what was allocated before it was made.
+struct Measured {
+    guests: Guests,
+    random: Random,
+    open: Vec<(usize, u32)>,
+    before: i64,
+}
+
+impl Measured {
+    fn new(config: &Config, seed: u64) -> Measured {
+        let open = Vec::with_capacity(1000);
+        let before = allocated();
+        let guests = Guests::new(config, GUESTS);
+        let before = before + i64::try_from(guests.buffer()).unwrap();
+        Measured { guests, random: Random(seed), open, before }
+    }
+
+    fn charged(&self) -> i64 {
+        (0..=GUESTS).map(|domid| self.guests.engine.charged(DomId(domid))).sum()
+    }
+
+    /// Nothing may be kept that is not charged, but for what the open transactions of guests keep of
+    /// the past.
+    fn holds(&self, past: i64) {
+        let (real, charged) = (allocated() - self.before, self.charged());
+        let bound = charged + STORE + DOMAIN * i64::from(GUESTS + 1) + past;
+        assert!(real <= bound, "{real} bytes allocated, {charged} charged, at most {bound}");
+    }
+
+    fn step(&mut self, transactions: bool) {
+        let who = usize::try_from(self.random.below(u64::from(GUESTS) + 1)).unwrap();
+        let own: Vec<u32> =
+            self.open.iter().filter(|(w, _)| *w == who).map(|(_, id)| *id).collect();
+        let tx = if own.is_empty() || self.random.below(3) == 0 { 0 } else { self.random.of(&own) };
+        let path = self.random.path(who);
+        let (ty, payload) = match self.random.below(if transactions { 14 } else { 11 }) {
+            0..3 => (op::WRITE, format!("{path}\0{}", self.random.text(2000))),
+            3 => (op::WRITE, format!("{path}\0{}", self.random.text(20))),
+            4 => (op::MKDIR, format!("{path}/{}\0", "deep/".repeat(20).trim_end_matches('/'))),
+            5 => (op::RM, format!("{path}\0")),
+            6 => (op::READ, format!("{path}\0")),
+            7 => (op::DIRECTORY, format!("{path}\0")),
+            8 => {
+                let domid = path.split('/').nth(3).unwrap();
+                (op::SET_PERMS, format!("{path}\0n{domid}\0r1\0r2\0b3\0"))
+            }
+            9 => (op::WATCH, format!("{path}\0{}\0", self.random.text(300))),
+            10 => {
+                if self.random.below(4) == 0 {
+                    self.guests.drain(who);
+                }
+                return;
+            }
+            11 => (op::TRANSACTION_START, "\0".into()),
+            12 if tx != 0 => (op::TRANSACTION_END, self.random.of(&["T\0", "F\0"]).into()),
+            12 => return,
+            _ => (op::GET_PERMS, format!("{path}\0")),
+        };
+        let id = if ty == op::TRANSACTION_START { 0 } else { tx };
+        match self.guests.ask(who, id, ty, payload.as_bytes()) {
+            Answer::Reply(op::TRANSACTION_START, reply) => {
+                let id = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
+                self.open.push((who, id));
+            }
+            Answer::Reply(..) if ty == op::TRANSACTION_END => {
+                self.open.retain(|open| *open != (who, tx));
+            }
+            Answer::Later(until) => self.guests.now = until,
+            Answer::Reply(..) => {}
+        }
+        self.guests.now += 1;
+    }
+}
+
+// Fails if anything that guests or a toolstack make the store keep is not charged where it is
+// allocated, or is given back before it is freed.
+#[test]
+fn all_that_is_allocated_is_charged() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for seed in 0..8 {
+        let mut measured = Measured::new(&Config::default(), seed);
+        for _ in 0..60 {
+            (0..50).for_each(|_| measured.step(false));
+            measured.holds(0);
+        }
+        measured.guests.engine.check().unwrap();
+        (1..=GUESTS).for_each(|domid| measured.guests.replace(domid));
+        measured.holds(0);
+    }
+}
+
+// Fails if transactions keep more than is charged for them, besides old versions of nodes, or more
+// of those than the quota `memory` and a quarter.
+#[test]
+fn what_transactions_keep_is_bounded() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for seed in 0..8 {
+        let mut config = Config::default();
+        config.quotas.set(Quota::Memory, 200_000);
+        let mut measured = Measured::new(&config, seed);
+        for _ in 0..100 {
+            (0..50).for_each(|_| measured.step(true));
+            // The transactions of the toolstack have no limit; those of this test keep little.
+            let open = measured.open.iter().filter(|(who, _)| *who == 0).count() as i64;
+            measured.holds(250_000 * i64::from(GUESTS) + 100_000 * open);
+        }
+        measured.guests.engine.check().unwrap();
+        for (who, id) in std::mem::take(&mut measured.open) {
+            measured.guests.ask(who, id, op::TRANSACTION_END, b"F\0");
+        }
+        measured.holds(0);
+    }
+}
+
+/// A single guest, which is given the quotas of C xenstored.
+fn one() -> Measured {
+    let mut measured = Measured::new(&Config::default(), 0);
+    measured.guests.now = 1;
+    measured
+}
+
+/// The single guest keeps what is charged to it, and at most this much besides.
+fn keeps(measured: &Measured, past: i64) {
+    let charged = measured.guests.engine.charged(DomId(1));
+    // The request that reaches the limit may exceed it by its value and its answer.
+    assert!(charged <= 2_621_440 + 8192, "{charged}");
+    measured.holds(past);
+}
+
+// Fails if a guest cannot have what the same quotas allow it with C xenstored: 1,000 nodes of the
+// largest size, 128 watches, 10 transactions.
+#[test]
+fn the_default_quotas_allow_what_they_say() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut measured = one();
+    let value = "x".repeat(1900);
+    // With its home and ten folders, in which the names of so many fit.
+    for i in 0..989 {
+        let path = format!("folder-{}/node-{i:03}", i % 10);
+        measured.guests.ok(1, 0, op::WRITE, format!("{path}\0{value}").as_bytes());
+    }
+    let refused = measured.guests.ask(1, 0, op::WRITE, b"one-more\0");
+    assert_eq!(refused, Answer::Reply(op::ERROR, b"ENOSPC\0".to_vec()));
+    (0..128)
+        .for_each(|i| drop(measured.guests.ok(1, 0, op::WATCH, format!("x{i}\0t\0").as_bytes())));
+    (0..10).for_each(|_| drop(measured.guests.ok(1, 0, op::TRANSACTION_START, b"\0")));
+    keeps(&measured, 0);
+}
+
+// Fails if a transaction can make copies of a deep tree again and again: what has been read is kept
+// as it was, so that each write below copies all of it.
+#[test]
+fn copies_of_a_deep_tree_are_charged() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut measured = one();
+    let deep = format!("a{}", "/b".repeat(900));
+    measured.guests.ok(1, 0, op::MKDIR, format!("{deep}\0").as_bytes());
+    for round in 0..10 {
+        let reply = measured.guests.ok(1, 0, op::TRANSACTION_START, b"\0");
+        let tx = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
+        for i in 0..100 {
+            measured.guests.ask(1, tx, op::READ, b"a\0");
+            if round % 2 == 0 {
+                measured.guests.ask(1, tx, op::WRITE, format!("{deep}\0{i}").as_bytes());
+            } else {
+                measured.guests.ask(1, tx, op::RM, b"a\0");
+                measured.guests.ask(1, tx, op::MKDIR, format!("{deep}\0").as_bytes());
+            }
+            keeps(&measured, 0);
+        }
+    }
+}
+
+// Fails if open transactions of a guest keep more of the past than its quota `memory` and a quarter,
+// if newer ones are given up before the oldest, or if one that was given up cannot be ended.
+#[test]
+fn what_snapshots_keep_of_the_past_is_bounded() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut measured = one();
+    let guests = &mut measured.guests;
+    let write = |guests: &mut Guests, round: usize| {
+        for i in 0..300 {
+            let value = format!("{round:04}").repeat(475);
+            guests.ok(0, 0, op::WRITE, format!("/tool/node-{i}\0{value}").as_bytes());
+        }
+    };
+    write(guests, 0);
+    let mut open = Vec::new();
+    for round in 1..=10 {
+        let reply = guests.ok(1, 0, op::TRANSACTION_START, b"\0");
+        let tx: u32 = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
+        guests.ok(1, tx, op::WRITE, format!("tx-{round}\0x").as_bytes());
+        open.push(tx);
+        write(guests, round);
+    }
+    guests.engine.check().unwrap();
+    keeps(&measured, 2_621_440 * 5 / 4);
+    let guests = &mut measured.guests;
+    let refused = |name: &str| Answer::Reply(op::ERROR, format!("{name}\0").into_bytes());
+    let first = guests.ask(1, open[0], op::READ, b"\0");
+    assert_eq!(first, refused("EINVAL"), "a malformed request is still told from others");
+    assert_eq!(guests.ask(1, open[0], op::READ, b"x\0"), refused("ENOSPC"));
+    assert_eq!(guests.ask(1, open[0], op::TRANSACTION_END, b"T\0"), refused("EAGAIN"));
+    guests.ok(1, open[1], op::TRANSACTION_END, b"F\0");
+    // The newest has kept what it needs.
+    guests.ok(1, open[9], op::TRANSACTION_END, b"T\0");
+    guests.ok(1, 0, op::READ, b"tx-10\0");
+    let refusals = guests.ok(0, 0, op::CONTROL, b"refusals\0");
+    assert!(String::from_utf8_lossy(&refusals).contains("domain 1 memory count"));
+    for tx in &open[2..9] {
+        guests.ask(1, *tx, op::TRANSACTION_END, b"F\0");
+    }
+    keeps(&measured, 0);
+}
+
+// Fails if an event that waits, or a request of a transaction, costs more than it is charged for
+// where there are many small ones.
+#[test]
+fn many_small_things_are_charged() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut measured = one();
+    for i in 0..128 {
+        measured.guests.ok(1, 0, op::WATCH, format!("/local/domain/1\0{i}\0").as_bytes());
+    }
+    measured.guests.drain(1);
+    keeps(&measured, 0);
+    for i in 0..100 {
+        measured.guests.ok(0, 0, op::WRITE, format!("/local/domain/1/{i}\0").as_bytes());
+        keeps(&measured, 0);
+    }
+    measured.guests.drain(1);
+    keeps(&measured, 0);
+    for _ in 0..10 {
+        let reply = measured.guests.ok(1, 0, op::TRANSACTION_START, b"\0");
+        let tx = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
+        (0..1024).for_each(|_| drop(measured.guests.ask(1, tx, op::READ, b"1\0")));
+        keeps(&measured, 0);
+    }
+}
+
+// Fails if permission lists that all differ, and all that leads to the domains in them, cost more
+// than is charged for them.
+#[test]
+fn permission_lists_are_charged() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut measured = one();
+    for i in 0..980 {
+        let path = format!("f{}/n{i}", i % 10);
+        measured.guests.ok(1, 0, op::MKDIR, format!("{path}\0").as_bytes());
+        let perms = ["n1\0r2\0w3\0b4\0r5\0", "r1\0w2\0r3\0n4\0w5\0"][i % 2];
+        measured.guests.ok(1, 0, op::SET_PERMS, format!("{path}\0{perms}").as_bytes());
+    }
+    keeps(&measured, 0);
+}
