@@ -7,15 +7,19 @@ enum { WINDOW = 25 };
 /* Measures for ever; each window's figures, in microseconds, are a line on the console. */
 static void measure(void)
 {
-	u32 windows = 0, wrong = 0;
+	u32 windows = 0, wrong = 0, len;
+	char own[16];
+	/* Answers for another domain would be wrong here. */
+	ask(READ, "domid", sizeof "domid", own, sizeof own, &len);
+	own[len % sizeof own] = 0;
 	write_node("data/state", "ready");
 	for (;;) {
 		u32 start = now_us(), longest = 0, round;
 		char report[128], *end;
 		for (round = 0; round < WINDOW; round++) {
-			char value[16];
+			char value[32];
 			u32 before = now_us(), took;
-			number(value, windows * WINDOW + round);
+			number(text(text(value, own), "-"), windows * WINDOW + round);
 			wrong += !(write_node("data/beat", value) && node_is("data/beat", value));
 			took = now_us() - before;
 			longest = took > longest ? took : longest;
