@@ -40,10 +40,10 @@ impl Device {
             .custom_flags(flags)
             .open(EVTCHN_DEVICE)
             .map_err(|error| io::Error::new(error.kind(), format!("{EVTCHN_DEVICE}: {error}")))?;
-        Device::new(device, driver)
+        Device::with(device, driver)
     }
 
-    fn new(device: File, driver: &Driver) -> io::Result<Device> {
+    fn with(device: File, driver: &Driver) -> io::Result<Device> {
         Ok(Device { device: driver.source(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
     }
 
@@ -111,7 +111,7 @@ mod tests {
         let reader = OwnedFd::from(reader);
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         // Nobody runs the driver's loop: nothing is told.
-        let device = Device::new(File::from(reader), &Driver::new().unwrap()).unwrap();
+        let device = Device::with(File::from(reader), &Driver::new().unwrap()).unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut ports = Vec::new();
         for port in [7_u32, 8] {
