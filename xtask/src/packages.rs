@@ -10,6 +10,7 @@ pub const FOR_XEN: &[Package] = &[
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("cpio", "/usr/bin/cpio"),
     ("xz-utils", "/usr/bin/xz"),
+    ("gcc", "/usr/bin/gcc"),
 ];
 
 /// For other people's daemons and clients.

@@ -7,7 +7,7 @@ use crate::steps::Verdict;
 use crate::{cargo, packages, project};
 
 /// Scenarios of `tests/xen/scenarios` that `cargo xtask test` runs.
-pub const SCENARIOS: &[&str] = &["smoke", "lifecycle"];
+pub const SCENARIOS: &[&str] = &["smoke", "lifecycle", "transaction", "devices", "hostile"];
 
 /// What `tests/xen/run` exits with where this machine lacks something that it takes.
 const LACKING: i32 = 77;

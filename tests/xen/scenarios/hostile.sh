@@ -1,0 +1,71 @@
+# A domU that owns its ring and attacks: while it does, and after, a second domU and dom0
+# are answered right and in time, and the xenstored gets back what it had.
+# Variable: ATTACKS.  Latencies are in microseconds, of emulated machines.
+. /lib/xen-vm/dom0.sh
+attacks=${ATTACKS:-indices flips frames mutate flood deaf storm}
+
+gone() { ! xenstore-exists "$1"; }
+same_fds() { eq "$(subject_fds)" "$fds"; }
+above() { [ "$(xenstore-read "$1" || echo 0)" -gt "$2" ]; }
+
+# The other domU writes and reads without a pause; a line a window, with the longest of it.
+windows() { grep -c '^window' "$(domu_log victim)"; }
+windows_above() { [ "$(windows)" -gt "$1" ]; }
+# dom0_reads: how long 20 clients in dom0 take
+dom0_reads() {
+	local begin i
+	begin=$(awk '{printf "%d", $1 * 100}' /proc/uptime)
+	for i in $(seq 10); do
+		[ "$(xenstore-read /local/domain/0/name)" = Domain-0 ] || return 1
+		[ "$(XENSTORED_PATH=/dev/xen/xenbus xenstore-read /local/domain/0/name)" = Domain-0 ] || return 1
+	done
+	echo $((($(awk '{printf "%d", $1 * 100}' /proc/uptime) - begin) * 500))
+}
+# latencies: of windows that begin and end from now on; sets mean, longest, own
+latencies() {
+	local first
+	first=$(windows)
+	own=$(dom0_reads)
+	wait_for 240 windows_above $((first + 2)) || return 1
+	set -- $(grep '^window' "$(domu_log victim)" | tail -n +$((first + 2)) | tr -d '\r' |
+		awk '{sum += $4; if ($6 > longest) longest = $6} END {printf "%d %d", sum / NR, longest}')
+	mean=$1 longest=$2
+}
+
+check "a domU that measures" ring_guest victim measure
+check "it is answered" wait_for 120 windows_above 1
+fds=$(subject_fds)
+rss=$(subject_rss) log=$(wc -c <"$SUBJECT_LOG")
+
+for attack in $attacks; do
+	# Before each, what a guest costs that only takes a processor: machines differ, and one hour
+	# from the next. The bounds tell somebody who is slowed from somebody who is not served.
+	check "$attack: a domU that only spins" ring_guest spin spin
+	check "$attack: it spins" wait_for 120 xenstore-exists "$(domu_home spin)/data/state"
+	latencies
+	tell "LATENCY before $attack: domU mean $mean longest $longest, dom0 $own"
+	mean0=$mean longest0=$longest own0=$own
+	xl destroy spin
+	check "$attack: xl create" ring_guest "$attack" "$attack"
+	home=$(domu_home "$attack")
+	check "$attack: it attacks" wait_for 120 xenstore-exists "$home/data/state"
+	check "$attack: the other domU goes on" latencies
+	tell "LATENCY $attack: domU mean $mean longest $longest, dom0 $own"
+	check "$attack: its latency is bounded" [ "$mean" -le $((mean0 * 10 + 50000)) ]
+	check "$attack: its longest one too" [ "$longest" -le $((longest0 * 10 + 2000000)) ]
+	check "$attack: and that of dom0" [ "$own" -le $((own0 * 10 + 500000)) ]
+	case $(xenstore-read "$home/data/state") in *anew)
+		check "$attack: it starts anew and is answered well" wait_for 120 above "$home/data/rounds" 3 ;;
+	esac
+	check "$attack: the store works" test-xenstore
+	check "$attack: xl destroy" xl destroy "$attack"
+	check "$attack: nothing of it stays" wait_for 60 gone "$home"
+	check "$attack: descriptors are back to $fds" wait_for 60 same_fds
+	tell "MEMORY after $attack: $(subject_rss) KiB"
+done
+check "no answer was wrong" fails grep 'wrong [^0]' "$(domu_log victim)"
+check "the other domU is still there" wait_for 60 windows_above "$(windows)"
+check "memory of the xenstored has not grown (from $rss to $(subject_rss) KiB)" \
+	[ "$(subject_rss)" -le $((rss + 2048)) ]
+check "nor its log" [ "$(wc -c <"$SUBJECT_LOG")" -le $((log + 65536)) ]
+summary
