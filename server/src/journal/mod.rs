@@ -37,9 +37,9 @@ pub(crate) use replay::clock;
 use segment::{Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
-/// Bytes of records after which the next file is begun; and room for what comes until then.
-const FULL: usize = 32 << 20;
-const ROOM: usize = 2 * FULL;
+/// Bytes of records after which the next file is begun, if the state that it begins with is not
+/// longer: so that writing states is always the smaller part of the work.
+const FULL: usize = 16 << 20;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
@@ -56,6 +56,8 @@ pub(crate) struct Journal {
     number: u64,
     /// None while it cannot be written.
     segment: Option<Segment>,
+    /// Bytes of records after which the next one is begun.
+    full: usize,
     /// When it may be tried again.
     rests_until: Instant,
     body: Vec<u8>,
@@ -185,6 +187,7 @@ impl Journal {
             boot: boot_id(),
             number,
             segment: None,
+            full: FULL,
             rests_until: Instant::now(),
             body: Vec::new(),
             waiter: None,
@@ -201,15 +204,17 @@ impl Journal {
     /// Begins the next file, with this state; the ones before are not needed any more.
     pub(crate) fn next(&mut self, state: &[u8]) {
         let (number, new) = (self.number + 1, self.dir.join("journal.new"));
+        let full = FULL.max(state.len());
         let make = || -> io::Result<Segment> {
-            let segment = Segment::create(&new, &self.boot, state, ROOM)?;
+            // As much again for what comes until then.
+            let segment = Segment::create(&new, &self.boot, state, 2 * full)?;
             std::fs::rename(&new, file(&self.dir, number))?;
             Ok(segment)
         };
         match make() {
             Ok(segment) => {
                 self.segment = Some(segment);
-                self.number = number;
+                (self.number, self.full) = (number, full);
                 for old in numbers(&self.dir).into_iter().filter(|old| *old < number) {
                     let _ = std::fs::remove_file(file(&self.dir, old));
                 }
@@ -225,7 +230,7 @@ impl Journal {
     pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
         self.waiter = Some(cx.waker().clone());
         match &self.segment {
-            Some(segment) if segment.len() < FULL => Poll::Pending,
+            Some(segment) if segment.len() < self.full => Poll::Pending,
             Some(_) => Poll::Ready(None),
             None => Poll::Ready(Some(self.rests_until)),
         }
@@ -278,7 +283,7 @@ impl Journal {
         if let Err(error) = segment.done() {
             return self.suspend(&error);
         }
-        if segment.len() >= FULL {
+        if segment.len() >= self.full {
             self.wake();
         }
     }

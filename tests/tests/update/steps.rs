@@ -169,7 +169,7 @@ fn an_update_at_any_step_is_not_seen() {
 fn held(host: &Host) -> (usize, usize) {
     let proc = format!("/proc/{}", host.daemon.pid());
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     let memory = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     (fs::read_dir(format!("{proc}/fd")).unwrap().count(), memory)
 }

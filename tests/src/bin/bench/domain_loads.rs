@@ -122,7 +122,7 @@ impl Lives {
 
 impl Load for Lives {
     fn round(&mut self, meter: &mut Meter) -> Result<()> {
-        let (before, doorbell) = (memory(self.pid, "VmRSS")?, doorbell(&self.xen)?);
+        let (before, doorbell) = (memory(self.pid, "RssAnon")?, doorbell(&self.xen)?);
         let (mut inbox, deadline) = (Inbox::default(), meter.deadline);
         let check = |what: &str, domid: u32| -> Result<()> {
             deadline.check().map_err(|error| format!("{error} ({domid} {what})").into())
@@ -137,7 +137,7 @@ impl Load for Lives {
             tally.ops += self.count as usize;
             Ok(())
         })?;
-        meter.bytes_each = Some((memory(self.pid, "VmRSS")? - before) / f64::from(self.count));
+        meter.bytes_each = Some((memory(self.pid, "RssAnon")? - before) / f64::from(self.count));
         meter.measure(|_| {
             (1..=self.count).try_for_each(|domid| {
                 self.destroy(domid)?;

@@ -40,14 +40,14 @@ impl Filled {
 
 impl Load for Filled {
     fn round(&mut self, meter: &mut Meter) -> Result<()> {
-        let before = memory(self.pid, "VmRSS")?;
+        let before = memory(self.pid, "RssAnon")?;
         let (mut made, deadline) = (0, meter.deadline);
         meter.measure(|tally| {
             made = fill(&mut self.client, self.nodes, deadline)?;
             tally.ops += made;
             Ok(())
         })?;
-        meter.bytes_each = Some((memory(self.pid, "VmRSS")? - before) / made as f64);
+        meter.bytes_each = Some((memory(self.pid, "RssAnon")? - before) / made as f64);
         if deadline.passed() {
             meter.note = format!("only {made} nodes within the time");
         }

@@ -141,7 +141,8 @@ fn cpu(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// A process's memory in bytes: `VmRSS` now, or `VmHWM` at its peak.
+/// A process's memory in bytes: `RssAnon`, its own now, without files that it has mapped; or `VmHWM`,
+/// all at its peak.
 pub(crate) fn memory(pid: u32, which: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':'));
