@@ -422,7 +422,13 @@ impl Decoder {
     pub(super) fn finish_tree(&mut self, grower: Grower<'_>, place: &Cursor<'_>) -> Result<()> {
         let (tree, youngest, last) = grower.finish(place)?;
         self.youngest = youngest;
-        self.counters.get_or_insert(Counters { stamp: last, ..Counters::default() });
+        // Another daemon's are given numbers in their order.
+        self.counters.get_or_insert(Counters {
+            stamp: last,
+            last_conn: self.connections.len() as u64,
+            last_watch: self.last_watch,
+            ..Counters::default()
+        });
         self.tree = Some(tree);
         Ok(())
     }
@@ -431,7 +437,7 @@ impl Decoder {
         if self.pending.values().any(|watches| !watches.is_empty()) {
             return Err(place.error("details of watches that are not there"));
         }
-        let (Some(mut counters), Some(tree)) = (self.counters, self.tree) else {
+        let (Some(counters), Some(tree)) = (self.counters, self.tree) else {
             return Err(place.error("no nodes"));
         };
         // What another daemon only has the number of is answered, but never committed.
@@ -447,9 +453,6 @@ impl Decoder {
                 self.lost.push(what);
             }
         }
-        counters.last_watch = counters.last_watch.max(self.last_watch);
-        let last_conn = self.connections.iter().map(|connection| connection.id.0).max();
-        counters.last_conn = counters.last_conn.max(last_conn.unwrap_or(0));
         for connection in &mut self.connections {
             connection.transactions.sort_by_key(|(id, _)| *id);
         }
