@@ -19,6 +19,8 @@ const HELP: &str = "cargo xtask COMMAND
   conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
+  crash [COUNT [SEED]]    kill the daemon that often (default: 1000) while guests and clients use it,
+                          at moments that SEED decides, and check that nobody has lost anything
   deb [check]             build the Debian package; check: and hold it against Debian's files, and
                           Debian's start scripts against it
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(),
         Some("conformance") => tests_binary("conformance", rest),
         Some("bench") => tests_binary("bench", rest),
+        Some("crash") => crash(rest),
         Some("deb") => deb::run(rest),
         Some("fuzz") => fuzz::run(rest),
         Some("xen") => xen::run(rest),
@@ -59,10 +62,26 @@ fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// Kills the daemon again and again.
+fn crash(args: &[String]) -> ExitCode {
+    let test = ["test", "--release", "--quiet", "-p", "xenstore-tests", "--test", "crash"];
+    let mut cargo = cargo(&test);
+    cargo.args(["--", "--nocapture"]);
+    cargo.env("XENSTORE_CRASHES", args.first().map_or("1000", String::as_str));
+    if let Some(seed) = args.get(1) {
+        cargo.env("XENSTORE_SEED", seed);
+    }
+    status_of(&mut cargo)
+}
+
 /// Runs a program of `tests/`, optimised.
 fn tests_binary(name: &str, args: &[String]) -> ExitCode {
     let run = ["run", "--release", "--quiet", "-p", "xenstore-tests", "--bin", name, "--"];
-    match cargo(&run).args(args).status() {
+    status_of(cargo(&run).args(args))
+}
+
+fn status_of(command: &mut Command) -> ExitCode {
+    match command.status() {
         Ok(status) => ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)),
         Err(error) => {
             eprintln!("xtask: cargo: {error}");
