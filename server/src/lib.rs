@@ -16,7 +16,9 @@ mod pid_file;
 mod place;
 mod server;
 mod standalone;
+mod tasks;
 mod xen;
 
 pub use server::{Clock, Server};
 pub use standalone::Standalone;
+pub use tasks::Tasks;
