@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
-use smol::LocalExecutor;
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
 use xenstore_store::Host;
@@ -24,6 +23,7 @@ use crate::pid_file::PidFile;
 use crate::place::{run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
+use crate::tasks::Tasks;
 use crate::update::{self, Incoming, Outgoing, Updatable, Update};
 use crate::xen;
 
@@ -180,8 +180,8 @@ fn run(settings: Settings) -> Result<(), String> {
     });
     let server = server.journaled(journal);
     let bound = events.as_ref().map(|events| events.bound.clone());
-    let executor = LocalExecutor::new();
-    driver.block_on(executor.run(async {
+    let tasks = Tasks::new();
+    driver.block_on(tasks.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         match taken {
@@ -189,7 +189,7 @@ fn run(settings: Settings) -> Result<(), String> {
                 if taken.is_to_be_told() {
                     update.is_done();
                 }
-                taken.adopt(&server, resumed, &executor, &driver);
+                taken.adopt(&server, resumed, &tasks, &driver);
             }
             None => xen::introduce_all(&server, &waiting),
         }
@@ -205,7 +205,7 @@ fn run(settings: Settings) -> Result<(), String> {
         };
         let accept = async {
             match listener {
-                Some(listener) => server.accept(listener, &executor).await,
+                Some(listener) => server.accept(listener, &tasks).await,
                 None => future::pending().await,
             }
         };
@@ -220,21 +220,17 @@ fn run(settings: Settings) -> Result<(), String> {
                 }
             }
         };
-        let deliver = async {
-            match events {
-                Some(events) => events.deliver(&server).await,
-                None => future::pending().await,
-            }
-        };
+        if let Some(events) = events {
+            tasks.spawn(events.deliver(&server));
+        }
         let serve_rings = async {
             while let Ok(ring) = rings.recv().await {
-                executor.spawn(server.serve(ring)).detach();
+                tasks.spawn(server.serve(ring));
             }
             future::pending().await
         };
-        let serve = future::or(deliver, serve_rings);
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
-        future::or(future::or(accept, stop), future::or(serve, keep)).await;
+        future::or(future::or(accept, stop), future::or(serve_rings, keep)).await;
         // On a Xen host the next process goes on: its guests are still there.
         if outgoing.xen.is_none() {
             server.end_journal();
