@@ -18,6 +18,7 @@ use xenstore_transport::xen::XenRing;
 
 use crate::log::Trace;
 use crate::options::{Options, Settings};
+use crate::own_waker::own_waker;
 use crate::pid_file::PidFile;
 use crate::place::socket_path;
 use crate::server::{Clock, Server};
@@ -160,7 +161,8 @@ fn run(settings: Settings) -> Result<(), String> {
             }
             future::pending().await
         };
-        future::or(future::or(accept, stop), future::or(deliver, serve_rings)).await;
+        let work = future::or(own_waker(accept), own_waker(deliver));
+        future::or(work, future::or(own_waker(stop), own_waker(serve_rings))).await;
         Ok(())
     }))
 }

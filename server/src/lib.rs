@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod embedded;
 mod log;
 mod options;
+mod own_waker;
 mod oxenstored_conf;
 mod pid_file;
 mod place;

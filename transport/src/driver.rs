@@ -51,10 +51,19 @@ struct Sources {
 struct Slot {
     readable: AtomicBool,
     writable: AtomicBool,
+    /// The kernel has been asked to tell of room to write.
+    full: AtomicBool,
     /// The other end has closed: reading never has to wait again.
     ended: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
+}
+
+/// What the kernel is to tell of a descriptor. Not of room to write while there is some: it would
+/// tell so whenever the other end has read an answer.
+fn interest(room: bool) -> epoll::EventFlags {
+    let always = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+    if room { always | epoll::EventFlags::OUT } else { always }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,11 +104,7 @@ impl Driver {
         slot.writable.store(true, Ordering::Relaxed);
         let mut sources = lock(&own.sources);
         let number = sources.free.last().copied().unwrap_or(sources.slots.len());
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
-        epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), flags)?;
+        epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), interest(false))?;
         // Only now, so that a number is not lost with a descriptor that the kernel refuses.
         match sources.free.pop() {
             Some(number) => sources.slots[number] = Some(slot.clone()),
@@ -212,6 +217,18 @@ struct Registered<T: AsFd> {
     own: Arc<Loop>,
 }
 
+impl<T: AsFd> Registered<T> {
+    /// Asks to be told of room to write, or not any more. Asking tells also of what is there already.
+    fn tell_room(&self, wanted: bool) -> io::Result<()> {
+        if self.slot.full.load(Ordering::Relaxed) != wanted {
+            self.slot.full.store(wanted, Ordering::Relaxed);
+            let data = epoll::EventData::new_u64(self.number as u64);
+            epoll::modify(&self.own.epoll, &self.io, data, interest(wanted))?;
+        }
+        Ok(())
+    }
+}
+
 impl<T: AsFd> Drop for Registered<T> {
     fn drop(&mut self) {
         let _ = epoll::delete(&self.own.epoll, &self.io);
@@ -256,10 +273,13 @@ impl<T: AsFd> Source<T> {
         reading: bool,
     ) -> Poll<io::Result<R>> {
         loop {
-            if let Way::Own(Registered { slot, .. }) = &self.0 {
-                let (ready, waker) = slot.half(reading);
+            if let Way::Own(registered) = &self.0 {
+                let (ready, waker) = registered.slot.half(reading);
                 if !ready.load(Ordering::Acquire) {
                     waker.register(cx.waker());
+                    if !reading {
+                        registered.tell_room(true)?;
+                    }
                     // It may have come in between, on another thread.
                     if !ready.load(Ordering::Acquire) {
                         return Poll::Pending;
@@ -269,7 +289,12 @@ impl<T: AsFd> Source<T> {
             match attempt(self.get()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => return Poll::Ready(result),
+                result => {
+                    if let (Way::Own(registered), false) = (&self.0, reading) {
+                        registered.tell_room(false)?;
+                    }
+                    return Poll::Ready(result);
+                }
             }
             match &self.0 {
                 Way::Own(registered) => {
