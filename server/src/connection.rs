@@ -5,9 +5,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use xenstore_protocol::{FrameTooLong, Operation, server};
-use xenstore_store::{ConnId, Host};
+use smol::Timer;
+use xenstore_protocol::{Frame, FrameTooLong, Header, Operation, server};
+use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::Transport;
 
 use crate::server::Server;
@@ -30,8 +32,16 @@ pub(crate) enum End {
     Panic,
 }
 
-/// The future of one connection. Written by hand because it waits for three things at once: input,
-/// room for output, and events.
+/// A request that has been put off, with what it waits for besides being woken.
+struct Held {
+    header: Header,
+    payload: Box<[u8]>,
+    until: Millis,
+    timer: Timer,
+}
+
+/// The future of one connection. Written by hand because it waits for several things at once:
+/// input, room for output, events, and the time at which a request that was put off is answered.
 pub(crate) struct Connection<'a, H: Host, T> {
     server: &'a Server<H>,
     conn: ConnId,
@@ -40,12 +50,14 @@ pub(crate) struct Connection<'a, H: Host, T> {
     /// Input that waits for its turn, or until there is room for answers to it; from `taken` on.
     waiting: Vec<u8>,
     taken: usize,
+    /// While there is one, nothing else is answered.
+    held: Option<Held>,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
         let state = server::Connection::default();
-        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0 }
+        Connection { server, conn, transport, state, waiting: Vec::new(), taken: 0, held: None }
     }
 
     /// Writes what is there to write; pending while the other side has no room for all of it.
@@ -64,31 +76,37 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// bytes it has taken.
     fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
         let all = input.len();
-        while *left > 0 && !self.state.is_full() {
+        while *left > 0 && !self.state.is_full() && self.held.is_none() {
             match self.state.receive(&mut input) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
-                    let (server, conn) = (self.server, self.conn);
-                    let answer = || server.handle(conn, &frame.header, frame.payload, out);
-                    // A mistake in answering one client must not end the others.
-                    if catch_unwind(AssertUnwindSafe(answer)).is_err() {
-                        let name = Operation::from_wire(frame.header.ty).map(Operation::name);
-                        let payload = String::from_utf8_lossy(frame.payload);
-                        tracing::error!(%conn, header = ?frame.header, name, %payload,
-                            "panic while answering this request; please report it");
-                        server.check();
-                        return Err(End::Panic);
-                    }
+                    self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
                 }
             }
         }
         Ok(all - input.len())
     }
 
+    /// Offers a request again that was put off; pending if it has to wait still.
+    fn retry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
+        let time = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
+        let frame = Frame { header: held.header, payload: &held.payload };
+        self.held = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
+        match &mut self.held {
+            None => Poll::Ready(Ok(())),
+            // A timer wakes only those who have asked it.
+            Some(held) => Pin::new(&mut held.timer).poll(cx).map(|_| Ok(())),
+        }
+    }
+
     /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
     fn advance(&mut self, cx: &mut Context<'_>, left: &mut u32) -> Poll<Result<(), End>> {
+        if self.held.is_some() {
+            return self.retry(cx);
+        }
         if !self.waiting.is_empty() {
             let waiting = std::mem::take(&mut self.waiting);
             self.taken += self.answer(&waiting[self.taken..], left)?;
@@ -109,6 +127,34 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 Poll::Ready(Ok(()))
             }
             Err(error) => Poll::Ready(Err(End::Io(error))),
+        }
+    }
+}
+
+/// Answers one frame. Some if it is put off; an error if it cannot be answered, which is a mistake.
+fn answer_frame<H: Host + 'static>(
+    server: &Server<H>,
+    conn: ConnId,
+    frame: &Frame<'_>,
+    time: Millis,
+    out: &mut Vec<u8>,
+) -> Result<Option<Held>, End> {
+    let answer = || server.handle(conn, &frame.header, frame.payload, time, out);
+    // A mistake in answering one client must not end the others.
+    match catch_unwind(AssertUnwindSafe(answer)) {
+        Ok(Outcome::Answered) => Ok(None),
+        Ok(Outcome::Later(until)) => {
+            let wait = until.saturating_sub(server.clock().now());
+            let timer = Timer::after(Duration::from_millis(wait));
+            Ok(Some(Held { header: frame.header, payload: frame.payload.into(), until, timer }))
+        }
+        Err(_) => {
+            let name = Operation::from_wire(frame.header.ty).map(Operation::name);
+            let payload = String::from_utf8_lossy(frame.payload);
+            tracing::error!(%conn, header = ?frame.header, name, %payload,
+                "panic while answering this request; please report it");
+            server.check();
+            Err(End::Panic)
         }
     }
 }

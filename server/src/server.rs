@@ -11,7 +11,7 @@ use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Timer};
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis};
+use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis, Outcome};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
@@ -61,7 +61,8 @@ struct Shared<H: Host> {
     engine: RefCell<Engine>,
     host: RefCell<H>,
     clock: Clock,
-    /// Tasks of connections, to be woken when events wait for them or their domain is gone.
+    /// Tasks of connections, to be woken when events wait for them, a request
+    /// that was put off may be answered, or their domain is gone.
     wakers: RefCell<BTreeMap<ConnId, Waker>>,
     /// What all tasks read into; nothing is kept here between two polls.
     buffer: RefCell<Box<[u8]>>,
@@ -191,20 +192,35 @@ impl<H: Host + 'static> Server<H> {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let mut out = Vec::new();
-        self.handle(conn, &header, payload, &mut out);
+        // The machine does not wait: it is as if the time were up at once.
+        let mut time = 0;
+        while let Outcome::Later(until) = self.handle(conn, &header, payload, time, &mut out) {
+            time = until;
+        }
         self.0.engine.borrow_mut().disconnect(conn);
         let ty = out.first_chunk().map_or(0, |header| Header::parse(header).ty);
         (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
     }
 
-    /// Answers one frame and wakes those whom it concerns.
-    pub(crate) fn handle(&self, conn: ConnId, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `time` is what the
+    /// time is at least: of a frame that was put off until then.
+    pub(crate) fn handle(
+        &self,
+        conn: ConnId,
+        header: &Header,
+        payload: &[u8],
+        time: Millis,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
         let shared = &self.0;
-        let now = shared.clock.now();
+        let now = shared.clock.now().max(time);
         let start = out.len();
-        {
+        let outcome = {
             let mut host = shared.host.borrow_mut();
-            shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out);
+            shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out)
+        };
+        if outcome != Outcome::Answered {
+            return outcome;
         }
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
             let who = format!("conn {conn}");
@@ -216,6 +232,7 @@ impl<H: Host + 'static> Server<H> {
             }
         }
         self.wake();
+        outcome
     }
 
     /// Lets the engine and the machine change together, then wakes those whom it concerns.

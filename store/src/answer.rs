@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use xenstore_protocol::{ErrorName, PAYLOAD_MAX, Reply, Request};
 
 use crate::charge::bytes;
+use crate::engine::Millis;
 use crate::node::Node;
 
 /// The answer to a request that has succeeded.
@@ -19,6 +20,9 @@ pub(crate) enum Answer {
     Seen(Arc<Node>),
     /// All other requests: the reply itself.
     Reply(Reply<'static>),
+    /// None yet: nothing has been done, and the request is to be offered again, at this time at the
+    /// latest.
+    Later(Millis),
 }
 
 impl Answer {
@@ -26,15 +30,15 @@ impl Answer {
     pub(crate) fn reply<'a>(&'a self, request: &Request<'_>, lists: &'a mut Lists) -> Reply<'a> {
         match (self, request) {
             (Answer::Reply(reply), _) => reply.clone(),
-            (Answer::Seen(node), Request::Read(_)) => Reply::Bytes(Cow::Borrowed(&node.value)),
+            (Answer::Seen(node), Request::Read(_)) => Reply::Bytes(Cow::Borrowed(node.value())),
             (Answer::Seen(node), Request::Directory(_)) => Reply::Names(Cow::Owned(names(node))),
-            (Answer::Seen(node), Request::GetPerms(_)) => Reply::Perms(node.acl.perms()),
+            (Answer::Seen(node), Request::GetPerms(_)) => Reply::Perms(node.acl().perms()),
             (Answer::Seen(node), Request::DirectoryPart { offset, .. }) => {
                 let list = lists.of(node);
-                let part = part(list, node.listed, *offset);
+                let part = part(list, node.listed(), *offset);
                 let last = part.end == list.len();
                 let names = Cow::Borrowed(&list[part]);
-                Reply::Part { generation: node.listed, names, last }
+                Reply::Part { generation: node.listed(), names, last }
             }
             _ => Reply::Ok,
         }
@@ -43,9 +47,9 @@ impl Answer {
     /// Bytes of the reply that are kept with it.
     pub(crate) fn size(&self, request: &Request<'_>) -> i64 {
         match (self, request) {
-            (Answer::Seen(node), Request::Read(_)) => bytes(node.value.len()),
-            (Answer::Seen(node), Request::GetPerms(_)) => bytes(8 * node.acl.entries().len()),
-            (Answer::Seen(node), _) => bytes(node.children.names_len()),
+            (Answer::Seen(node), Request::Read(_)) => bytes(node.value().len()),
+            (Answer::Seen(node), Request::GetPerms(_)) => bytes(8 * node.acl().entries().len()),
+            (Answer::Seen(node), _) => bytes(node.children().names_len()),
             _ => 0,
         }
     }
@@ -66,13 +70,13 @@ pub(crate) fn same(
     };
     let list = matches!(request, Request::Directory(_) | Request::DirectoryPart { .. });
     Arc::ptr_eq(a, b)
-        || list && a.listed == b.listed
+        || list && a.listed() == b.listed()
         || match request {
-            Request::Read(_) => a.value == b.value,
-            Request::GetPerms(_) => a.acl.perms() == b.acl.perms(),
+            Request::Read(_) => a.value() == b.value(),
+            Request::GetPerms(_) => a.acl().perms() == b.acl().perms(),
             Request::DirectoryPart { offset, .. } => {
                 let (x, y) = (names(a), names(b));
-                let (p, q) = (part(&x, a.listed, *offset), part(&y, a.listed, *offset));
+                let (p, q) = (part(&x, a.listed(), *offset), part(&y, a.listed(), *offset));
                 (p.end == x.len()) == (q.end == y.len()) && x[p] == y[q]
             }
             _ => names(a) == names(b),
@@ -81,9 +85,9 @@ pub(crate) fn same(
 
 /// The children's names in order of creation, each with its NUL.
 fn names(node: &Node) -> Vec<u8> {
-    let mut names = Vec::with_capacity(node.children.names_len());
-    for child in node.children.by_creation() {
-        names.extend_from_slice(child.name.as_bytes());
+    let mut names = Vec::with_capacity(node.children().names_len());
+    for child in node.children().by_creation() {
+        names.extend_from_slice(child.name().as_bytes());
         names.push(0);
     }
     names
@@ -115,10 +119,10 @@ const LISTS_MAX: usize = 8;
 
 impl Lists {
     fn of(&mut self, node: &Node) -> &[u8] {
-        let known = self.recent.iter().position(|(generation, _)| *generation == node.listed);
+        let known = self.recent.iter().position(|(generation, _)| *generation == node.listed());
         let list = match known {
             Some(at) => self.recent.remove(at),
-            None => (node.listed, names(node)),
+            None => (node.listed(), names(node)),
         };
         if self.recent.len() == LISTS_MAX {
             self.recent.remove(0);

@@ -51,26 +51,27 @@ impl Engine {
 
     fn check_tree(&self) -> Result<(), Violation> {
         for node in self.work.tree.all() {
-            let names: Vec<&str> = node.children.iter().map(|child| &*child.name).collect();
-            let name = &node.name;
+            let names: Vec<&str> = node.children().iter().map(|child| child.name()).collect();
+            let name = node.name();
             ensure(names.windows(2).all(|pair| pair[0] < pair[1]), || {
                 format!("children of {name:?} are not in order: {names:?}")
             })?;
             let len: usize = names.iter().map(|name| name.len() + 1).sum();
-            ensure(len == node.children.names_len() && names.len() == node.children.len(), || {
-                format!("children of {name:?} are miscounted")
-            })?;
+            ensure(
+                len == node.children().names_len() && names.len() == node.children().len(),
+                || format!("children of {name:?} are miscounted"),
+            )?;
             ensure(names.iter().all(|name| is_name(name)), || {
                 format!("a child of {name:?} has a name that is none: {names:?}")
             })?;
-            let created = node.children.by_creation();
-            ensure(created.windows(2).all(|pair| pair[0].created < pair[1].created), || {
+            let created = node.children().by_creation();
+            ensure(created.windows(2).all(|pair| pair[0].created() < pair[1].created()), || {
                 format!("children of {name:?} have no order of creation")
             })?;
-            ensure(node.created <= self.stamp && node.listed <= self.stamp, || {
+            ensure(node.created() <= self.stamp && node.listed() <= self.stamp, || {
                 format!("{name:?} is from the future")
             })?;
-            let owner = node.acl.owner();
+            let owner = node.acl().owner();
             ensure(self.domains.get(owner).is_some(), || {
                 format!("{name:?} belongs to domain {owner}, which is gone")
             })?;
@@ -82,7 +83,7 @@ impl Engine {
     fn check_usage(&self) -> Result<(), Violation> {
         let mut nodes = Charges::default();
         for node in self.work.tree.all() {
-            nodes.add(node.acl.owner(), node.charge());
+            nodes.add(node.acl().owner(), node.charge());
         }
         for (domid, domain) in &self.domains.known {
             let node = nodes.of(*domid);
@@ -176,26 +177,26 @@ mod tests {
             (
                 "charged",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children.insert(node("x", 2));
+                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x", 2));
                 }),
             ),
             (
                 "future",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children.insert(node("x", 99));
+                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x", 99));
                 }),
             ),
             (
                 "name",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children.insert(node("x y", 2));
+                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x y", 2));
                 }),
             ),
             (
                 "gone",
                 broken(|e| {
                     let acl = crate::access::Acl::private(Id(7));
-                    e.work.tree.get_mut("/tool").unwrap().acl = acl;
+                    e.work.tree.get_mut("/tool").unwrap().set_acl(acl);
                 }),
             ),
             (

@@ -30,14 +30,14 @@ impl Children {
 
     /// The chunk in which `name` is or would be.
     fn chunk_of(&self, name: &str) -> usize {
-        self.chunks.partition_point(|chunk| *chunk[0].name <= *name).saturating_sub(1)
+        self.chunks.partition_point(|chunk| chunk[0].name() <= name).saturating_sub(1)
     }
 
     /// Chunk, and place in it or where it would be inserted.
     fn find(&self, name: &str) -> (usize, Result<usize, usize>) {
         let at = self.chunk_of(name);
         let place = match self.chunks.get(at) {
-            Some(chunk) => chunk.binary_search_by(|node| (*node.name).cmp(name)),
+            Some(chunk) => chunk.binary_search_by(|node| node.name().cmp(name)),
             None => Err(0),
         };
         (at, place)
@@ -64,10 +64,10 @@ impl Children {
 
     /// Adds a child that is not there yet.
     pub(crate) fn insert(&mut self, node: Arc<Node>) {
-        let (at, place) = self.find(&node.name);
+        let (at, place) = self.find(node.name());
         let place = place.expect_err("a child is inserted once");
         self.count += 1;
-        self.names_len += node.name.len() + 1;
+        self.names_len += node.name().len() + 1;
         if self.chunks.is_empty() {
             self.chunks.push(Arc::new(alloc::vec![node]));
             return;
@@ -90,7 +90,7 @@ impl Children {
             self.chunks.remove(at);
         }
         self.count -= 1;
-        self.names_len -= node.name.len() + 1;
+        self.names_len -= node.name().len() + 1;
         Some(node)
     }
 
@@ -102,7 +102,7 @@ impl Children {
     /// In order of creation, which is what DIRECTORY shows.
     pub(crate) fn by_creation(&self) -> Vec<&Arc<Node>> {
         let mut nodes: Vec<&Arc<Node>> = self.iter().collect();
-        nodes.sort_unstable_by_key(|node| node.created);
+        nodes.sort_unstable_by_key(|node| node.created());
         nodes
     }
 }
@@ -132,7 +132,7 @@ mod tests {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let name = format!("n{}", (random >> 16) % 700);
             if model.remove(&name).is_some() {
-                assert_eq!(*children.remove(&name).unwrap().name, *name);
+                assert_eq!(*children.remove(&name).unwrap().name(), *name);
             } else {
                 assert!(children.get(&name).is_none() && children.remove(&name).is_none());
                 children.insert(node(&name, step.into()));
@@ -144,11 +144,11 @@ mod tests {
         }
         snapshots.push((children, model));
         for (children, model) in snapshots {
-            let names: Vec<&str> = children.iter().map(|n| &*n.name).collect();
+            let names: Vec<&str> = children.iter().map(|n| n.name()).collect();
             assert_eq!(names, model.keys().map(String::as_str).collect::<Vec<_>>());
             assert_eq!(children.len(), model.len());
             assert_eq!(children.names_len(), names.iter().map(|n| n.len() + 1).sum::<usize>());
-            let created: Vec<u64> = children.by_creation().iter().map(|n| n.created).collect();
+            let created: Vec<u64> = children.by_creation().iter().map(|n| n.created()).collect();
             let mut expected: Vec<u64> = model.values().map(|s| u64::from(*s)).collect();
             expected.sort_unstable();
             assert_eq!(created, expected);

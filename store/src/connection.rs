@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) caller: Caller,
     pub(crate) transactions: BTreeMap<u32, Transaction>,
     pub(crate) last_transaction: u32,
+    /// A bit for each of the last commits, set for those that failed with EAGAIN.
+    pub(crate) failures: u16,
     pub(crate) watches: BTreeMap<WatchKey, WatchId>,
     pub(crate) events: VecDeque<Queued>,
 }
@@ -54,6 +56,7 @@ impl Connection {
             caller,
             transactions: BTreeMap::new(),
             last_transaction: 0,
+            failures: 0,
             watches: BTreeMap::new(),
             events: VecDeque::new(),
         }

@@ -127,16 +127,25 @@ impl Engine {
                 let requests = transaction.requests();
                 let changes = if transaction.has_changes() { "yes" } else { "no" };
                 text += &format!(
-                    "conn {conn} transaction {id} age {age} s requests {requests} changes {changes}\n"
+                    "conn {conn} transaction {id} age {age} s requests {requests} changes {changes}"
                 );
+                if let Some(end) = self.protection.end_of(*conn, *id) {
+                    text += &format!(" protected for {} ms", end.saturating_sub(now));
+                }
+                text.push('\n');
             }
         }
         text
     }
 
     fn show_conflicts(&self, now: Millis) -> String {
-        let count = self.history.conflict_count;
-        self.history.conflicts().fold(format!("{count} so far, the last first\n"), |text, c| {
+        let (count, protection) = (self.history.conflict_count, &self.protection);
+        let (protected, held) = (protection.protected_count, protection.held_count);
+        let mut title = format!("{count} so far, the last first\n");
+        if protected > 0 {
+            title += &format!("{protected} transactions protected, {held} requests put off\n");
+        }
+        self.history.conflicts().fold(title, |text, c| {
             let age = now.saturating_sub(c.at) / 1000;
             let by = c.by.map_or("unknown".into(), |by| self.who(by));
             text + &format!("{age} s ago {} at {} because of {by}\n", self.who(c.conn), c.path)
@@ -157,7 +166,10 @@ impl Engine {
             let who = self.who(*conn);
             let (watches, transactions) = (connection.watches.len(), connection.transactions.len());
             let events = connection.events.len();
-            text + &format!("{who} watches {watches} transactions {transactions} events {events}\n")
+            let waits = if self.protection.is_held(*conn) { " waits" } else { "" };
+            text + &format!(
+                "{who} watches {watches} transactions {transactions} events {events}{waits}\n"
+            )
         })
     }
 }

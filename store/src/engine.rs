@@ -14,6 +14,7 @@ use crate::connection::{Caller, ConnId, Connection};
 use crate::domain::{Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
+use crate::protect::{Outcome, Protection};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::Watches;
@@ -44,6 +45,7 @@ pub struct Engine {
     pub(crate) ready: BTreeSet<ConnId>,
     pub(crate) closed: VecDeque<ConnId>,
     pub(crate) history: History,
+    pub(crate) protection: Protection,
     lists: Lists,
     last_conn: u64,
     injected_eagain: u32,
@@ -61,9 +63,10 @@ impl Engine {
         }
         let tree = Tree::initial(config.privileged);
         for node in tree.all() {
-            domains.charge(node.acl.owner(), node.charge());
+            domains.charge(node.acl().owner(), node.charge());
         }
-        let stamp = tree.all().map(|node| node.created.max(node.listed)).max().unwrap_or_default();
+        let stamp =
+            tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
             work: Work::new(tree),
@@ -75,6 +78,7 @@ impl Engine {
             ready: BTreeSet::new(),
             closed: VecDeque::new(),
             history: History::default(),
+            protection: Protection::default(),
             lists: Lists::default(),
             last_conn: 0,
             injected_eagain: 0,
@@ -112,7 +116,8 @@ impl Engine {
         self.conns.contains_key(&conn)
     }
 
-    /// A connection for which events wait that did not at the last call.
+    /// A connection for which events wait that did not at the last call, or whose request was put
+    /// off and is to be offered again.
     pub fn pop_ready(&mut self) -> Option<ConnId> {
         self.ready.pop_first()
     }
@@ -127,7 +132,8 @@ impl Engine {
         self.injected_eagain = count;
     }
 
-    /// Answers one request: appends to `out` events that wait for its sender, then the reply.
+    /// Answers one request: appends to `out` events that wait for its sender, then the reply. One
+    /// that has to wait has not been answered; see [`Outcome`].
     pub fn handle(
         &mut self,
         conn: ConnId,
@@ -136,10 +142,11 @@ impl Engine {
         now: Millis,
         host: &mut dyn Host,
         out: &mut Vec<u8>,
-    ) {
+    ) -> Outcome {
         let frame = Frame { header: *header, payload };
         if !self.is_connected(conn) {
-            return Reply::Error(ErrorName::Eio).emit(header, out);
+            Reply::Error(ErrorName::Eio).emit(header, out);
+            return Outcome::Answered;
         }
         let privileged = self.rights(conn).privileged;
         let has_transaction =
@@ -148,6 +155,10 @@ impl Engine {
             let answer = self.dispatch(conn, &frame, &request, now, host)?;
             Ok((request, answer))
         });
+        if let Ok((_, Answer::Later(until))) = answer {
+            return Outcome::Later(until);
+        }
+        self.protection.answered(conn);
         let limit = out.len() + EVENTS_BEFORE_REPLY;
         self.emit_events(conn, limit, out);
         match answer {
@@ -164,6 +175,7 @@ impl Engine {
                 }
             }
         }
+        Outcome::Answered
     }
 
     fn dispatch(
@@ -177,7 +189,7 @@ impl Engine {
         let tx_id = frame.header.tx_id;
         if request.operation().is_transactional() {
             return match tx_id {
-                0 => self.run(conn, request, host),
+                0 => self.run(conn, request, now, host),
                 _ => self.run_in_transaction(conn, tx_id, request, frame.payload, host),
             };
         }
@@ -185,7 +197,7 @@ impl Engine {
             Request::Watch { path, token, depth } => self.watch(conn, *path, token, *depth)?,
             Request::Unwatch { path, token } => self.unwatch(conn, *path, token)?,
             Request::ResetWatches => self.reset_watches(conn),
-            Request::TransactionEnd { commit } => self.end(conn, tx_id, *commit, now, host)?,
+            Request::TransactionEnd { commit } => return self.end(conn, tx_id, *commit, now, host),
             Request::Introduce { domid, gfn, port } => self.introduce(*domid, *gfn, *port, host)?,
             Request::Release(domid) => self.release(*domid, host)?,
             Request::Resume(domid) => self.resume(*domid)?,
@@ -278,12 +290,17 @@ impl Engine {
         &mut self,
         conn: ConnId,
         request: &Request<'_>,
+        now: Millis,
         host: &mut dyn Host,
     ) -> Result<Answer, ErrorName> {
+        let guard = self.guard(conn, now);
         // Only these take nodes or rights away, which watchers must be asked about.
         let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
         let before = takes_away.then(|| self.work.tree.clone());
         let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
+        if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
+            return Ok(Answer::Later(until));
+        }
         self.settle(before.as_ref(), Some(conn));
         answer
     }
@@ -310,11 +327,9 @@ impl Engine {
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();
-        self.domains.count(rights.domid, |usage| {
-            usage.transactions += 1;
-            usage.bytes += transaction.bytes;
-        });
-        connection.transactions.insert(id, transaction);
+        let failures = connection.failures.count_ones();
+        self.open_transaction(conn, id, transaction);
+        self.protect(conn, id, failures, now);
         Ok(Reply::Transaction(id))
     }
 
@@ -329,8 +344,13 @@ impl Engine {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let before = transaction.bytes;
-        let answer =
-            self.with_context(conn, host, |_, cx| transaction.request(cx, request, payload));
+        let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
+        let answer = self.with_context(conn, host, |work, cx| {
+            if protected {
+                transaction.follow(cx, &work.tree, epoch, request);
+            }
+            transaction.request(cx, request, payload)
+        });
         let more = transaction.bytes - before;
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| usage.bytes += more);
@@ -348,37 +368,63 @@ impl Engine {
         commit: bool,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<(), ErrorName> {
+    ) -> Result<Answer, ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let domid = self.rights(conn).domid;
         self.forget_transaction(domid, &transaction);
         if !commit {
-            return Ok(());
+            self.unprotect();
+            return Ok(Answer::Done);
         }
         if self.injected_eagain > 0 {
             self.injected_eagain -= 1;
             return Err(ErrorName::Eagain);
         }
+        let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
         let before = self.work.tree.clone();
         let epoch = self.epoch;
         let outcome =
             self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
-        match outcome {
+        let result = match outcome {
             Ok(Some(work)) => {
                 self.work = work;
+                if let Some((guard, transaction)) = guard
+                    && let Some(until) = self.hold(conn, &guard, now, host)
+                {
+                    self.open_transaction(conn, tx_id, transaction);
+                    return Ok(Answer::Later(until));
+                }
                 self.settle(Some(&before), Some(conn));
+                Ok(Answer::Done)
             }
-            Ok(None) => {}
+            Ok(None) => Ok(Answer::Done),
             Err(refusal) => {
                 if let Some(path) = refusal.path {
                     let by = self.history.who(&path, conn, transaction.stamp);
                     self.history.conflict(Conflict { conn, path, by, at: now });
                 }
-                return Err(refusal.error);
+                Err(refusal.error)
             }
+        };
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            let failed = u16::from(result.as_ref().is_err_and(|error| *error == ErrorName::Eagain));
+            connection.failures = connection.failures << 1 | failed;
         }
-        Ok(())
+        self.unprotect();
+        result
+    }
+
+    /// Counts a transaction and keeps it.
+    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Transaction) {
+        let domid = self.rights(conn).domid;
+        self.domains.count(domid, |usage| {
+            usage.transactions += 1;
+            usage.bytes += transaction.bytes;
+        });
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            connection.transactions.insert(id, transaction);
+        }
     }
 
     /// Gives back what a transaction that is no longer open has cost.

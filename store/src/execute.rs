@@ -76,7 +76,7 @@ impl Context<'_> {
     /// only to those who have that access to the nearest one that does.
     fn reach<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<&'t Arc<Node>> {
         let (node, missing) = tree.nearest(path);
-        if !node.acl.access(&self.rights).grants(wanted) {
+        if !node.acl().access(&self.rights).grants(wanted) {
             return Err(ErrorName::Eacces);
         }
         if missing == 0 { Ok(node) } else { Err(ErrorName::Enoent) }
@@ -120,7 +120,7 @@ pub(crate) fn execute(
         Request::Directory(path) => {
             let path = cx.resolve_ordinary(*path)?;
             let node = cx.reach(&work.tree, &path, Access::Read)?;
-            if node.children.names_len() > PAYLOAD_MAX {
+            if node.children().names_len() > PAYLOAD_MAX {
                 return Err(ErrorName::E2big);
             }
             Ok(Answer::Seen(node.clone()))
@@ -152,12 +152,12 @@ pub(crate) fn execute(
 fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Answer> {
     match cx.reach(&work.tree, path, Access::Write) {
         Ok(node) => {
-            let more = bytes(value.len()) - bytes(node.value.len());
-            let owner = node.acl.owner();
+            let more = bytes(value.len()) - bytes(node.value().len());
+            let owner = node.acl().owner();
             cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
             cx.check_memory(work, owner, more)?;
             let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
-            node.value = value.into();
+            node.set_value(value);
             work.charges.add(owner, Charge { nodes: 0, bytes: more });
         }
         Err(ErrorName::Enoent) => create(work, cx, path, value)?,
@@ -182,8 +182,8 @@ fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<()> {
     let (ancestor, missing) = work.tree.nearest(path);
     let acl = match cx.rights.privileged {
-        true => ancestor.acl.clone(),
-        false => ancestor.acl.with_owner(cx.rights.domid),
+        true => ancestor.acl().clone(),
+        false => ancestor.acl().with_owner(cx.rights.domid),
     };
     let perms = acl.entries().len();
     let names: Vec<&str> = components(path).collect();
@@ -225,7 +225,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
     if let Some(removed) = work.tree.remove(path, stamp) {
         for node in removed.descend() {
-            work.charges.add(node.acl.owner(), -node.charge());
+            work.charges.add(node.acl().owner(), -node.charge());
         }
         work.changes.push(Change::removed(path));
     }
@@ -245,20 +245,20 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
     let entries: Vec<AclEntry> = perms.0.iter().map(&mut entry).collect();
     let acl = Acl::from_entries(entries).ok_or(ErrorName::Einval)?;
     let node = cx.reach(&work.tree, path, Access::Write)?;
-    if !node.acl.is_owner(&cx.rights) {
+    if !node.acl().is_owner(&cx.rights) {
         return Err(ErrorName::Eacces);
     }
-    if !cx.rights.privileged && owner != node.acl.owner() {
+    if !cx.rights.privileged && owner != node.acl().owner() {
         return Err(ErrorName::Eperm);
     }
     cx.check(
         Quota::NodeSize,
-        bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl.entries().len()),
+        bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl().entries().len()),
     )?;
-    let before = (node.acl.owner(), node.charge());
+    let before = (node.acl().owner(), node.charge());
     let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
-    node.acl = acl;
-    let after = (node.acl.owner(), node.charge());
+    node.set_acl(acl);
+    let after = (node.acl().owner(), node.charge());
     work.charges.add(before.0, -before.1);
     work.charges.add(after.0, after.1);
     work.changes.push(Change::written(path));

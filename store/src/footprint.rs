@@ -50,20 +50,20 @@ pub(crate) fn unchanged(a: &Tree, b: &Tree, path: &str, facet: Facet) -> bool {
             return true;
         }
         // Those of the nearest node that is there decide over access, and new nodes inherit them.
-        if x.acl != y.acl {
+        if x.acl() != y.acl() {
             return false;
         }
-        (x, y) = match (x.children.get(name), y.children.get(name)) {
+        (x, y) = match (x.children().get(name), y.children().get(name)) {
             (Some(x), Some(y)) => (x, y),
             (None, None) => return true,
             _ => return false,
         };
     }
     Arc::ptr_eq(x, y)
-        || x.acl == y.acl
+        || x.acl() == y.acl()
             && match facet {
-                Facet::Value => x.value == y.value,
-                Facet::Children => x.listed == y.listed,
+                Facet::Value => x.value() == y.value(),
+                Facet::Children => x.listed() == y.listed(),
                 Facet::Existence | Facet::Permissions => true,
             }
 }
@@ -103,7 +103,7 @@ mod tests {
                 parent.into_iter().chain(below.iter().copied()).collect::<Vec<_>>()
             };
             let write = |value: &'static [u8]| {
-                changed(|tree| tree.get_mut("/p/a").unwrap().value = value.into(), facet)
+                changed(|tree| tree.get_mut("/p/a").unwrap().set_value(value), facet)
             };
             assert_eq!(write(b"2"), if facet == Value { &["/p/a"][..] } else { &[] });
             assert_eq!(write(b"1"), [""; 0], "the same value again");
@@ -113,7 +113,7 @@ mod tests {
             let gone = changed(|t| drop(t.remove("/p/b", &mut 99)), facet);
             assert_eq!(gone, with_parent(&["/p/b", "/p/b/c"]));
             let granted =
-                changed(|t| t.get_mut("/p/b").unwrap().acl = Acl::private(DomId(5)), facet);
+                changed(|t| t.get_mut("/p/b").unwrap().set_acl(Acl::private(DomId(5))), facet);
             assert_eq!(granted, ["/p/b", "/p/b/c"]);
         }
     }

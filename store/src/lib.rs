@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Call [`Engine::handle`] for each request, then drain [`Engine::pop_ready`] (connections that
-//! have events to fetch with [`Engine::emit_events`]) and [`Engine::pop_closed`].
+//! have events to fetch with [`Engine::emit_events`], or a request to be offered again) and
+//! [`Engine::pop_closed`]. A request is rarely put off; see [`Outcome::Later`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -37,6 +38,7 @@ mod history;
 mod lifecycle;
 mod node;
 mod oracle;
+mod protect;
 mod restore;
 mod settings;
 mod state;
@@ -51,5 +53,6 @@ pub use connection::{Caller, ConnId};
 pub use domain::{DomainInfo, Host};
 pub use engine::{Engine, Millis};
 pub use history::Conflict;
+pub use protect::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
 pub use restore::RestoreError;
 pub use state::{ConnectionState, DomainState, NodeState, State, WatchState};

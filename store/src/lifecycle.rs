@@ -164,10 +164,10 @@ impl Engine {
     /// Changes a permission list without telling watchers.
     fn replace_acl(&mut self, path: &str, change: impl FnOnce(&Acl) -> Option<Acl>) {
         let Some(node) = self.work.tree.get_mut(path) else { return };
-        let Some(acl) = change(&node.acl) else { return };
-        let before = (node.acl.owner(), node.charge());
-        node.acl = acl;
-        let after = (node.acl.owner(), node.charge());
+        let Some(acl) = change(node.acl()) else { return };
+        let before = (node.acl().owner(), node.charge());
+        node.set_acl(acl);
+        let after = (node.acl().owner(), node.charge());
         self.work.charges.add(before.0, -before.1);
         self.work.charges.add(after.0, after.1);
     }

@@ -10,20 +10,60 @@ use crate::children::Children;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
-    pub(crate) name: Box<str>,
-    /// Grows from node to node: children are listed in this order.
-    pub(crate) created: u64,
-    /// Changes whenever the list of children does; the generation of DIRECTORY_PART.
-    pub(crate) listed: u64,
-    pub(crate) acl: Acl,
-    pub(crate) value: Box<[u8]>,
-    pub(crate) children: Children,
+    name: Box<str>,
+    created: u64,
+    listed: u64,
+    acl: Acl,
+    value: Box<[u8]>,
+    children: Children,
 }
 
 impl Node {
     pub(crate) fn new(name: &str, created: u64, acl: Acl, value: &[u8]) -> Node {
         let children = Children::default();
         Node { name: name.into(), created, listed: created, acl, value: value.into(), children }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Grows from node to node: children are listed in this order.
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// Changes whenever the list of children does; the generation of DIRECTORY_PART.
+    pub(crate) fn listed(&self) -> u64 {
+        self.listed
+    }
+
+    pub(crate) fn acl(&self) -> &Acl {
+        &self.acl
+    }
+
+    pub(crate) fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    pub(crate) fn children(&self) -> &Children {
+        &self.children
+    }
+
+    pub(crate) fn set_listed(&mut self, listed: u64) {
+        self.listed = listed;
+    }
+
+    pub(crate) fn set_acl(&mut self, acl: Acl) {
+        self.acl = acl;
+    }
+
+    pub(crate) fn set_value(&mut self, value: &[u8]) {
+        self.value = value.into();
+    }
+
+    pub(crate) fn children_mut(&mut self) -> &mut Children {
+        &mut self.children
     }
 
     /// What the `node-size` quota counts, in bytes, as C xenstored does: a fixed part, permission

@@ -16,7 +16,7 @@ use crate::tree::{Tree, paths};
 fn content(tree: &Tree) -> Vec<String> {
     let line = |path: String| {
         let node = tree.get(&path).expect("it was just found");
-        format!("{path} {:?} {:?}", node.value, node.acl)
+        format!("{path} {:?} {:?}", node.value(), node.acl())
     };
     paths(tree, |_| true).into_iter().map(line).collect()
 }

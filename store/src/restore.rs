@@ -28,8 +28,8 @@ impl fmt::Display for RestoreError {
 impl core::error::Error for RestoreError {}
 
 fn node_state(path: String, node: &Node) -> NodeState {
-    let perms = node.acl.entries().iter().map(|entry| (entry.perm, entry.ignored)).collect();
-    NodeState { path, value: node.value.clone(), perms }
+    let perms = node.acl().entries().iter().map(|entry| (entry.perm, entry.ignored)).collect();
+    NodeState { path, value: node.value().into(), perms }
 }
 
 impl Engine {
@@ -105,7 +105,7 @@ impl Engine {
         let wrong = |path: &str, what: &str| RestoreError(alloc::format!("node {path}: {what}"));
         // The initial nodes are replaced by those of the state.
         let old: Vec<_> =
-            self.work.tree.all().map(|node| (node.acl.owner(), -node.charge())).collect();
+            self.work.tree.all().map(|node| (node.acl().owner(), -node.charge())).collect();
         old.into_iter().for_each(|(owner, charge)| self.domains.charge(owner, charge));
         self.work.tree.remove("/tool", &mut self.stamp);
         let mut seen = alloc::collections::BTreeSet::new();
@@ -131,10 +131,11 @@ impl Engine {
             }
             let place = self.work.tree.get_mut(&node.path);
             let place = place.ok_or_else(|| wrong(&node.path, "cannot be made"))?;
-            (place.acl, place.value) = (acl, node.value.clone());
+            place.set_acl(acl);
+            place.set_value(&node.value);
         }
         let new: Vec<_> =
-            self.work.tree.all().map(|node| (node.acl.owner(), node.charge())).collect();
+            self.work.tree.all().map(|node| (node.acl().owner(), node.charge())).collect();
         new.into_iter().for_each(|(owner, charge)| self.domains.charge(owner, charge));
         Ok(())
     }

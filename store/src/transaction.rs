@@ -131,6 +131,33 @@ impl Transaction {
         self.replay(cx, tree, self.epoch == epoch).map(Some)
     }
 
+    /// Goes on from `tree` instead of its snapshot, if `request` would see something else there that
+    /// others have done since, and all that came before would not. So a transaction that is
+    /// protected cannot be overtaken by changes of what it is only about to read.
+    pub(crate) fn follow(
+        &mut self,
+        cx: &mut Context<'_>,
+        tree: &Tree,
+        epoch: u64,
+        request: &Request<'_>,
+    ) {
+        let Some((path, facet, _)) = looks_at(request) else { return };
+        let same = |path: &str| unchanged(&self.snapshot, tree, path, facet);
+        if self.doomed || cx.resolve(path).is_ok_and(|path| same(&path)) {
+            return;
+        }
+        if let Ok(work) = self.replay(cx, tree, self.epoch == epoch) {
+            (self.snapshot, self.epoch, self.stamp) = (tree.clone(), epoch, *cx.stamp);
+            self.work = work;
+        }
+    }
+
+    /// Would all its requests be answered as they have been, were they run on `tree`? Also asked of
+    /// one that has changed nothing yet.
+    pub(crate) fn could_commit(&self, cx: &mut Context<'_>, tree: &Tree, epoch: u64) -> bool {
+        !self.doomed && self.replay(cx, tree, self.epoch == epoch).is_ok()
+    }
+
     /// Runs the requests again on `tree`. With `skip`, those that only read are left out where they
     /// would see the same; nothing but the tree may then have changed.
     pub(crate) fn replay(

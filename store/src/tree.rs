@@ -88,7 +88,7 @@ impl Tree {
         let mut node = &self.root;
         let mut names = components(path);
         while let Some(name) = names.next() {
-            match node.children.get(name) {
+            match node.children().get(name) {
                 Some(child) => node = child,
                 None => return (node, 1 + names.count()),
             }
@@ -113,7 +113,7 @@ impl Tree {
         self.get(path)?;
         let mut node = Arc::make_mut(&mut self.root);
         for name in components(path) {
-            node = node.children.get_mut(name)?;
+            node = node.children_mut().get_mut(name)?;
         }
         Some(node)
     }
@@ -133,7 +133,7 @@ impl Tree {
         let mut node = Arc::make_mut(&mut self.root);
         let mut names = components(path);
         for name in names.by_ref().take(existing) {
-            node = node.children.get_mut(name).expect("nearest() found it");
+            node = node.children_mut().get_mut(name).expect("nearest() found it");
         }
         let mut left = missing;
         for name in names {
@@ -143,9 +143,9 @@ impl Tree {
             created(&child);
             // Not that of the child: a list is known by this number alone.
             *stamp += 1;
-            node.listed = *stamp;
-            node.children.insert(Arc::new(child));
-            node = node.children.get_mut(name).expect("just inserted");
+            node.set_listed(*stamp);
+            node.children_mut().insert(Arc::new(child));
+            node = node.children_mut().get_mut(name).expect("just inserted");
         }
     }
 
@@ -155,25 +155,25 @@ impl Tree {
         self.get(path)?;
         let above = self.get_mut(parent(path)?)?;
         *stamp += 1;
-        above.listed = *stamp;
-        above.children.remove(name)
+        above.set_listed(*stamp);
+        above.children_mut().remove(name)
     }
 }
 
 /// Paths of the nodes whose permissions are looked for, in order of creation, parents first.
 pub(crate) fn paths(tree: &Tree, mut wanted: impl FnMut(&Acl) -> bool) -> Vec<String> {
     let mut found = Vec::new();
-    for node in tree.special().filter(|node| wanted(&node.acl)) {
-        found.push(String::from(&*node.name));
+    for node in tree.special().filter(|node| wanted(node.acl())) {
+        found.push(String::from(node.name()));
     }
     let mut stack = alloc::vec![(String::from("/"), tree.root())];
     while let Some((path, node)) = stack.pop() {
         let prefix = if components(&path).next().is_none() { "" } else { &path };
-        let children = node.children.by_creation();
+        let children = node.children().by_creation();
         for child in children.into_iter().rev() {
-            stack.push((alloc::format!("{prefix}/{}", child.name), child));
+            stack.push((alloc::format!("{prefix}/{}", child.name()), child));
         }
-        if wanted(&node.acl) {
+        if wanted(node.acl()) {
             found.push(path);
         }
     }
@@ -189,10 +189,10 @@ mod tests {
     #[test]
     fn initial_tree_is_that_of_c_xenstored() {
         let tree = Tree::initial(DomId(0));
-        let names: Vec<&str> = tree.root().descend().map(|n| &*n.name).collect();
+        let names: Vec<&str> = tree.root().descend().map(|n| n.name()).collect();
         assert_eq!(names, ["", "tool", "xenstored"]);
         assert_eq!(tree.special().count(), 2);
-        assert_eq!(tree.get(RELEASE).unwrap().acl.perms().0.len(), 2);
+        assert_eq!(tree.get(RELEASE).unwrap().acl().perms().0.len(), 2);
     }
 
     // Fails if parents are computed wrongly.
@@ -212,10 +212,10 @@ mod tests {
         let mut stamp = 10;
         tree.create("/a/b", &acl, b"1", &mut stamp, |_| ());
         let snapshot = tree.clone();
-        tree.get_mut("/a/b").unwrap().value = b"2"[..].into();
+        tree.get_mut("/a/b").unwrap().set_value(b"2");
         tree.create("/a/c", &acl, b"", &mut stamp, |_| ());
         tree.remove("/tool", &mut stamp);
-        assert_eq!(&*snapshot.get("/a/b").unwrap().value, b"1");
+        assert_eq!(snapshot.get("/a/b").unwrap().value(), b"1");
         assert!(snapshot.get("/a/c").is_none() && snapshot.get("/tool").is_some());
         assert_eq!(tree.nearest("/tool/xenstored/x").1, 3);
     }

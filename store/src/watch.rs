@@ -130,10 +130,10 @@ impl Watches {
             // Sorts a node behind all that is below it.
             let mut place = Vec::new();
             let gone = components(&path[start.len()..]).all(|name| {
-                let Some(child) = node.children.get(name) else { return false };
+                let Some(child) = node.children().get(name) else { return false };
                 (above, node) = (node, child);
-                now = now.and_then(|now| now.children.get(name));
-                place.push(child.created);
+                now = now.and_then(|now| now.children().get(name));
+                place.push(child.created());
                 true
             }) && now.is_none();
             if gone {

@@ -114,6 +114,8 @@ impl Engine {
         for transaction in transactions.into_values() {
             self.forget_transaction(domid, &transaction);
         }
+        self.protection.answered(conn);
+        self.unprotect();
     }
 
     /// Ends a watch whose connection has no entry for it any more. Events that wait for it go too:
@@ -153,7 +155,7 @@ impl Engine {
                     .map(|gone| {
                         (
                             gone.path.clone(),
-                            gone.nodes.map(|n| n.acl.clone()),
+                            gone.nodes.map(|n| n.acl().clone()),
                             gone.ids.iter().copied().collect::<Vec<_>>(),
                         )
                     })
@@ -161,7 +163,7 @@ impl Engine {
                 for (path, acls, ids) in events {
                     // Rights on the parent as it is now count as well.
                     let above = parent(&path).and_then(|above| tree.get(above));
-                    let acls: Vec<&Acl> = acls.iter().chain(above.map(|node| &node.acl)).collect();
+                    let acls: Vec<&Acl> = acls.iter().chain(above.map(|node| node.acl())).collect();
                     self.tell(&path, &ids, &acls);
                 }
             }
@@ -177,7 +179,7 @@ impl Engine {
                 [Some(&*change.path), parent(&change.path)]
                     .map(|path| path.and_then(|p| tree.get(p)))
             });
-            let acls: Vec<&Acl> = nodes.flatten().map(|node| &node.acl).collect();
+            let acls: Vec<&Acl> = nodes.flatten().map(|node| node.acl()).collect();
             self.tell(&change.path.as_str().into(), &ids, &acls);
         }
         changes
@@ -189,7 +191,7 @@ impl Engine {
         let acls: Vec<&Acl> = [tree.get(name), Some(tree.root())]
             .into_iter()
             .flatten()
-            .map(|node| &node.acl)
+            .map(|node| node.acl())
             .collect();
         for (id, path) in self.watches.matching_special(name, domid) {
             self.tell(&path, &[id], &acls);

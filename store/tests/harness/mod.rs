@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, Quota};
 use xenstore_protocol::{DomId, ErrorName, Frame, Header, Operation, Reply, WatchEvent};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
 /// A machine whose domains the test makes and ends.
 #[derive(Default)]
@@ -35,6 +35,8 @@ pub struct Store {
     pub engine: Engine,
     pub machine: Machine,
     pub dom0: ConnId,
+    /// What the time is.
+    pub now: Millis,
     next_id: u64,
 }
 
@@ -51,7 +53,7 @@ impl Store {
         let dom0 = engine.connect(Caller::Socket);
         let mut machine = Machine::default();
         machine.domains.insert(0, DomainInfo { unique_id: 0, shutdown: false });
-        Store { engine, machine, dom0, next_id: 1 }
+        Store { engine, machine, dom0, now: 0, next_id: 1 }
     }
 
     /// A store whose domains have this quota.
@@ -104,15 +106,23 @@ impl Store {
 
     /// Sends a frame; all frames that come back, types and payloads.
     pub fn all(&mut self, conn: ConnId, tx: u32, ty: u32, payload: &[u8]) -> Vec<(u32, Vec<u8>)> {
-        let header = Header { ty, req_id: 77, tx_id: tx, len: payload.len() as u32 };
-        let mut out = Vec::new();
-        self.engine.handle(conn, &header, payload, 0, &mut self.machine, &mut out);
-        self.engine.check().unwrap();
+        let (outcome, out) = self.offer(conn, tx, ty, payload);
+        assert_eq!(outcome, Outcome::Answered);
         let frames = frames(&out);
         for frame in frames.iter().filter(|(header, _)| header.ty != 15) {
             assert_eq!((frame.0.req_id, frame.0.tx_id), (77, tx), "ids are echoed");
         }
         frames.into_iter().map(|(header, payload)| (header.ty, payload)).collect()
+    }
+
+    /// Sends a frame that may be put off: what became of it, and the bytes that came back.
+    pub fn offer(&mut self, conn: ConnId, tx: u32, ty: u32, payload: &[u8]) -> (Outcome, Vec<u8>) {
+        let header = Header { ty, req_id: 77, tx_id: tx, len: payload.len() as u32 };
+        let mut out = Vec::new();
+        let (machine, now) = (&mut self.machine, self.now);
+        let outcome = self.engine.handle(conn, &header, payload, now, machine, &mut out);
+        self.engine.check().unwrap();
+        (outcome, out)
     }
 
     pub fn call(&mut self, conn: ConnId, ty: u32, payload: &str) -> Answer {

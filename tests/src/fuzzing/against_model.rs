@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, DomId, ErrorName, Header, Quota, WatchEvent};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome};
 
 use crate::model::Model;
 use crate::raw::{op, text};
@@ -313,7 +313,13 @@ impl Pair {
         if ty == op::TRANSACTION_END {
             self.engine.check_commit(conn, tx, &mut self.machine).expect("as by replay");
         }
-        self.engine.handle(conn, &header, payload, 0, &mut self.machine, &mut out);
+        // One that is put off is as if it had come when it does not have to wait any longer.
+        let mut now = 0;
+        while let Outcome::Later(until) =
+            self.engine.handle(conn, &header, payload, now, &mut self.machine, &mut out)
+        {
+            now = until;
+        }
         let mut frames = frames(&out);
         let what = format!("connection {slot} type {ty} tx {tx} {:?}", text(payload));
         // CONTROL is not modelled: only that it is answered, once.

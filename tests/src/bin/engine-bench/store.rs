@@ -1,7 +1,7 @@
 //! An engine to be measured, spoken to in frames.
 
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Quotas};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, Quotas};
 use xenstore_tests::raw::op;
 
 /// A machine on which every domain exists.
@@ -54,7 +54,8 @@ impl Store {
         self.out.clear();
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: 1, tx_id, len };
-        self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
+        let outcome = self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
+        assert_eq!(outcome, Outcome::Answered);
         self.out.starts_with(&op::ERROR.to_le_bytes())
     }
 
