@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
-use smol::LocalExecutor;
 use smol::channel::Sender;
 use tracing::{error, info, warn};
 use xenstore_protocol::DomId;
@@ -18,11 +17,11 @@ use xenstore_transport::xen::XenRing;
 
 use crate::log::Trace;
 use crate::options::{Options, Settings};
-use crate::own_waker::own_waker;
 use crate::pid_file::PidFile;
 use crate::place::socket_path;
 use crate::server::{Clock, Server};
 use crate::standalone::Standalone;
+use crate::tasks::Tasks;
 use crate::xen::{self, Xen};
 
 /// Set for the process in the background by the one that started it.
@@ -125,8 +124,8 @@ fn run(settings: Settings) -> Result<(), String> {
     let server = Server::new(&config, host, Clock::Real(Instant::now()))
         .driven(driver.clone())
         .traced(trace.clone());
-    let executor = LocalExecutor::new();
-    driver.block_on(executor.run(async {
+    let tasks = Tasks::new();
+    driver.block_on(tasks.run(async {
         let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
         xen::introduce_all(&server, &waiting);
@@ -134,7 +133,7 @@ fn run(settings: Settings) -> Result<(), String> {
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let accept = async {
             match &listener {
-                Some((listener, _)) => server.accept(listener, &executor).await,
+                Some((listener, _)) => server.accept(listener, &tasks).await,
                 None => future::pending().await,
             }
         };
@@ -149,20 +148,16 @@ fn run(settings: Settings) -> Result<(), String> {
                 }
             }
         };
-        let deliver = async {
-            match events {
-                Some(events) => events.deliver(&server).await,
-                None => future::pending().await,
-            }
-        };
+        if let Some(events) = events {
+            tasks.spawn(events.deliver(&server));
+        }
         let serve_rings = async {
             while let Ok(ring) = rings.recv().await {
-                executor.spawn(server.serve(ring)).detach();
+                tasks.spawn(server.serve(ring));
             }
             future::pending().await
         };
-        let work = future::or(own_waker(accept), own_waker(deliver));
-        future::or(work, future::or(own_waker(stop), own_waker(serve_rings))).await;
+        future::or(future::or(accept, stop), serve_rings).await;
         Ok(())
     }))
 }

@@ -11,13 +11,14 @@ pub mod daemon;
 pub mod embedded;
 mod log;
 mod options;
-mod own_waker;
 mod oxenstored_conf;
 mod pid_file;
 mod place;
 mod server;
 mod standalone;
+mod tasks;
 mod xen;
 
 pub use server::{Clock, Server};
 pub use standalone::Standalone;
+pub use tasks::Tasks;

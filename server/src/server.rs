@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
-use smol::{LocalExecutor, Timer};
+use smol::Timer;
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis, Outcome};
@@ -18,6 +18,7 @@ use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
 use crate::log::Trace;
+use crate::tasks::Tasks;
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -169,11 +170,11 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Accepts clients for ever and answers each in a task of its own.
-    pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
+    pub async fn accept<'a>(&'a self, listener: &Listener, tasks: &Tasks<'a>) {
         loop {
             match listener.accept().await {
                 Ok(socket) => {
-                    executor.spawn(self.serve(socket)).detach();
+                    tasks.spawn(self.serve(socket));
                     // Those who connect without end must not keep others from their turn.
                     yield_now().await;
                 }

@@ -51,23 +51,23 @@ struct Sources {
 struct Slot {
     readable: AtomicBool,
     writable: AtomicBool,
-    /// The kernel has been asked to tell of room to write.
-    full: AtomicBool,
+    /// The kernel has been asked to tell when there is room to write.
+    asked: AtomicBool,
     /// The other end has closed: reading never has to wait again.
     ended: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
 
-/// What the kernel is to tell of a descriptor. Not of room to write while there is some: it would
-/// tell so whenever the other end has read an answer.
-fn interest(room: bool) -> epoll::EventFlags {
-    let always = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-    if room { always | epoll::EventFlags::OUT } else { always }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the kernel is to tell of a descriptor. That there is room to write is asked for only by
+/// those who wait for it: otherwise a socket wakes us each time that its other end has read.
+fn interest(writing: bool) -> epoll::EventFlags {
+    let reading = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+    if writing { reading | epoll::EventFlags::OUT } else { reading }
 }
 
 impl Driver {
@@ -217,24 +217,27 @@ struct Registered<T: AsFd> {
     own: Arc<Loop>,
 }
 
-impl<T: AsFd> Registered<T> {
-    /// Asks to be told of room to write, or not any more. Asking tells also of what is there already.
-    fn tell_room(&self, wanted: bool) -> io::Result<()> {
-        if self.slot.full.load(Ordering::Relaxed) != wanted {
-            self.slot.full.store(wanted, Ordering::Relaxed);
-            let data = epoll::EventData::new_u64(self.number as u64);
-            epoll::modify(&self.own.epoll, &self.io, data, interest(wanted))?;
-        }
-        Ok(())
-    }
-}
-
 impl<T: AsFd> Drop for Registered<T> {
     fn drop(&mut self) {
         let _ = epoll::delete(&self.own.epoll, &self.io);
         let mut sources = lock(&self.own.sources);
         sources.slots[self.number] = None;
         sources.free.push(self.number);
+    }
+}
+
+impl<T: AsFd> Registered<T> {
+    /// Asks the kernel to tell when there is room to write, or not to any more.
+    fn ask(&self, writing: bool) -> io::Result<()> {
+        if writing {
+            self.slot.writable.store(false, Ordering::Release);
+        }
+        if self.slot.asked.load(Ordering::Relaxed) != writing {
+            self.slot.asked.store(writing, Ordering::Relaxed);
+            let data = epoll::EventData::new_u64(self.number as u64);
+            epoll::modify(&self.own.epoll, &self.io, data, interest(writing))?;
+        }
+        Ok(())
     }
 }
 
@@ -273,33 +276,32 @@ impl<T: AsFd> Source<T> {
         reading: bool,
     ) -> Poll<io::Result<R>> {
         loop {
-            if let Way::Own(registered) = &self.0 {
-                let (ready, waker) = registered.slot.half(reading);
+            if let Way::Own(Registered { slot, .. }) = &self.0 {
+                let (ready, waker) = slot.half(reading);
                 if !ready.load(Ordering::Acquire) {
                     waker.register(cx.waker());
-                    if !reading {
-                        registered.tell_room(true)?;
-                    }
                     // It may have come in between, on another thread.
                     if !ready.load(Ordering::Acquire) {
                         return Poll::Pending;
                     }
                 }
             }
-            match attempt(self.get()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            let result = attempt(self.get());
+            let blocked = match &result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => {
-                    if let (Way::Own(registered), false) = (&self.0, reading) {
-                        registered.tell_room(false)?;
-                    }
-                    return Poll::Ready(result);
-                }
+                Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                Ok(_) => false,
+            };
+            if !reading && let Way::Own(registered) = &self.0 {
+                registered.ask(blocked)?;
+            }
+            if !blocked {
+                return Poll::Ready(result);
             }
             match &self.0 {
-                Way::Own(registered) => {
-                    registered.slot.half(reading).0.store(false, Ordering::Release);
-                }
+                // Asking anew tells at once what there is.
+                Way::Own(_) if !reading => {}
+                Way::Own(registered) => registered.slot.readable.store(false, Ordering::Release),
                 Way::AnyExecutor(io) => {
                     let ready = if reading { io.poll_readable(cx) } else { io.poll_writable(cx) };
                     std::task::ready!(ready)?;
