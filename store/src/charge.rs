@@ -48,6 +48,10 @@ pub(crate) struct Charges(pub(crate) BTreeMap<DomId, Charge>);
 
 impl Charges {
     pub(crate) fn add(&mut self, domid: DomId, charge: Charge) {
+        // A value of the same length, most often.
+        if charge == Charge::default() {
+            return;
+        }
         *self.0.entry(domid).or_default() += charge;
     }
 
