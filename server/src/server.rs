@@ -41,7 +41,10 @@ impl Clock {
     /// Milliseconds.
     pub fn now(&self) -> Millis {
         match self {
-            Clock::Real(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(Millis::MAX),
+            Clock::Real(start) => {
+                let time = start.elapsed();
+                time.as_secs() * 1000 + u64::from(time.subsec_millis())
+            }
             Clock::Manual(now) => now.get(),
         }
     }

@@ -155,7 +155,8 @@ impl Engine {
             let depth = watch.depth.map(u32::from);
             let id = self.add_watch(conn, path, &watch.token, depth).map_err(wrong)?;
             let path = self.watches.all[&id].path.clone();
-            self.queue(id, path);
+            let rights = self.rights(conn);
+            self.queue(id, path, &rights);
         }
         Ok(conn)
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEvent, feature};
 
-use crate::access::Acl;
+use crate::access::{Acl, Rights};
 use crate::change::{Change, merge};
 use crate::charge::{OVERHEAD, bytes};
 use crate::connection::{ConnId, Queued};
@@ -205,26 +205,26 @@ impl Engine {
             let Some(conn) = self.watches.all.get(id).map(|watch| watch.conn) else { continue };
             let rights = self.rights(conn);
             if acls.iter().any(|acl| acl.access(&rights).grants(Access::Read)) {
-                self.queue(*id, path.clone());
+                self.queue(*id, path.clone(), &rights);
             }
         }
     }
 
-    pub(crate) fn queue(&mut self, id: WatchId, path: Arc<str>) {
+    /// Queues an event for a watch whose connection has these rights.
+    pub(crate) fn queue(&mut self, id: WatchId, path: Arc<str>, rights: &Rights) {
+        // Asked before the watch is looked up, once: there may be thousands of them.
+        let no_memory = !rights.privileged && {
+            let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
+            !self.quotas(rights.domid).allows(Quota::Memory, usage.bytes + event_cost(&path))
+        };
         let Some(watch) = self.watches.all.get_mut(&id) else { return };
-        let conn = watch.conn;
         if watch.collapsed || watch.pending.contains(&path) {
             return;
         }
-        let rights = self.rights(conn);
-        let quotas = self.quotas(rights.domid);
-        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        let Some(watch) = self.watches.all.get_mut(&id) else { return };
+        let conn = watch.conn;
         let Some(connection) = self.conns.get_mut(&conn) else { return };
         let too_long =
             path.len() - watch.prefix + watch.token.len() + 2 > xenstore_protocol::PAYLOAD_MAX;
-        let no_memory =
-            !rights.privileged && !quotas.allows(Quota::Memory, usage.bytes + event_cost(&path));
         let collapse = too_long || no_memory || watch.pending.len() >= PENDING_MAX;
         let mut cost = 0;
         let path = if collapse {
@@ -247,6 +247,11 @@ impl Engine {
 
     /// Appends events that wait for `conn` until `out` is `limit` bytes long. Are there more?
     pub fn emit_events(&mut self, conn: ConnId, limit: usize, out: &mut Vec<u8>) -> bool {
+        // Nearly always, after each request.
+        if self.conns.get(&conn).is_none_or(|connection| connection.events.is_empty()) {
+            return false;
+        }
+        let domid = self.rights(conn).domid;
         while out.len() < limit {
             let Some(connection) = self.conns.get_mut(&conn) else { return false };
             let Some(event) = connection.events.pop_front() else { return false };
@@ -255,7 +260,6 @@ impl Engine {
             watch.collapsed = false;
             let path = event.path[watch.prefix..].as_bytes();
             WatchEvent { path, token: &watch.token }.emit(out);
-            let domid = self.rights(conn).domid;
             self.domains.count(domid, |usage| usage.bytes -= event_cost(&event.path));
         }
         self.conns.get(&conn).is_some_and(|connection| !connection.events.is_empty())
