@@ -135,19 +135,22 @@ fn run(options: &Options) -> Result<()> {
     println!("{:>8}: {how}", "how");
     report::print_head();
     let (start, mut all) = (Instant::now(), Vec::new());
-    for case in &cases {
+    let split = if options.cores == Cores::Split { " --cores split" } else { "" };
+    let command =
+        format!("cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{split}");
+    for (at, case) in (1..).zip(&cases) {
+        let (spent, rows) = (start.elapsed().as_secs(), case.rows.len());
+        let (of, first) = (cases.len(), &case.rows[0].name);
+        eprintln!("bench: {at} of {of}, after {spent} s: {first} ({rows} rows)");
         let measured = measure::measure(case, &plan);
         measured.iter().for_each(report::print);
         all.extend(measured);
+        // Each time, so that what has been measured stays if the rest does not come to its end.
+        if let Some(dir) = &options.page {
+            page::write(dir, &all, &how, &command)?;
+        }
     }
     println!("\n{}; {:.0} s", report::counts(&all), start.elapsed().as_secs_f64());
-    if let Some(dir) = &options.page {
-        let cores = if options.cores == Cores::Split { " --cores split" } else { "" };
-        let command = format!(
-            "cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{cores}"
-        );
-        page::write(dir, &all, &how, &command)?;
-    }
     Ok(())
 }
 
