@@ -134,6 +134,9 @@ fn run(settings: Settings) -> Result<(), String> {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
         (handed_over, _) => handed_over,
     };
+    // From now on a signal is heard when there is time for it.
+    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
+        .map_err(|error| format!("cannot wait for signals: {error}"))?;
     raise_descriptor_limit();
     let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
@@ -182,8 +185,6 @@ fn run(settings: Settings) -> Result<(), String> {
     let bound = events.as_ref().map(|events| events.bound.clone());
     let tasks = Tasks::new();
     driver.block_on(tasks.run(async {
-        let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
-            .map_err(|error| format!("cannot wait for signals: {error}"))?;
         match taken {
             Some(taken) => {
                 if taken.is_to_be_told() {
@@ -231,10 +232,9 @@ fn run(settings: Settings) -> Result<(), String> {
         };
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
         future::or(future::or(accept, stop), future::or(serve_rings, keep)).await;
-        // On a Xen host the next process goes on: its guests are still there.
-        if outgoing.xen.is_none() {
-            server.end_journal();
-        }
+        // On a Xen host the next process goes on: its guests are still there. That their connections
+        // end with this process is nothing that it is to know.
+        server.leave_journal(outgoing.xen.is_some());
         Ok(())
     }))
 }

@@ -362,9 +362,11 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// There is to be nothing that another process could go on from.
-    pub(crate) fn end_journal(&self) {
-        if let Some(journal) = self.0.journal.borrow_mut().take() {
+    /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
+    pub(crate) fn leave_journal(&self, stays: bool) {
+        if let Some(journal) = self.0.journal.borrow_mut().take()
+            && !stays
+        {
             journal.end();
         }
     }
