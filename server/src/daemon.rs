@@ -11,7 +11,7 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
-use xenstore_store::Host;
+use xenstore_store::{Config, Host};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::inherit;
 use xenstore_transport::socket::Listener;
@@ -24,7 +24,7 @@ use crate::place::{run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
 use crate::tasks::Tasks;
-use crate::update::{self, Incoming, Outgoing, Updatable, Update};
+use crate::update::{self, Incoming, Outgoing, Taken, Updatable, Update};
 use crate::xen;
 
 /// Set for the process in the background by the one that started it.
@@ -89,7 +89,7 @@ fn complain(line: &str, status: u8) -> ExitCode {
 }
 
 /// Says how long it takes to make a store of the state on standard input, or why that cannot be.
-fn check_state(config: &xenstore_store::Config) -> ExitCode {
+fn check_state(config: &Config) -> ExitCode {
     match update::check(config) {
         Ok(time) => {
             let _ = writeln!(std::io::stdout(), "{} us", time.as_micros());
@@ -140,13 +140,7 @@ fn run(settings: Settings) -> Result<(), String> {
     raise_descriptor_limit();
     let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let trace = Trace::new();
-    for switch in &options.trace_control {
-        trace.switch(switch);
-    }
-    if let Some(path) = &options.trace_file {
-        trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
-    }
+    let trace = open_trace(&options)?;
     let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
     let (fresh, rings) = smol::channel::unbounded();
     let surroundings = Surroundings::find(
@@ -167,21 +161,8 @@ fn run(settings: Settings) -> Result<(), String> {
     };
     let update = Update::default();
     let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
-    let (server, taken) = match incoming {
-        Some(incoming) => {
-            let (engine, taken) = incoming.take();
-            let ran = Duration::from_millis(taken.clock());
-            let start = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
-            (Server::with_engine(engine, host, Clock::Real(start)), Some(taken))
-        }
-        None => (Server::new(&config, host, Clock::Real(Instant::now())), None),
-    };
+    let (server, taken) = serving(incoming, host, &config, journal);
     let server = server.driven(driver.clone()).traced(trace.clone()).updated(update.clone());
-    let journal = journal.map(|dir| match &taken {
-        Some(taken) => Journal::begin(dir, &config, taken.state()),
-        None => Journal::begin(dir, &config, &server.with(|engine, _| engine.dump())),
-    });
-    let server = server.journaled(journal);
     let bound = events.as_ref().map(|events| events.bound.clone());
     let tasks = Tasks::new();
     driver.block_on(tasks.run(async {
@@ -210,17 +191,6 @@ fn run(settings: Settings) -> Result<(), String> {
                 None => future::pending().await,
             }
         };
-        let stop = async {
-            while let Some(Ok(signal)) = signals.next().await {
-                if signal != Signal::Hup {
-                    info!(?signal, "stopping");
-                    return;
-                }
-                if let Err(error) = trace.reopen() {
-                    error!(%error, "cannot open the trace file again");
-                }
-            }
-        };
         if let Some(events) = events {
             tasks.spawn(events.deliver(&server));
         }
@@ -231,12 +201,61 @@ fn run(settings: Settings) -> Result<(), String> {
             future::pending().await
         };
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
+        let stop = until_stopped(&mut signals, &trace);
         future::or(future::or(accept, stop), future::or(serve_rings, keep)).await;
         // On a Xen host the next process goes on: its guests are still there. That their connections
         // end with this process is nothing that it is to know.
         server.leave_journal(outgoing.xen.is_some());
         Ok(())
     }))
+}
+
+fn open_trace(options: &Options) -> Result<Trace, String> {
+    let trace = Trace::new();
+    for switch in &options.trace_control {
+        trace.switch(switch);
+    }
+    if let Some(path) = &options.trace_file {
+        trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
+    }
+    Ok(trace)
+}
+
+/// The server: empty, or as another program has left it, with what is to be done with the rest of
+/// that. All that it does from now on is in the journal, if there is to be one.
+fn serving(
+    incoming: Option<Incoming>,
+    host: Box<dyn Host>,
+    config: &Config,
+    journal: Option<PathBuf>,
+) -> (Server<Box<dyn Host>>, Option<Taken>) {
+    let (server, taken) = match incoming {
+        Some(incoming) => {
+            let (engine, taken) = incoming.take();
+            let ran = Duration::from_millis(taken.clock());
+            let start = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
+            (Server::with_engine(engine, host, Clock::Real(start)), Some(taken))
+        }
+        None => (Server::new(config, host, Clock::Real(Instant::now())), None),
+    };
+    let journal = journal.map(|dir| match &taken {
+        Some(taken) => Journal::begin(dir, config, taken.state()),
+        None => Journal::begin(dir, config, &server.with(|engine, _| engine.dump())),
+    });
+    (server.journaled(journal), taken)
+}
+
+/// Waits for the signal to stop.
+async fn until_stopped(signals: &mut Signals, trace: &Trace) {
+    while let Some(Ok(signal)) = signals.next().await {
+        if signal != Signal::Hup {
+            info!(?signal, "stopping");
+            return;
+        }
+        if let Err(error) = trace.reopen() {
+            error!(%error, "cannot open the trace file again");
+        }
+    }
 }
 
 /// Where the journal is kept: `--journal`, or beside the socket.

@@ -54,6 +54,7 @@ pub struct Daemon {
     /// Which.
     pub kind: Kind,
     quotas: Quotas,
+    args: Vec<String>,
     child: Child,
     dir: TempDir,
 }
@@ -179,21 +180,28 @@ const OCAML_QUOTAS: &[&str] = &[
 impl Daemon {
     /// Starts a daemon in a directory of its own and waits until it answers.
     pub fn start(kind: Kind, quotas: Quotas) -> Result<Daemon, String> {
-        Daemon::start_in(kind, quotas, |_| Ok(()))
+        Daemon::start_in(kind, quotas, &[], |_| Ok(()))
+    }
+
+    /// The same with more options.
+    pub fn start_with(kind: Kind, quotas: Quotas, args: &[&str]) -> Result<Daemon, String> {
+        Daemon::start_in(kind, quotas, args, |_| Ok(()))
     }
 
     /// The same on a pretend Xen in which `prepare` has done something before, given its directory.
     pub fn start_in(
         kind: Kind,
         quotas: Quotas,
+        args: &[&str],
         prepare: impl FnOnce(&Path) -> std::io::Result<()>,
     ) -> Result<Daemon, String> {
         available(kind)?;
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
         prepare(&dir.path().join("xen")).map_err(|e| e.to_string())?;
-        let child = spawn(kind, quotas, dir.path()).map_err(|e| e.to_string())?;
-        let mut daemon = Daemon { kind, quotas, child, dir };
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let child = spawn(kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
+        let mut daemon = Daemon { kind, quotas, args, child, dir };
         daemon.wait().map(|()| daemon)
     }
 
@@ -230,7 +238,7 @@ impl Daemon {
     }
 
     fn again(&mut self) -> Result<(), String> {
-        let child = spawn(self.kind, self.quotas, self.dir.path());
+        let child = spawn(self.kind, self.quotas, &self.args, self.dir.path());
         self.child = child.map_err(|e| e.to_string())?;
         Ok(())
     }
@@ -292,11 +300,11 @@ fn lay_out(dir: &Path) -> std::io::Result<()> {
     fs::write(xen.join("0/port"), "1") // no newline: one reader is strict
 }
 
-fn spawn(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Child> {
+fn spawn(kind: Kind, quotas: Quotas, args: &[String], dir: &Path) -> std::io::Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     let errors = log.try_clone()?;
     let mut command = command(kind, quotas, dir)?;
-    command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+    command.args(args).stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
 }
 
 fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {

@@ -16,6 +16,6 @@ mod outgoing;
 mod session;
 
 pub(crate) use hold::{Hold, UnderWay};
-pub(crate) use incoming::{Incoming, check, receive};
+pub(crate) use incoming::{Incoming, Taken, check, receive};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use session::{Updatable, Update};

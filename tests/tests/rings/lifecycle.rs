@@ -207,7 +207,7 @@ fn domains_that_wait_are_let_in() {
         }
         Ok(())
     };
-    let daemon = Daemon::start_in(Kind::Ours, Quotas::Default, prepare).unwrap();
+    let daemon = Daemon::start_in(Kind::Ours, Quotas::Default, &[], prepare).unwrap();
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
     dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "T|").unwrap();
     dom0.gives(op::IS_DOMAIN_INTRODUCED, "6|", "F|").unwrap();

@@ -10,6 +10,8 @@ pub(crate) enum Bar {
     CpuOfC(f64),
     /// Operations per second are at least so many times the echo server's.
     RateOfFloor(f64),
+    /// The same, of our own daemon's without its journal.
+    RateUnjournaled(f64),
     /// The same, of the better of C and O.
     RateOfPeers(f64),
     /// The same, of our own in another row.
@@ -95,6 +97,10 @@ impl Bar {
                 let value = ratio(rate, get(of(Who::Floor), rate));
                 at_least(k, format!("ops/s ≥ {k} × the floor's"), value)
             }
+            Bar::RateUnjournaled(k) => {
+                let value = ratio(rate, get(of(Who::Unjournaled), rate));
+                at_least(k, format!("ops/s ≥ {k} × without a journal"), value)
+            }
             Bar::RateOfPeers(k) => {
                 let value = ratio(rate, peers(rate).reduce(f64::max));
                 at_least(k, format!("ops/s ≥ {k} × the better peer's"), value)
@@ -141,7 +147,7 @@ mod tests {
             Who::Ours => Some(figures(ours)),
             Who::C => Some(figures(c)),
             Who::Ocaml => Some(figures(ocaml)),
-            Who::Floor => None,
+            Who::Floor | Who::Unjournaled => None,
         };
         bar.judge(&of, Some(figures(100.0))).passed
     }

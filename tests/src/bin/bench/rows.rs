@@ -76,6 +76,12 @@ impl Row {
         self
     }
 
+    /// Only our own daemon does it, with its journal and without.
+    pub(crate) fn journal(mut self) -> Row {
+        self.who = vec![Who::Ours, Who::Unjournaled];
+        self.bar(Bar::RateUnjournaled(0.95))
+    }
+
     pub(crate) fn bar(mut self, bar: Bar) -> Row {
         self.bars.push(bar);
         self

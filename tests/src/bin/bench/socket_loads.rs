@@ -57,6 +57,14 @@ pub(crate) fn cases() -> Vec<Case> {
                 .bar(LatencyOfPeers(0.2))],
         ),
         case(GROUP, [row("connect, READ, close", Short::prepare).floor()]),
+        case(
+            "Journal",
+            [
+                single("WRITE, 1 in flight, with a journal", op::WRITE, 1).journal(),
+                single("WRITE, 32 in flight, with a journal", op::WRITE, 32).journal(),
+                row("WRITE, 128 connections, with a journal", write(128)).journal(),
+            ],
+        ),
     ]
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum Who {
     Ocaml,
     /// The bare echo server.
     Floor,
+    /// Ours without its journal.
+    Unjournaled,
 }
 
 impl Who {
@@ -29,6 +31,7 @@ impl Who {
             Who::C => "C",
             Who::Ocaml => "O",
             Who::Floor => "floor",
+            Who::Unjournaled => "no journal",
         }
     }
 }
@@ -97,6 +100,8 @@ impl Subject {
             Who::C => start(Kind::C),
             Who::Ocaml => start(Kind::Ocaml),
             Who::Floor => Echo::start().map(Server::Echo),
+            Who::Unjournaled => Daemon::start_with(Kind::Ours, Quotas::Off, &["--journal", "none"])
+                .map(Server::Daemon),
         };
         pins.pin_client()?;
         Ok(Subject(who, server?))

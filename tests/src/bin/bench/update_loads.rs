@@ -34,7 +34,7 @@ impl Updates {
         let program = match stage.subject.who() {
             Who::C => Path::new(XEN_BIN).join("xenstored"),
             Who::Ocaml => Path::new(XEN_BIN).join("oxenstored"),
-            Who::Ours | Who::Floor => peers::program("xenstored")?,
+            Who::Ours | Who::Floor | Who::Unjournaled => peers::program("xenstored")?,
         };
         let (xen, mut dom0) = (stage.subject.xen()?, stage.connect()?);
         for domid in 1..=DOMAINS {
