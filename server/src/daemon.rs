@@ -236,8 +236,9 @@ fn run(settings: Settings) -> Result<(), String> {
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
         future::or(future::or(accept, stop), future::or(serve, keep)).await;
         // On a Xen host the next process goes on: its guests are still there.
-        if outgoing.xen.is_none() {
-            server.end_journal();
+        match outgoing.xen {
+            Some(_) => server.leave_journal(),
+            None => server.end_journal(),
         }
         Ok(())
     }))

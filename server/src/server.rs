@@ -358,6 +358,12 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
+    /// This process ends and the next one goes on from here: that all connections go now is not to
+    /// be in the journal.
+    pub(crate) fn leave_journal(&self) {
+        *self.0.journal.borrow_mut() = None;
+    }
+
     /// There is to be nothing that another process could go on from.
     pub(crate) fn end_journal(&self) {
         if let Some(journal) = self.0.journal.borrow_mut().take() {
@@ -527,6 +533,10 @@ struct Disconnect<'a, H: Host + 'static> {
 
 impl<H: Host + 'static> Drop for Disconnect<'_, H> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The process ends, and the next one goes on with this connection.
+            return;
+        }
         self.server.disconnect(self.conn);
         self.server.0.wakers.borrow_mut().remove(&self.conn);
         self.server.0.update.gone(self.conn);

@@ -197,6 +197,15 @@ impl Daemon {
         daemon.wait().map(|()| daemon)
     }
 
+    /// Asks it to stop, and starts it again.
+    pub fn restart(&mut self) -> Result<(), String> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(|e| e.to_string())?;
+        self.child.wait().map_err(|e| e.to_string())?;
+        self.crash()
+    }
+
     /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
     pub fn crash(&mut self) -> Result<(), String> {
         self.child.kill().and_then(|()| self.child.wait()).map_err(|e| e.to_string())?;

@@ -193,3 +193,27 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
     );
     assert!(!log.contains("ERROR") && !log.contains("panic"), "{log}");
 }
+
+// Fails if a daemon on a Xen host that is asked to stop takes the rings with it, as on an upgrade of
+// its package: that they end with the process must not be in the journal.
+#[test]
+fn nothing_is_lost_when_the_daemon_is_stopped() {
+    let mut daemon = Daemon::start(Kind::Ours, Quotas::Default).unwrap();
+    let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
+    let kernel = FakeGuest::create(&daemon.xen(), 0).unwrap();
+    let guest = FakeGuest::create(&daemon.xen(), 5).unwrap();
+    dom0.ok(op::INTRODUCE, &format!("5|1|{PORT}|")).unwrap();
+    dom0.ok(op::WRITE, "/local/domain/5|").unwrap();
+    dom0.ok(op::SET_PERMS, "/local/domain/5|n5|").unwrap();
+    let (mut kernel, mut guest) = (Conn::new(kernel), Conn::new(guest));
+    kernel.watch("/local/domain/5/n|k|").unwrap();
+    guest.watch("n|t|").unwrap();
+    for round in ["1", "2", "3"] {
+        daemon.restart().unwrap();
+        guest.ok(op::WRITE, &format!("n|{round}")).unwrap();
+        guest.event("n|t|").unwrap();
+        kernel.event("/local/domain/5/n|k|").unwrap();
+    }
+    guest.events(&[]).unwrap();
+    assert!(!daemon.log().contains("starts anew"), "{}", daemon.log());
+}
