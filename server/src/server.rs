@@ -358,6 +358,13 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
+    /// Something was written that does not follow from what is in the journal.
+    pub(crate) fn renew_journal(&self) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
+            journal.renew();
+        }
+    }
+
     /// This process ends and the next one goes on from here: that all connections go now is not to
     /// be in the journal.
     pub(crate) fn leave_journal(&self) {

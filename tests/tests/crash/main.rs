@@ -213,7 +213,15 @@ fn nothing_is_lost_when_the_daemon_is_stopped() {
         guest.ok(op::WRITE, &format!("n|{round}")).unwrap();
         guest.event("n|t|").unwrap();
         kernel.event("/local/domain/5/n|k|").unwrap();
+        // What it says depends on the machine, and is as long as it was when it is made again.
+        kernel.ok(op::CONTROL, "help|").unwrap();
     }
+    let program = xenstore_tests::peers::program("xenstored").unwrap();
+    kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
+    kernel.ok(op::CONTROL, "live-update|-s|-n|").unwrap();
+    kernel.events(&[]).unwrap();
+    daemon.crash().unwrap();
+    kernel.events(&[]).unwrap();
     guest.events(&[]).unwrap();
     assert!(!daemon.log().contains("starts anew"), "{}", daemon.log());
 }
