@@ -110,7 +110,7 @@ pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, 
         })?;
         let make = || {
             let left = Left::read(left, &boot_id())?;
-            finish(dir, Replay::of(config, &left)?, &left, begun)
+            finish((dir, number), Replay::of(config, &left)?, &left, begun)
         };
         let made = catch_unwind(AssertUnwindSafe(make));
         match made.unwrap_or_else(|_| Err("panic while reading it".into())) {
@@ -136,14 +136,20 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-fn finish(dir: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
+/// `journal` is where it is, and its number.
+fn finish(
+    journal: (&Path, u64),
+    replay: Replay,
+    left: &Left,
+    begun: Instant,
+) -> Result<Recovered, String> {
     let (records, interrupted) = (replay.records, replay.interrupted.clone());
     let (engine, mut state) = replay.finish();
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
         error!("the end of the journal is damaged: what was done last is lost");
     }
-    suspect(dir, interrupted, &mut state);
+    suspect(journal, interrupted, &mut state);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     let rings = state.connections.len();
     info!(records, rings, ms, "the last process ended unexpectedly; going on from its journal");
@@ -151,16 +157,21 @@ fn finish(dir: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Rec
 }
 
 /// Counts how often the same request was being carried out when a process ended. One that has done
-/// so too often is refused: it is taken for executed, and answered with EIO.
-fn suspect(dir: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
+/// so too often is refused: it is taken for executed, and answered with EIO. A process that ended
+/// before it came to the request has left no journal of its own, and does not count.
+fn suspect((dir, number): (&Path, u64), interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
     let path = dir.join("journal-suspect");
     let Some((conn, frame)) = interrupted else {
         let _ = std::fs::remove_file(&path);
         return;
     };
     let known = std::fs::read(&path).unwrap_or_default();
-    let before = known.split_last().filter(|(_, before)| **before == frame[..]);
-    let count = before.map_or(0, |(count, _)| *count) + 1;
+    let before = known
+        .split_first_chunk()
+        .filter(|(_, known)| known.strip_suffix(&frame[..]).is_some_and(|rest| rest.len() == 1));
+    let (journal, count) =
+        before.map_or((0, 0), |(journal, rest)| (u64::from_ne_bytes(*journal), rest[0]));
+    let count = if journal == number { count } else { count + 1 };
     let header = frame.first_chunk().map(Header::parse).unwrap_or_default();
     let name = Operation::from_wire(header.ty).map_or("?", Operation::name);
     warn!(%conn, name, header = ?header, times = count,
@@ -174,7 +185,7 @@ fn suspect(dir: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State
         let _ = std::fs::remove_file(&path);
         return;
     }
-    let _ = std::fs::write(&path, [frame, vec![count]].concat());
+    let _ = std::fs::write(&path, [&number.to_ne_bytes()[..], &[count], &frame].concat());
 }
 
 impl Journal {
