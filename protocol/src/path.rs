@@ -22,14 +22,27 @@ pub enum PathKind {
     Relative,
 }
 
+/// Characters of a path.
+const LEGAL: [bool; 256] = {
+    let (mut legal, mut byte) = ([false; 256], 0_u8);
+    while byte < 128 {
+        legal[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@');
+        byte += 1;
+    }
+    legal
+};
+
 impl<'a> Path<'a> {
     /// Takes a path, or nothing if it is malformed.
     pub fn parse(bytes: &'a [u8]) -> Option<Path<'a>> {
-        let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-/_@".contains(b);
-        if bytes.is_empty() || !bytes.iter().all(legal) {
-            return None;
+        // In one pass: every request has a path.
+        let (mut last, mut fine) = (0, !bytes.is_empty());
+        for &byte in bytes {
+            fine &= LEGAL[usize::from(byte)] && (byte, last) != (b'/', b'/');
+            last = byte;
         }
-        if bytes != b"/" && (bytes.ends_with(b"/") || bytes.windows(2).any(|pair| pair == b"//")) {
+        if !fine || (last == b'/' && bytes.len() > 1) {
             return None;
         }
         core::str::from_utf8(bytes).ok().map(Path)

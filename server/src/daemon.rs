@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
-use smol::LocalExecutor;
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
 use xenstore_store::Host;
@@ -24,6 +23,7 @@ use crate::pid_file::PidFile;
 use crate::place::{run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
+use crate::tasks::Tasks;
 use crate::update::{self, Incoming, Outgoing, Updatable, Update};
 use crate::xen;
 
@@ -134,6 +134,9 @@ fn run(settings: Settings) -> Result<(), String> {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
         (handed_over, _) => handed_over,
     };
+    // From now on a signal is heard when there is time for it.
+    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
+        .map_err(|error| format!("cannot wait for signals: {error}"))?;
     raise_descriptor_limit();
     let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
@@ -180,16 +183,14 @@ fn run(settings: Settings) -> Result<(), String> {
     });
     let server = server.journaled(journal);
     let bound = events.as_ref().map(|events| events.bound.clone());
-    let executor = LocalExecutor::new();
-    driver.block_on(executor.run(async {
-        let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
-            .map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let tasks = Tasks::new();
+    driver.block_on(tasks.run(async {
         match taken {
             Some(taken) => {
                 if taken.is_to_be_told() {
                     update.is_done();
                 }
-                taken.adopt(&server, resumed, &executor, &driver);
+                taken.adopt(&server, resumed, &tasks, &driver);
             }
             None => xen::introduce_all(&server, &waiting),
         }
@@ -205,7 +206,7 @@ fn run(settings: Settings) -> Result<(), String> {
         };
         let accept = async {
             match listener {
-                Some(listener) => server.accept(listener, &executor).await,
+                Some(listener) => server.accept(listener, &tasks).await,
                 None => future::pending().await,
             }
         };
@@ -220,26 +221,20 @@ fn run(settings: Settings) -> Result<(), String> {
                 }
             }
         };
-        let deliver = async {
-            match events {
-                Some(events) => events.deliver(&server).await,
-                None => future::pending().await,
-            }
-        };
+        if let Some(events) = events {
+            tasks.spawn(events.deliver(&server));
+        }
         let serve_rings = async {
             while let Ok(ring) = rings.recv().await {
-                executor.spawn(server.serve(ring)).detach();
+                tasks.spawn(server.serve(ring));
             }
             future::pending().await
         };
-        let serve = future::or(deliver, serve_rings);
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
-        future::or(future::or(accept, stop), future::or(serve, keep)).await;
-        // On a Xen host the next process goes on: its guests are still there.
-        match outgoing.xen {
-            Some(_) => server.leave_journal(),
-            None => server.end_journal(),
-        }
+        future::or(future::or(accept, stop), future::or(serve_rings, keep)).await;
+        // On a Xen host the next process goes on: its guests are still there. That their connections
+        // end with this process is nothing that it is to know.
+        server.leave_journal(outgoing.xen.is_some());
         Ok(())
     }))
 }

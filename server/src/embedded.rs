@@ -14,7 +14,6 @@
 use std::cell::Cell;
 use std::thread::JoinHandle;
 
-use smol::LocalExecutor;
 use smol::channel::{self, Sender};
 use xenstore_protocol::{ErrorName, Operation};
 use xenstore_store::{Config, Engine, Millis};
@@ -23,6 +22,7 @@ use xenstore_transport::memory::{Pipe, pair};
 
 use crate::server::{Clock, Server};
 use crate::standalone::Standalone;
+use crate::tasks::Tasks;
 
 type Job = Box<dyn FnOnce(&Server<Standalone>) + Send>;
 
@@ -52,12 +52,12 @@ impl Store {
         let run = move || {
             let clock = Clock::Manual(Cell::new(0));
             let server = Server::new(&config, Standalone::default(), clock);
-            let executor = LocalExecutor::new();
-            smol::block_on(executor.run(async {
+            let tasks = Tasks::new();
+            smol::block_on(tasks.run(async {
                 while let Ok(command) = inbox.recv().await {
                     match command {
                         Command::Run(job) => job(&server),
-                        Command::Serve(pipe) => executor.spawn(server.serve(pipe)).detach(),
+                        Command::Serve(pipe) => tasks.spawn(server.serve(pipe)),
                     }
                 }
             }));

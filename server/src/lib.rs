@@ -18,8 +18,10 @@ mod place;
 mod server;
 mod standalone;
 mod surroundings;
+mod tasks;
 mod update;
 mod xen;
 
 pub use server::{Clock, Server};
 pub use standalone::Standalone;
+pub use tasks::Tasks;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
-use smol::{LocalExecutor, Timer};
+use smol::Timer;
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Millis, Outcome, Recorded};
@@ -19,6 +19,7 @@ use xenstore_transport::{Failure, Peer, Transport};
 use crate::connection::{Connection, End, READ_MAX};
 use crate::journal::{self, Journal};
 use crate::log::Trace;
+use crate::tasks::Tasks;
 use crate::update::{Hold, UnderWay, Update};
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
@@ -42,7 +43,10 @@ impl Clock {
     /// Milliseconds.
     pub fn now(&self) -> Millis {
         match self {
-            Clock::Real(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(Millis::MAX),
+            Clock::Real(start) => {
+                let time = start.elapsed();
+                time.as_secs() * 1000 + u64::from(time.subsec_millis())
+            }
             Clock::Manual(now) => now.get(),
         }
     }
@@ -232,14 +236,14 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Accepts clients for ever and answers each in a task of its own.
-    pub async fn accept<'a>(&'a self, listener: &Listener, executor: &LocalExecutor<'a>) {
+    pub async fn accept<'a>(&'a self, listener: &Listener, tasks: &Tasks<'a>) {
         loop {
             while self.hold().holds_all() {
                 yield_now().await;
             }
             match listener.accept().await {
                 Ok(socket) => {
-                    executor.spawn(self.serve(socket)).detach();
+                    tasks.spawn(self.serve(socket));
                     // Those who connect without end must not keep others from their turn.
                     yield_now().await;
                 }
@@ -365,15 +369,11 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// This process ends and the next one goes on from here: that all connections go now is not to
-    /// be in the journal.
-    pub(crate) fn leave_journal(&self) {
-        *self.0.journal.borrow_mut() = None;
-    }
-
-    /// There is to be nothing that another process could go on from.
-    pub(crate) fn end_journal(&self) {
-        if let Some(journal) = self.0.journal.borrow_mut().take() {
+    /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
+    pub(crate) fn leave_journal(&self, stays: bool) {
+        if let Some(journal) = self.0.journal.borrow_mut().take()
+            && !stays
+        {
             journal.end();
         }
     }

@@ -13,7 +13,7 @@ use crate::access::Rights;
 use crate::answer::{Answer, Lists};
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection};
-use crate::domain::{Domains, Host};
+use crate::domain::{Domain, Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
 use crate::mentions::Mentions;
@@ -189,12 +189,12 @@ impl Engine {
         out: &mut Vec<u8>,
     ) -> Outcome {
         let frame = Frame { header: *header, payload };
-        if !self.is_connected(conn) {
+        let Some(caller) = self.caller(conn) else {
             Reply::Error(ErrorName::Eio).emit(header, out);
             return Outcome::Answered;
-        }
+        };
         self.domains.notices.now = now;
-        let privileged = self.rights(conn).privileged;
+        let privileged = self.domid_of(Some(caller)) == self.config.privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
         let answer = admit(&frame, privileged, has_transaction).and_then(|request| {
@@ -281,14 +281,22 @@ impl Engine {
         }
     }
 
-    /// On whose behalf a connection speaks; one that has ended, on nobody's.
-    pub(crate) fn rights(&self, conn: ConnId) -> Rights {
-        let domid = match self.conns.get(&conn).map(|connection| connection.caller) {
+    fn domid_of(&self, caller: Option<Caller>) -> DomId {
+        match caller {
             Some(Caller::Domain(domid)) => domid,
             Some(Caller::Socket) => self.config.store,
             None => DomId::INVALID,
-        };
-        let target = self.domains.get(domid).and_then(|domain| domain.target);
+        }
+    }
+
+    /// On whose behalf a connection speaks; one that has ended, on nobody's.
+    pub(crate) fn rights(&self, conn: ConnId) -> Rights {
+        let domid = self.domid_of(self.caller(conn));
+        self.rights_of(domid, self.domains.get(domid))
+    }
+
+    fn rights_of(&self, domid: DomId, domain: Option<&Domain>) -> Rights {
+        let target = domain.and_then(|domain| domain.target);
         Rights { privileged: domid == self.config.privileged, domid, target }
     }
 
@@ -305,14 +313,10 @@ impl Engine {
         self.domains.get(domid).map_or(self.domains.defaults, |domain| domain.quotas)
     }
 
-    /// What a connection may use. A socket has no ring page, but may use what a ring may.
+    /// What a connection may use.
     pub(crate) fn features(&self, conn: ConnId) -> u32 {
-        match self.conns.get(&conn).map(|connection| connection.caller) {
-            Some(Caller::Domain(domid)) => {
-                self.domains.get(domid).map_or(feature::ALL, |domain| domain.features)
-            }
-            _ => feature::ALL,
-        }
+        let caller = self.caller(conn);
+        features_of(caller, self.domains.get(self.domid_of(caller)))
     }
 
     /// Calls `run` with the committed tree, or another, on behalf of `conn`.
@@ -322,10 +326,14 @@ impl Engine {
         host: &mut dyn Host,
         run: impl FnOnce(&mut Work, &mut Context<'_>) -> T,
     ) -> T {
-        let rights = self.rights(conn);
-        let any_domid = self.features(conn) & feature::DOMID_ANY != 0;
-        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        let quotas = self.quotas(rights.domid);
+        // Every request comes here: connection and domain are looked up once.
+        let caller = self.caller(conn);
+        let domid = self.domid_of(caller);
+        let domain = self.domains.get(domid);
+        let rights = self.rights_of(domid, domain);
+        let any_domid = features_of(caller, domain) & feature::DOMID_ANY != 0;
+        let usage = domain.map(|domain| domain.usage).unwrap_or_default();
+        let quotas = domain.map_or(self.domains.defaults, |domain| domain.quotas);
         let domains = &mut self.domains;
         let refused = Cell::default();
         let mut exists = |domid| domains.find(domid, host).is_some();
@@ -380,7 +388,9 @@ impl Engine {
         if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
             return Ok(Answer::Later(until));
         }
-        self.settle(before.as_ref(), Some(conn), since);
+        if !self.work.changes.is_empty() {
+            self.settle(before.as_ref(), Some(conn), since);
+        }
         answer
     }
 
@@ -524,5 +534,13 @@ impl Engine {
         if self.domains.get(domid).is_none_or(|domain| domain.usage.transactions == 0) {
             self.pins.forget(domid);
         }
+    }
+}
+
+/// A socket has no ring page, but may use what a ring may.
+fn features_of(caller: Option<Caller>, domain: Option<&Domain>) -> u32 {
+    match (caller, domain) {
+        (Some(Caller::Domain(_)), Some(domain)) => domain.features,
+        _ => feature::ALL,
     }
 }

@@ -126,8 +126,7 @@ impl Engine {
         // A later domain with this domid must not inherit anything (XSA-322).
         self.domains.untarget(domid);
         let before = self.work.tree.clone();
-        self.remove_nodes_of(domid);
-        self.remove_entries_of(domid);
+        self.remove_mentions_of(domid);
         self.settle(Some(&before), None, self.stamp);
         self.mentions.forget(domid);
         self.domains.notices.forget(Some(domid));
@@ -138,12 +137,17 @@ impl Engine {
     }
 
     /// Removes each topmost node that the domain owns with all below it, or gives its nodes to the
-    /// privileged domain. The root and the special nodes cannot be removed.
-    fn remove_nodes_of(&mut self, domid: DomId) {
+    /// privileged domain. The root and the special nodes cannot be removed. Its entries in the lists
+    /// of others go.
+    fn remove_mentions_of(&mut self, domid: DomId) {
         let privileged = self.config.privileged;
         let keep = self.config.keep_orphans;
         let owns = |acl: &Acl| acl.owner() == domid;
-        let owned = self.mentions.paths(&self.work.tree, domid, owns, |acl| !keep && owns(acl));
+        let names = |acl: &Acl| acl.without(domid).is_some();
+        let goes = |acl: &Acl| !keep && owns(acl);
+        // All are looked for before anything changes: a mention is found by the one above it.
+        let owned = self.mentions.paths(&self.work.tree, domid, owns, goes);
+        let named = self.mentions.paths(&self.work.tree, domid, names, goes);
         for path in owned {
             let permanent = keep || path == "/" || path.starts_with('@');
             if permanent {
@@ -153,11 +157,7 @@ impl Engine {
                 remove(&mut self.work, &mut self.stamp, &path);
             }
         }
-    }
-
-    fn remove_entries_of(&mut self, domid: DomId) {
-        let named = |acl: &Acl| acl.without(domid).is_some();
-        for path in self.mentions.paths(&self.work.tree, domid, named, |_| false) {
+        for path in named {
             self.replace_acl(&path, |acl| acl.without(domid));
         }
     }

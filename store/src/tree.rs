@@ -24,9 +24,18 @@ pub(crate) struct Tree {
     special: Arc<Children>,
 }
 
-/// Names on the way to a node.
+/// Names on the way to a node. By hand: `str::split` costs more than finding the node does.
 pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|name| !name.is_empty())
+    let mut rest = path.strip_prefix('/').unwrap_or(path);
+    core::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
+        let name = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        Some(name)
+    })
 }
 
 /// Path of the parent; that of a special node is the root. None for the root.
@@ -143,14 +152,13 @@ impl Tree {
         }
     }
 
-    /// The node at `path`, to be changed.
+    /// The node at `path`, to be changed. If it is not there, what is shared of the way to it may
+    /// have been copied in vain.
     pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
         if path.starts_with('@') {
             self.special.get(path)?;
             return Arc::make_mut(&mut self.special).get_mut(path);
         }
-        // Looking first keeps a path that does not exist from copying anything.
-        self.get(path)?;
         let mut node = Arc::make_mut(&mut self.root);
         for name in components(path) {
             node = node.child_mut(name)?;
@@ -185,7 +193,9 @@ impl Tree {
             *stamp += 1;
             node.set_listed(*stamp);
             node.children_mut().insert(Arc::new(child));
-            node = node.child_mut(name).expect("just inserted");
+            if left > 0 {
+                node = node.child_mut(name).expect("just inserted");
+            }
         }
     }
 

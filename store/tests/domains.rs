@@ -155,6 +155,34 @@ fn orphans_can_be_kept() {
     assert_eq!(store.ok(dom0, 3, "/local/domain/5/mine|"), "n0|");
 }
 
+// Fails if an entry for a dead domain stays below a node that was its own and stays, be it the root
+// or an orphan: a later domain with its domid would have the right (XSA-322).
+#[test]
+fn xsa_322_no_entry_stays_below_what_stays() {
+    for keep_orphans in [false, true] {
+        let mut store = Store::with(&Config { keep_orphans, ..Config::default() });
+        let dom0 = store.dom0;
+        let guest = store.guest(5);
+        store.ok(guest, WRITE, "mine/below|1");
+        for (path, perms) in [("/", "n5|"), ("/tool", "n0|r5|"), ("/tool/xenstored", "b5|")] {
+            store.ok(dom0, PERMS, &format!("{path}|{perms}"));
+        }
+        store.ok(dom0, PERMS, "/local/domain/5/mine|n0|b5|");
+        store.kill(5);
+        assert_eq!(store.ok(dom0, 3, "/|"), "n0|");
+        assert_eq!(store.ok(dom0, 3, "/tool|"), "n0|");
+        if keep_orphans {
+            assert_eq!(store.ok(dom0, 3, "/tool/xenstored|"), "b0|");
+            assert_eq!(store.ok(dom0, 3, "/local/domain/5/mine|"), "n0|");
+            assert_eq!(store.ok(dom0, 3, "/local/domain/5/mine/below|"), "n0|");
+        } else {
+            assert_eq!(store.err(dom0, READ, "/tool/xenstored|"), "ENOENT");
+            assert_eq!(store.err(dom0, READ, "/local/domain/5|"), "ENOENT");
+        }
+        store.engine.check().unwrap();
+    }
+}
+
 // Fails if a domain that is introduced before the death of its predecessor was noticed inherits
 // anything of it (XSA-322).
 #[test]

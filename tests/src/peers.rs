@@ -197,21 +197,42 @@ impl Daemon {
         daemon.wait().map(|()| daemon)
     }
 
+    /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
+    pub fn crash(&mut self) -> Result<(), String> {
+        self.kill()?;
+        self.again()?;
+        self.wait()
+    }
+
+    /// The same with another end, so long after the start and whatever it is doing then.
+    pub fn crash_twice(&mut self, after: Duration) -> Result<(), String> {
+        self.kill()?;
+        self.again()?;
+        std::thread::sleep(after);
+        self.crash()
+    }
+
     /// Asks it to stop, and starts it again.
     pub fn restart(&mut self) -> Result<(), String> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
             .map_err(|e| e.to_string())?;
-        self.child.wait().map_err(|e| e.to_string())?;
-        self.crash()
+        let status = self.child.wait().map_err(|e| e.to_string())?;
+        if !status.success() {
+            return Err(format!("it ended: {status}\n{}", self.log()));
+        }
+        self.again()?;
+        self.wait()
     }
 
-    /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
-    pub fn crash(&mut self) -> Result<(), String> {
-        self.child.kill().and_then(|()| self.child.wait()).map_err(|e| e.to_string())?;
+    fn kill(&mut self) -> Result<(), String> {
+        self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn again(&mut self) -> Result<(), String> {
         let child = spawn(self.kind, self.quotas, self.dir.path());
         self.child = child.map_err(|e| e.to_string())?;
-        self.wait()
+        Ok(())
     }
 
     /// There is nothing to wait on but the socket itself.

@@ -51,6 +51,8 @@ struct Sources {
 struct Slot {
     readable: AtomicBool,
     writable: AtomicBool,
+    /// The kernel has been asked to tell when there is room to write.
+    asked: AtomicBool,
     /// The other end has closed: reading never has to wait again.
     ended: AtomicBool,
     reader: AtomicWaker,
@@ -59,6 +61,13 @@ struct Slot {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the kernel is to tell of a descriptor. That there is room to write is asked for only by
+/// those who wait for it: otherwise a socket wakes us each time that its other end has read.
+fn interest(writing: bool) -> epoll::EventFlags {
+    let reading = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+    if writing { reading | epoll::EventFlags::OUT } else { reading }
 }
 
 impl Driver {
@@ -95,11 +104,7 @@ impl Driver {
         slot.writable.store(true, Ordering::Relaxed);
         let mut sources = lock(&own.sources);
         let number = sources.free.last().copied().unwrap_or(sources.slots.len());
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
-        epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), flags)?;
+        epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), interest(false))?;
         // Only now, so that a number is not lost with a descriptor that the kernel refuses.
         match sources.free.pop() {
             Some(number) => sources.slots[number] = Some(slot.clone()),
@@ -221,6 +226,21 @@ impl<T: AsFd> Drop for Registered<T> {
     }
 }
 
+impl<T: AsFd> Registered<T> {
+    /// Asks the kernel to tell when there is room to write, or not to any more.
+    fn ask(&self, writing: bool) -> io::Result<()> {
+        if writing {
+            self.slot.writable.store(false, Ordering::Release);
+        }
+        if self.slot.asked.load(Ordering::Relaxed) != writing {
+            self.slot.asked.store(writing, Ordering::Relaxed);
+            let data = epoll::EventData::new_u64(self.number as u64);
+            epoll::modify(&self.own.epoll, &self.io, data, interest(writing))?;
+        }
+        Ok(())
+    }
+}
+
 impl<T: AsFd> Source<T> {
     /// The descriptor itself.
     pub fn get(&self) -> &T {
@@ -266,15 +286,22 @@ impl<T: AsFd> Source<T> {
                     }
                 }
             }
-            match attempt(self.get()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            let result = attempt(self.get());
+            let blocked = match &result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => return Poll::Ready(result),
+                Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                Ok(_) => false,
+            };
+            if !reading && let Way::Own(registered) = &self.0 {
+                registered.ask(blocked)?;
+            }
+            if !blocked {
+                return Poll::Ready(result);
             }
             match &self.0 {
-                Way::Own(registered) => {
-                    registered.slot.half(reading).0.store(false, Ordering::Release);
-                }
+                // Asking anew tells at once what there is.
+                Way::Own(_) if !reading => {}
+                Way::Own(registered) => registered.slot.readable.store(false, Ordering::Release),
                 Way::AnyExecutor(io) => {
                     let ready = if reading { io.poll_readable(cx) } else { io.poll_writable(cx) };
                     std::task::ready!(ready)?;

@@ -110,7 +110,7 @@ pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, 
         })?;
         let make = || {
             let left = Left::read(left, &boot_id())?;
-            finish((dir, number), Replay::of(config, &left)?, &left, begun)
+            finish(&path, Replay::of(config, &left)?, &left, begun)
         };
         let made = catch_unwind(AssertUnwindSafe(make));
         match made.unwrap_or_else(|_| Err("panic while reading it".into())) {
@@ -136,20 +136,14 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-/// `journal` is where it is, and its number.
-fn finish(
-    journal: (&Path, u64),
-    replay: Replay,
-    left: &Left,
-    begun: Instant,
-) -> Result<Recovered, String> {
+fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
     let (records, interrupted) = (replay.records, replay.interrupted.clone());
     let (engine, mut state) = replay.finish();
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
         error!("the end of the journal is damaged: what was done last is lost");
     }
-    suspect(journal, interrupted, &mut state);
+    suspect(path, interrupted, &mut state);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     let rings = state.connections.len();
     info!(records, rings, ms, "the last process ended unexpectedly; going on from its journal");
@@ -157,35 +151,35 @@ fn finish(
 }
 
 /// Counts how often the same request was being carried out when a process ended. One that has done
-/// so too often is refused: it is taken for executed, and answered with EIO. A process that ended
-/// before it came to the request has left no journal of its own, and does not count.
-fn suspect((dir, number): (&Path, u64), interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
-    let path = dir.join("journal-suspect");
+/// so too often is refused: it is taken for executed, and answered with EIO.
+fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
+    let note = path.with_file_name("journal-suspect");
     let Some((conn, frame)) = interrupted else {
-        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_file(&note);
         return;
     };
-    let known = std::fs::read(&path).unwrap_or_default();
-    let before = known
-        .split_first_chunk()
-        .filter(|(_, known)| known.strip_suffix(&frame[..]).is_some_and(|rest| rest.len() == 1));
-    let (journal, count) =
-        before.map_or((0, 0), |(journal, rest)| (u64::from_ne_bytes(*journal), rest[0]));
-    let count = if journal == number { count } else { count + 1 };
+    // Of which journal, how often until then, and which request.
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let known = std::fs::read(&note).unwrap_or_default();
+    let mut known = known.splitn(3, |byte| *byte == 0);
+    let (last, times, same) = (known.next(), known.next(), known.next() == Some(&frame[..]));
+    let times =
+        times.filter(|_| same).and_then(|times| std::str::from_utf8(times).ok()?.parse().ok());
+    // A process that ended while it came back has not tried again.
+    let tried = u8::from(!same || last != Some(name));
+    let times = times.unwrap_or(0_u8).saturating_add(tried);
     let header = frame.first_chunk().map(Header::parse).unwrap_or_default();
-    let name = Operation::from_wire(header.ty).map_or("?", Operation::name);
-    warn!(%conn, name, header = ?header, times = count,
-        "the process ended while it carried out this request");
+    let operation = Operation::from_wire(header.ty).map_or("?", Operation::name);
+    warn!(%conn, operation, ?header, times, "the process ended while it carried out this request");
     let ring = state.connections.iter_mut().find(|connection| connection.id == conn);
-    if count >= TRIES
+    if times >= TRIES
         && let Some(connection) = ring
     {
-        error!(%conn, name, header = ?header, "this request is refused with EIO; please report it");
+        error!(%conn, operation, ?header, "this request is refused with EIO; please report it");
         way::refuse(&mut connection.io, &frame);
-        let _ = std::fs::remove_file(&path);
-        return;
     }
-    let _ = std::fs::write(&path, [&number.to_ne_bytes()[..], &[count], &frame].concat());
+    let _ =
+        std::fs::write(&note, [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat());
 }
 
 impl Journal {

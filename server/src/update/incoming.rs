@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use smol::LocalExecutor;
 use tracing::{error, info, warn};
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
 use xenstore_transport::driver::Driver;
@@ -25,6 +24,7 @@ use crate::options::Options;
 use crate::place::run_dir;
 use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
+use crate::tasks::Tasks;
 
 /// Who has left what comes from a journal.
 const JOURNAL: &str = "a process that ended unexpectedly";
@@ -214,7 +214,7 @@ impl Taken {
         &self,
         server: &'a Server<Box<dyn Host>>,
         rings: Resumed,
-        executor: &LocalExecutor<'a>,
+        tasks: &Tasks<'a>,
         driver: &Driver,
     ) {
         let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
@@ -227,14 +227,14 @@ impl Taken {
                     warn!(conn = %id, who = ?connection.caller, ?settled, "this ring starts anew");
                     server.restart(id);
                 }
-                executor.spawn(server.serve_as(id, ring, start)).detach();
+                tasks.spawn(server.serve_as(id, ring, start));
                 continue;
             }
             let none = || io::Error::from(io::ErrorKind::NotFound);
             let socket = connection.io.fd.ok_or_else(none);
             let socket = socket.and_then(|number| inherit::socket(number, false));
             match socket.and_then(|socket| Socket::adopt(socket, driver)) {
-                Ok(socket) => executor.spawn(server.serve_as(id, socket, start)).detach(),
+                Ok(socket) => tasks.spawn(server.serve_as(id, socket, start)),
                 Err(error) => {
                     warn!(conn = %id, who = ?connection.caller, %error, "lost a connection");
                     server.disconnect(id);

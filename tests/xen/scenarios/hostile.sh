@@ -54,7 +54,11 @@ for attack in $attacks; do
 	check "$attack: its latency is bounded" [ "$mean" -le $((mean0 * 10 + 50000)) ]
 	check "$attack: its longest one too" [ "$longest" -le $((longest0 * 10 + 2000000)) ]
 	check "$attack: and that of dom0" [ "$own" -le $((own0 * 10 + 500000)) ]
-	case $(xenstore-read "$home/data/state") in *anew)
+	# One that has died does not attack any more: what it cannot be asked was not tested.
+	check "$attack: it is still there" eq "$(domu_home "$attack")" "$home"
+	state=$(xenstore-read "$home/data/state")
+	check "$attack: its state can be read" [ -n "$state" ]
+	case $state in *anew)
 		check "$attack: it starts anew and is answered well" wait_for 120 above "$home/data/rounds" 3 ;;
 	esac
 	check "$attack: the store works" test-xenstore

@@ -35,6 +35,7 @@ use clap::Parser;
 
 use measure::Plan;
 use meter::Result;
+use page::About;
 use subjects::{Cores, Pins};
 
 /// Compares our daemon with C xenstored, oxenstored and a bare echo server.
@@ -132,23 +133,27 @@ fn run(options: &Options) -> Result<()> {
         Cores::Split => "client and daemon on a core each",
     };
     let how = format!("{rounds} rounds of {seconds} s, {cores}, quotas off; medians");
-    report::machine().iter().for_each(|(what, value)| println!("{what:>8}: {value}"));
-    println!("{:>8}: {how}", "how");
+    let split = if options.cores == Cores::Split { " --cores split" } else { "" };
+    let command =
+        format!("cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{split}");
+    let about = About { machine: report::machine(), how, command };
+    about.machine.iter().for_each(|(what, value)| println!("{what:>8}: {value}"));
+    println!("{:>8}: {}", "how", about.how);
     report::print_head();
     let (start, mut all) = (Instant::now(), Vec::new());
-    for case in &cases {
+    for (at, case) in (1..).zip(&cases) {
+        let (spent, rows) = (start.elapsed().as_secs(), case.rows.len());
+        let (of, first) = (cases.len(), &case.rows[0].name);
+        eprintln!("bench: {at} of {of}, after {spent} s: {first} ({rows} rows)");
         let measured = measure::measure(case, &plan);
         measured.iter().for_each(report::print);
         all.extend(measured);
+        // Each time, so that what has been measured stays if the rest does not come to its end.
+        if let Some(dir) = &options.page {
+            page::write(dir, &all, &about)?;
+        }
     }
     println!("\n{}; {:.0} s", report::counts(&all), start.elapsed().as_secs_f64());
-    if let Some(dir) = &options.page {
-        let cores = if options.cores == Cores::Split { " --cores split" } else { "" };
-        let command = format!(
-            "cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{cores}"
-        );
-        page::write(dir, &all, &how, &command)?;
-    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Measures the rows of a case: all daemons and all rows take turns in every round.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::bars::Judged;
@@ -51,6 +52,9 @@ impl Measured {
     }
 }
 
+/// In place of what went wrong; that has been told on standard error.
+const PANIC: &str = "the load has panicked";
+
 /// A daemon with a load.
 struct Instance<'a> {
     row: &'a Row,
@@ -72,7 +76,8 @@ impl<'a> Instance<'a> {
             let load = (row.prepare)(&Stage { subject: &subject, deadline })?;
             Ok((subject, load))
         };
-        let (running, failure) = match start() {
+        let started = catch_unwind(AssertUnwindSafe(start)).unwrap_or_else(|_| Err(PANIC.into()));
+        let (running, failure) = match started {
             Ok(running) => (Some(running), None),
             Err(error) => (None, Some(error.to_string())),
         };
@@ -92,7 +97,9 @@ impl<'a> Instance<'a> {
         let Some((subject, load)) = &mut self.running else { return };
         let (start, length) = (Instant::now(), plan.round * self.row.stretch);
         let mut meter = Meter::new(subject.pid(), length, plan.deadline(self.who));
-        match load.round(&mut meter) {
+        // A mistake in one load must not lose the figures of the others.
+        let round = catch_unwind(AssertUnwindSafe(|| load.round(&mut meter)));
+        match round.unwrap_or_else(|_| Err(PANIC.into())) {
             Ok(()) => self.rounds.push(meter.figures()),
             Err(error) => self.failure = Some(error.to_string()),
         }
@@ -105,11 +112,16 @@ impl<'a> Instance<'a> {
     }
 
     fn outcome(self) -> Outcome {
+        let (rounds, mut note) = (self.rounds.len(), self.note);
         let figures = match self.failure {
-            Some(why) if self.rounds.is_empty() => Err(why),
-            _ => Ok(medians(&self.rounds)),
+            Some(why) if rounds == 0 => Err(why),
+            Some(why) => {
+                note = format!("failed after {rounds} rounds: {why}");
+                Ok(medians(&self.rounds))
+            }
+            None => Ok(medians(&self.rounds)),
         };
-        Outcome { who: self.who, figures, peak: self.peak, note: self.note }
+        Outcome { who: self.who, figures, peak: self.peak, note }
     }
 }
 

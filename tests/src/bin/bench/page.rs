@@ -5,18 +5,29 @@ use std::path::Path;
 
 use crate::measure::{Measured, Outcome};
 use crate::meter::Result;
-use crate::report::{cells, counts, machine, number, ratio_to, remarks};
+use crate::report::{cells, counts, number, ratio_to, remarks};
 use crate::subjects::Who;
 
+/// What the page says besides figures.
+pub(crate) struct About {
+    /// Names and versions, asked for before anything is written: a page changes what git says.
+    pub(crate) machine: Vec<(&'static str, String)>,
+    /// How it was measured.
+    pub(crate) how: String,
+    /// What measures it again.
+    pub(crate) command: String,
+}
+
 /// Writes `results.md` and a plot for each group into a directory.
-pub(crate) fn write(dir: &Path, all: &[Measured], how: &str, command: &str) -> Result<()> {
+pub(crate) fn write(dir: &Path, all: &[Measured], about: &About) -> Result<()> {
+    let About { machine, how, command } = about;
     std::fs::create_dir_all(dir)?;
     let mut page = String::from("# Results\n\nWritten by `");
     write!(
         page,
         "{command} --page`; [how to read it](README.md).\n\n{how}.\n\n| | |\n|---|---|\n"
     )?;
-    for (what, value) in machine() {
+    for (what, value) in machine {
         writeln!(page, "| {what} | {value} |")?;
     }
     writeln!(
