@@ -362,6 +362,13 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
+    /// Something was written that does not follow from what is in the journal.
+    pub(crate) fn renew_journal(&self) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
+            journal.renew();
+        }
+    }
+
     /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
     pub(crate) fn leave_journal(&self, stays: bool) {
         if let Some(journal) = self.0.journal.borrow_mut().take()
@@ -533,6 +540,10 @@ struct Disconnect<'a, H: Host + 'static> {
 
 impl<H: Host + 'static> Drop for Disconnect<'_, H> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The process ends, and the next one goes on with this connection.
+            return;
+        }
         self.server.disconnect(self.conn);
         self.server.0.wakers.borrow_mut().remove(&self.conn);
         self.server.0.update.gone(self.conn);

@@ -247,6 +247,12 @@ impl Journal {
         }
     }
 
+    /// It is time for the next file: something happened that cannot be recorded.
+    pub(crate) fn renew(&mut self) {
+        self.full = 0;
+        self.wake();
+    }
+
     /// Nobody is to go on from here until the next file.
     pub(crate) fn interrupt(&mut self) {
         self.segment = None;

@@ -8,6 +8,7 @@ use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Outcome, Rep
 use super::record::Record;
 use super::segment::Left;
 use super::way::Way;
+use crate::update::Updatable;
 
 /// The page of a ring and the guest's port, as they were introduced.
 pub(super) type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;
@@ -88,7 +89,7 @@ impl Replay {
             Some(Record::Answers(answers)) => answers,
             _ => &[][..],
         };
-        let mut host = Replayed::new(answers);
+        let mut host = Replayed { commands: Updatable::COMMANDS, ..Replayed::new(answers) };
         let outcome = self.engine.apply(input, &mut host, &mut out);
         if host.astray {
             return Err("it does not say what the machine answered".into());

@@ -76,6 +76,8 @@ impl Outgoing<'_> {
             };
             self.update.answer(&order, &text);
             self.server.wake_all();
+            // The journal has another answer, which was kept back.
+            self.server.renew_journal();
         }
     }
 

@@ -221,6 +221,14 @@ pub(crate) struct Updatable {
     pub(crate) update: Update,
 }
 
+impl Updatable {
+    /// What `control` knows of every machine that can be updated.
+    pub(crate) const COMMANDS: &'static [(&'static str, &'static str)] = {
+        const OTHERS: [(&str, &str); 4] = Trace::COMMANDS;
+        &[Update::COMMAND, OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]]
+    };
+}
+
 impl Host for Updatable {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.host.domain(domid)
@@ -248,8 +256,6 @@ impl Host for Updatable {
     }
 
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        const OTHERS: [(&str, &str); 4] = Trace::COMMANDS;
-        const ALL: &[(&str, &str)] = &[Update::COMMAND, OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
-        ALL
+        Updatable::COMMANDS
     }
 }
