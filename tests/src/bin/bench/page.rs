@@ -37,7 +37,7 @@ pub(crate) fn write(dir: &Path, all: &[Measured], about: &About) -> Result<()> {
     bars(&mut page, all)?;
     for group in all.chunk_by(|a, b| a.group == b.group) {
         let name = group[0].group;
-        let plot = format!("{}.svg", name.to_lowercase());
+        let plot = format!("{}.svg", name.to_lowercase().replace(' ', "-"));
         crate::plot::draw(&dir.join(&plot), group)?;
         write!(page, "\n## {name}\n\n![{name}: ratios]({plot})\n\n")?;
         table(&mut page, group)?;
