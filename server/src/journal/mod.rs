@@ -7,7 +7,7 @@
 //!
 //! An input is recorded before it is carried out, and marked as done before anybody hears of it. A
 //! request that was being carried out at the end is carried out again; one that has ended the process
-//! twice is answered with EIO instead.
+//! four times is answered with EIO instead.
 //!
 //! When a file is long enough, all connections stand still for a moment, and the next one begins with
 //! the state as it is then.
@@ -44,8 +44,9 @@ const FULL: usize = 16 << 20;
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(5);
-/// How often the same request may end the process before it is refused.
-const TRIES: u8 = 2;
+/// How often a process ends in the same request until it is refused. A process that is killed while
+/// it has just come back is killed in the request with which it begins, and that twice is chance.
+const TRIES: u8 = 4;
 
 /// The journal of a server.
 #[derive(Debug)]
