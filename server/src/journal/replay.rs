@@ -1,6 +1,6 @@
 //! From what a journal holds to an engine that is where the one was that wrote it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State};
@@ -110,6 +110,7 @@ impl Replay {
                 self.ways.extend(new.map(|conn| (*conn, Way::default())));
             }
             Input::Restart(conn) => drop(self.ways.insert(*conn, Way::default())),
+            Input::Disconnect(conn) => drop(self.ways.remove(conn)),
             _ => {}
         }
         // The page of a ring that is introduced again is empty from then on.
@@ -121,13 +122,23 @@ impl Replay {
                 }
             }
         }
-        self.ways.retain(|conn, _| self.engine.is_connected(*conn));
+        while let Some(ended) = self.engine.pop_closed() {
+            self.ways.remove(&ended);
+        }
         Ok(())
     }
 
     fn answered(&mut self, conn: ConnId, request: usize, answer: &[u8]) {
         if let Some(way) = self.ways.get_mut(&conn) {
             way.answered(request, answer);
+        }
+    }
+
+    /// Whose ring a connection is.
+    fn domid(&self, conn: ConnId) -> Option<DomId> {
+        match self.engine.caller(conn)? {
+            Caller::Domain(domid) => Some(domid),
+            Caller::Socket => None,
         }
     }
 
@@ -140,12 +151,12 @@ impl Replay {
             }
         }
         let domains: Vec<_> = self.engine.dump().domains;
+        let served: BTreeSet<DomId> =
+            self.engine.connections().into_iter().filter_map(|conn| self.domid(conn)).collect();
         for domain in domains.iter().filter(|domain| domain.introduced) {
-            let caller = Caller::Domain(domain.domid);
-            let conns = self.engine.connections();
-            let served = conns.iter().any(|conn| self.engine.caller(*conn) == Some(caller));
-            if !served && self.introduced.contains_key(&domain.domid) {
-                let conn = self.engine.connect(caller);
+            let domid = domain.domid;
+            if !served.contains(&domid) && self.introduced.contains_key(&domid) {
+                let conn = self.engine.connect(Caller::Domain(domid));
                 self.ways.insert(conn, Way::default());
             }
         }
