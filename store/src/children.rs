@@ -7,13 +7,20 @@ use triomphe::Arc;
 
 use crate::node::Node;
 
-/// Most nodes that one chunk holds: what fills a block of 512 bytes of the usual allocators. A
+/// Most nodes that one chunk holds: what fills a block of 1 KiB of the usual allocators. A
 /// change copies one chunk and the list of chunks at the most, so that writing below a node with
 /// many children stays cheap while a snapshot is open.
 const CHUNK_MAX: usize = 63;
 
-/// Nodes sorted by name, with room for few more than there are.
-type Chunk = Vec<Arc<Node>>;
+/// A child, with the first bytes of its name: looking for a name need not go to each node on the way.
+#[derive(Clone, Debug)]
+struct Entry {
+    key: Key,
+    node: Arc<Node>,
+}
+
+/// Sorted by name, with room for few more than there are.
+type Chunk = Vec<Entry>;
 
 /// A child here, and the one with its name there.
 pub(crate) type Pair<'a> = (Option<&'a Arc<Node>>, Option<&'a Arc<Node>>);
@@ -32,18 +39,76 @@ pub(crate) struct Children {
 #[derive(Clone, Debug)]
 enum List {
     Few(Chunk),
-    /// Sorted, none of them empty, shared between snapshots until one changes.
-    Many(Vec<Arc<Chunk>>),
+    /// Sorted, none of them empty.
+    Many(Vec<Part>),
+}
+
+/// A chunk, shared between snapshots until one changes, and the key of its first entry.
+#[derive(Clone, Debug)]
+struct Part {
+    first: Key,
+    chunk: Arc<Chunk>,
+}
+
+/// The first eight bytes of a name, zeroes if it is shorter: keys are in the order of names, which
+/// have no zeroes, and equal keys of which one has a zero are those of equal names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key(u64);
+
+impl Key {
+    fn of(name: &[u8]) -> Key {
+        let bytes = match name.first_chunk() {
+            Some(bytes) => *bytes,
+            None => {
+                let mut bytes = [0; 8];
+                bytes[..name.len()].copy_from_slice(name);
+                bytes
+            }
+        };
+        Key(u64::from_be_bytes(bytes))
+    }
+
+    /// How the name of a node, which has the key `of`, compares with the one that has this key.
+    fn order(self, name: &[u8], of: Key, node: &Node) -> Ordering {
+        match of.cmp(&self) {
+            Ordering::Equal if name.len() >= 8 => node.name_bytes().cmp(name),
+            order => order,
+        }
+    }
+}
+
+impl Entry {
+    fn new(node: Arc<Node>) -> Entry {
+        Entry { key: Key::of(node.name_bytes()), node }
+    }
+}
+
+impl Part {
+    fn new(chunk: Chunk) -> Part {
+        Part { first: chunk[0].key, chunk: Arc::new(chunk) }
+    }
+
+    /// Changes the chunk, which may become empty.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Chunk) -> T) -> T {
+        let chunk = Arc::make_mut(&mut self.chunk);
+        let result = change(chunk);
+        self.first = chunk.first().map_or(self.first, |entry| entry.key);
+        result
+    }
 }
 
 /// Place of a name in a chunk, or where it would be inserted.
 fn place(chunk: &Chunk, name: &[u8]) -> Result<usize, usize> {
-    chunk.binary_search_by(|node| node.name_bytes().cmp(name))
+    let key = Key::of(name);
+    chunk.binary_search_by(|entry| key.order(name, entry.key, &entry.node))
 }
 
 /// The chunk in which `name` is or would be.
-fn chunk_of(chunks: &[Arc<Chunk>], name: &[u8]) -> usize {
-    chunks.partition_point(|chunk| chunk[0].name_bytes() <= name).saturating_sub(1)
+fn chunk_of(parts: &[Part], name: &[u8]) -> usize {
+    let key = Key::of(name);
+    let not_after =
+        |part: &Part| key.order(name, part.first, &part.chunk[0].node) != Ordering::Greater;
+    parts.partition_point(not_after).saturating_sub(1)
 }
 
 /// The capacity for so many nodes: with the allocator's own word it fills whole blocks.
@@ -55,7 +120,7 @@ fn capacity(len: usize) -> usize {
 fn put(chunk: &mut Chunk, place: usize, node: Arc<Node>) {
     let len = chunk.len();
     chunk.reserve_exact(capacity(len + 1) - len);
-    chunk.insert(place, node);
+    chunk.insert(place, Entry::new(node));
 }
 
 /// Inserts into a chunk; if it is full, gives back its upper part, which becomes one of its own.
@@ -74,6 +139,13 @@ fn insert(chunk: &mut Chunk, place: usize, node: Arc<Node>) -> Option<Chunk> {
         above => put(&mut upper, above.unwrap_or_default(), node),
     }
     Some(upper)
+}
+
+/// Removes from a chunk.
+fn take(chunk: &mut Chunk, place: usize) -> Arc<Node> {
+    let node = chunk.remove(place).node;
+    shrink(chunk);
+    node
 }
 
 /// Gives back room that is no longer needed.
@@ -104,16 +176,16 @@ impl Children {
         let name = name.as_bytes();
         let chunk = match &self.list {
             List::Few(chunk) => chunk,
-            List::Many(chunks) => &*chunks[chunk_of(chunks, name)],
+            List::Many(parts) => &*parts[chunk_of(parts, name)].chunk,
         };
-        place(chunk, name).ok().map(|place| &chunk[place])
+        place(chunk, name).ok().map(|place| &chunk[place].node)
     }
 
     /// Does a change at this name copy a chunk, because a snapshot has it as well?
     pub(crate) fn is_shared_at(&self, name: &str) -> bool {
         match &self.list {
             List::Few(_) => false,
-            List::Many(chunks) => !chunks[chunk_of(chunks, name.as_bytes())].is_unique(),
+            List::Many(parts) => !parts[chunk_of(parts, name.as_bytes())].chunk.is_unique(),
         }
     }
 
@@ -126,13 +198,13 @@ impl Children {
                 let place = place(chunk, name).ok()?;
                 (chunk, place)
             }
-            List::Many(chunks) => {
-                let at = chunk_of(chunks, name);
-                let place = place(&chunks[at], name).ok()?;
-                (Arc::make_mut(&mut chunks[at]), place)
+            List::Many(parts) => {
+                let at = chunk_of(parts, name);
+                let place = place(&parts[at].chunk, name).ok()?;
+                (Arc::make_mut(&mut parts[at].chunk), place)
             }
         };
-        Some(Arc::make_mut(&mut chunk[place]))
+        Some(Arc::make_mut(&mut chunk[place].node))
     }
 
     /// Adds a child that is not there yet.
@@ -146,14 +218,14 @@ impl Children {
                 let place = free(chunk);
                 if let Some(upper) = insert(chunk, place, node) {
                     let lower = core::mem::take(chunk);
-                    self.list = List::Many(alloc::vec![Arc::new(lower), Arc::new(upper)]);
+                    self.list = List::Many(alloc::vec![Part::new(lower), Part::new(upper)]);
                 }
             }
-            List::Many(chunks) => {
-                let at = chunk_of(chunks, node.name_bytes());
-                let place = free(&chunks[at]);
-                if let Some(upper) = insert(Arc::make_mut(&mut chunks[at]), place, node) {
-                    chunks.insert(at + 1, Arc::new(upper));
+            List::Many(parts) => {
+                let at = chunk_of(parts, node.name_bytes());
+                let place = free(&parts[at].chunk);
+                if let Some(upper) = parts[at].change(|chunk| insert(chunk, place, node)) {
+                    parts.insert(at + 1, Part::new(upper));
                 }
             }
         }
@@ -174,14 +246,16 @@ impl Children {
         }
         self.count = nodes.len();
         self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
-        let chunk = |nodes: &[Arc<Node>]| {
-            let mut chunk = Chunk::with_capacity(capacity(nodes.len()));
-            chunk.extend_from_slice(nodes);
-            chunk
-        };
-        self.list = match nodes.len() {
-            ..=CHUNK_MAX => List::Few(chunk(&nodes)),
-            _ => List::Many(nodes.chunks(CHUNK_MAX).map(|part| Arc::new(chunk(part))).collect()),
+        let many = nodes.len() > CHUNK_MAX;
+        let mut nodes = nodes.into_iter().map(Entry::new);
+        let mut chunks = core::iter::from_fn(|| {
+            let mut chunk = Chunk::with_capacity(capacity(nodes.len().min(CHUNK_MAX)));
+            chunk.extend(nodes.by_ref().take(CHUNK_MAX));
+            (!chunk.is_empty()).then_some(chunk)
+        });
+        self.list = match many {
+            false => List::Few(chunks.next().unwrap_or_default()),
+            true => List::Many(chunks.map(Part::new).collect()),
         };
         true
     }
@@ -191,20 +265,16 @@ impl Children {
         let node = match &mut self.list {
             List::Few(chunk) => {
                 let place = place(chunk, name).ok()?;
-                let node = chunk.remove(place);
-                shrink(chunk);
-                node
+                take(chunk, place)
             }
-            List::Many(chunks) => {
-                let at = chunk_of(chunks, name);
-                let place = place(&chunks[at], name).ok()?;
-                let chunk = Arc::make_mut(&mut chunks[at]);
-                let node = chunk.remove(place);
-                shrink(chunk);
-                join(chunks, at);
-                if let [_] = chunks[..] {
-                    let last = chunks.remove(0);
-                    self.list = List::Few(Arc::unwrap_or_clone(last));
+            List::Many(parts) => {
+                let at = chunk_of(parts, name);
+                let place = place(&parts[at].chunk, name).ok()?;
+                let node = parts[at].change(|chunk| take(chunk, place));
+                join(parts, at);
+                if let [_] = parts[..] {
+                    let last = parts.remove(0);
+                    self.list = List::Few(Arc::unwrap_or_clone(last.chunk));
                 }
                 node
             }
@@ -216,21 +286,17 @@ impl Children {
 
     /// By name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
-        let (few, many) = match &self.list {
-            List::Few(chunk) => (chunk.as_slice(), &[][..]),
-            List::Many(chunks) => (&[][..], chunks.as_slice()),
-        };
-        few.iter().chain(many.iter().flat_map(|chunk| chunk.iter()))
+        self.chunks().flatten().map(|entry| &entry.node)
     }
 
-    /// Nodes by name, in the chunks in which they are kept.
-    fn chunks(&self) -> impl Iterator<Item = &[Arc<Node>]> {
+    /// By name, in the chunks in which they are kept.
+    fn chunks(&self) -> impl Iterator<Item = &[Entry]> {
         let (few, many) = match &self.list {
             List::Few(chunk) => (chunk.as_slice(), &[][..]),
-            List::Many(chunks) => (&[][..], chunks.as_slice()),
+            List::Many(parts) => (&[][..], parts.as_slice()),
         };
         let few = (!few.is_empty()).then_some(few);
-        few.into_iter().chain(many.iter().map(|chunk| chunk.as_slice()))
+        few.into_iter().chain(many.iter().map(|part| part.chunk.as_slice()))
     }
 
     /// Children that are not one and the same node here and there, by name; those that are only on
@@ -238,7 +304,7 @@ impl Children {
     pub(crate) fn differing<'a>(&'a self, other: &'a Children) -> Vec<Pair<'a>> {
         let mut found = Vec::new();
         let (mut rest, mut others) = (self.chunks(), other.chunks());
-        let (mut a, mut b): (&[_], &[_]) = (&[], &[]);
+        let (mut a, mut b): (&[Entry], &[Entry]) = (&[], &[]);
         loop {
             // Of a shared chunk both are at the same place, and what is left of it is the same.
             if core::ptr::eq(a, b) {
@@ -252,12 +318,13 @@ impl Children {
             }
             let order = match (a.first(), b.first()) {
                 (None, None) => return found,
-                (Some(x), Some(y)) => x.name_bytes().cmp(y.name_bytes()),
+                (Some(x), Some(y)) => y.key.order(y.node.name_bytes(), x.key, &x.node),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
             };
-            let x = if order.is_le() { a.split_off_first() } else { None };
-            let y = if order.is_ge() { b.split_off_first() } else { None };
+            let first = |rest: &mut &'a [Entry]| rest.split_off_first().map(|entry| &entry.node);
+            let x = if order.is_le() { first(&mut a) } else { None };
+            let y = if order.is_ge() { first(&mut b) } else { None };
             if !matches!((x, y), (Some(x), Some(y)) if Arc::ptr_eq(x, y)) {
                 found.push((x, y));
             }
@@ -274,17 +341,18 @@ impl Children {
 
 /// Joins a chunk that has lost a node with one beside it if they are small, so that any two side by
 /// side are half full together, and with any other if it is empty.
-fn join(chunks: &mut Vec<Arc<Chunk>>, changed: usize) {
+fn join(parts: &mut Vec<Part>, changed: usize) {
     let first = changed.saturating_sub(1);
     let small = |at: &usize| {
-        let (lower, upper) = (chunks[*at].len(), chunks[at + 1].len());
+        let (lower, upper) = (parts[*at].chunk.len(), parts[at + 1].chunk.len());
         lower == 0 || upper == 0 || lower + upper <= CHUNK_MAX / 2
     };
-    let Some(at) = (first..=changed).filter(|at| at + 1 < chunks.len()).find(small) else { return };
-    let upper = Arc::unwrap_or_clone(chunks.remove(at + 1));
-    let lower = Arc::make_mut(&mut chunks[at]);
-    lower.reserve_exact(capacity(lower.len() + upper.len()) - lower.len());
-    lower.extend(upper);
+    let Some(at) = (first..=changed).filter(|at| at + 1 < parts.len()).find(small) else { return };
+    let upper = Arc::unwrap_or_clone(parts.remove(at + 1).chunk);
+    parts[at].change(|lower| {
+        lower.reserve_exact(capacity(lower.len() + upper.len()) - lower.len());
+        lower.extend(upper);
+    });
 }
 
 #[cfg(test)]
@@ -304,7 +372,10 @@ mod tests {
     fn check(children: &Children) {
         let chunks: Vec<&Chunk> = match &children.list {
             List::Few(chunk) => alloc::vec![chunk],
-            List::Many(chunks) => chunks.iter().map(|chunk| &**chunk).collect(),
+            List::Many(parts) => {
+                assert!(parts.iter().all(|part| part.first == part.chunk[0].key));
+                parts.iter().map(|part| &*part.chunk).collect()
+            }
         };
         for chunk in &chunks {
             assert!(chunk.len() <= CHUNK_MAX && chunk.capacity() <= capacity(chunk.len()) + 4);
@@ -338,7 +409,12 @@ mod tests {
         let mut snapshots = Vec::new();
         for step in 0..5000_u32 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let name = format!("n{}", (random >> 16) % 700);
+            let number = (random >> 16) % 700;
+            // Of names of seven, eight and nine bytes a key has all, just all, and not all.
+            let name = format!(
+                "{}{number}",
+                ["n", "name-", "with-a-long-beginning-"][number as usize % 3]
+            );
             if model.remove(&name).is_some() {
                 assert_eq!(*children.remove(&name).unwrap().name(), *name);
             } else {
