@@ -1,6 +1,5 @@
 //! What requests did to the tree, as watches see it.
 
-use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -30,26 +29,25 @@ impl Change {
 }
 
 /// Each path once, at the place of its first change.
-pub(crate) fn merge(changes: Vec<Change>) -> Vec<Change> {
+pub(crate) fn merge(mut changes: Vec<Change>) -> Vec<Change> {
     if changes.len() < 2 {
         return changes;
     }
-    let mut merged: Vec<Change> = Vec::with_capacity(changes.len());
-    let mut places = BTreeMap::new();
-    for change in changes {
-        match places.get(&change.path) {
-            Some(&place) => {
-                let seen: &mut Change = &mut merged[place];
-                seen.removed |= change.removed;
-                seen.permitted |= change.permitted;
-            }
-            None => {
-                places.insert(change.path.clone(), merged.len());
-                merged.push(change);
-            }
+    let mut places: Vec<usize> = (0..changes.len()).collect();
+    places.sort_by(|a, b| changes[*a].path.cmp(&changes[*b].path));
+    let mut first = places[0];
+    for &place in &places[1..] {
+        if changes[place].path == changes[first].path {
+            changes[first].removed |= changes[place].removed;
+            changes[first].permitted |= changes[place].permitted;
+            // No path is empty.
+            changes[place].path.clear();
+        } else {
+            first = place;
         }
     }
-    merged
+    changes.retain(|change| !change.path.is_empty());
+    changes
 }
 
 #[cfg(test)]

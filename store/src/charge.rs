@@ -1,6 +1,6 @@
 //! What a domain makes the server keep.
 
-use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::ops::{AddAssign, Neg};
 
 use xenstore_protocol::DomId;
@@ -40,8 +40,8 @@ pub(crate) fn request_cost(payload: usize) -> i64 {
 
 /// What one version of a node takes, with so many bytes of text and so many children.
 pub(crate) fn version_cost(text: usize, children: usize) -> i64 {
-    // A chunk of at most 64 children, with room for as many again, and a list of chunks that are
-    // half full at least.
+    // A chunk of at most 64 children, and a list of chunks that are half full at least, 16 bytes for
+    // each of both.
     NODE + bytes(text) + 16 * bytes(children.min(64)) + bytes(children / 2)
 }
 
@@ -72,21 +72,45 @@ impl Neg for Charge {
     }
 }
 
-/// Charges by domain.
+/// Charges by domain: mostly of one, so that a map would be too much.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charges {
-    pub(crate) of: BTreeMap<DomId, Charge>,
+    of: Vec<(DomId, Charge)>,
     /// All bytes that have ever been added, whoever they are charged to and whatever was given back.
     pub(crate) added: i64,
 }
 
 impl Charges {
     pub(crate) fn add(&mut self, domid: DomId, charge: Charge) {
-        *self.of.entry(domid).or_default() += charge;
+        let place = self.place(domid).unwrap_or_else(|place| {
+            self.of.insert(place, (domid, Charge::default()));
+            place
+        });
+        self.of[place].1 += charge;
         self.added += charge.bytes.max(0);
     }
 
+    fn place(&self, domid: DomId) -> Result<usize, usize> {
+        self.of.binary_search_by_key(&domid, |(domid, _)| *domid)
+    }
+
     pub(crate) fn of(&self, domid: DomId) -> Charge {
-        self.of.get(&domid).copied().unwrap_or_default()
+        self.place(domid).map_or(Charge::default(), |place| self.of[place].1)
+    }
+
+    /// The domains to which something was charged, also if all of it was given back.
+    pub(crate) fn domids(&self) -> impl ExactSizeIterator<Item = DomId> {
+        self.of.iter().map(|(domid, _)| *domid)
+    }
+
+    /// Forgets the domains to which nothing is charged.
+    pub(crate) fn forget_zeroes(&mut self) {
+        self.of.retain(|(_, charge)| *charge != Charge::default());
+    }
+
+    /// Takes all charges, by domain. Begins anew.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (DomId, Charge)> {
+        self.added = 0;
+        self.of.drain(..)
     }
 }

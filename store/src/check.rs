@@ -39,7 +39,7 @@ impl Engine {
         self.check_tree()?;
         self.check_watches()?;
         self.check_usage()?;
-        ensure(self.work.charges.of.is_empty() && self.work.changes.is_empty(), || {
+        ensure(self.work.charges.domids().len() == 0 && self.work.changes.is_empty(), || {
             "charges or changes of a request are not settled".into()
         })?;
         for (domid, domain) in &self.domains.known {

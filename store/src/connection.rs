@@ -42,7 +42,8 @@ pub(crate) type WatchKey = (Box<str>, Box<[u8]>);
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) caller: Caller,
-    pub(crate) transactions: BTreeMap<u32, Transaction>,
+    /// In boxes, since each request takes its own out and puts it back.
+    pub(crate) transactions: BTreeMap<u32, Box<Transaction>>,
     pub(crate) last_transaction: u32,
     /// A bit for each of the last commits, set for those that failed with EAGAIN.
     pub(crate) failures: u16,

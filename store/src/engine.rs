@@ -1,5 +1,6 @@
 //! The engine: state, and the way of a request through it.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -28,6 +29,9 @@ pub type Millis = u64;
 
 /// Bytes of events that go out before a reply; more wait until they are fetched.
 const EVENTS_BEFORE_REPLY: usize = 64 * 1024;
+
+/// Room for changes that is kept from one request to the next.
+const CHANGES_KEPT: usize = 16;
 
 /// A XenStore; see the crate's documentation for how to use it.
 ///
@@ -398,13 +402,18 @@ impl Engine {
     /// store itself. The tree `before` is needed if nodes or rights can have gone; otherwise nodes
     /// that are new have been created after `since`.
     pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>, since: u64) {
-        for (domid, charge) in core::mem::take(&mut self.work.charges).of {
+        for (domid, charge) in self.work.charges.drain() {
             self.domains.charge(domid, charge);
         }
         let changes = core::mem::take(&mut self.work.changes);
         self.mentions.follow(&changes, before, &self.work.tree, since);
-        for change in self.fire(changes, before) {
+        let mut changes = self.fire(changes, before);
+        for change in changes.drain(..) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
+        }
+        // For the next request, which mostly changes one node.
+        if changes.capacity() <= CHANGES_KEPT {
+            self.work.changes = changes;
         }
         let replaced =
             core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
@@ -423,7 +432,7 @@ impl Engine {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();
         let failures = connection.failures.count_ones();
-        self.open_transaction(conn, id, transaction);
+        self.open_transaction(conn, id, transaction.into());
         self.protect(conn, id, failures, now);
         Ok(Reply::Transaction(id))
     }
@@ -513,7 +522,7 @@ impl Engine {
     }
 
     /// Counts a transaction and keeps it.
-    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Transaction) {
+    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Box<Transaction>) {
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| {
             usage.transactions += 1;

@@ -54,9 +54,9 @@ pub(crate) struct Context<'a> {
     pub(crate) stamp: &'a mut u64,
     /// Is there such a domain?
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
-    /// The last amount that was refused, and by which quota.
     /// Is it to be counted what is copied?
     pub(crate) counts_copies: bool,
+    /// The last amount that was refused, and by which quota.
     pub(crate) refused: Cell<Option<(Quota, i64)>>,
 }
 
@@ -86,14 +86,29 @@ impl Context<'_> {
             .and_then(|path| if path.starts_with('@') { Err(ErrorName::Einval) } else { Ok(path) })
     }
 
-    /// The node at `path`, if the caller has the access it wants. Whether a node exists is told
-    /// only to those who have that access to the nearest one that does.
-    fn reach<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<&'t Arc<Node>> {
+    /// The node at `path`, or else the nearest above it that exists and how many names are missing
+    /// below, if the caller has the access to it that it wants. Whether a node exists is told only to
+    /// those who have that.
+    fn find<'t>(
+        &self,
+        tree: &'t Tree,
+        path: &str,
+        wanted: Access,
+    ) -> Result<(&'t Arc<Node>, usize)> {
         let (node, missing) = tree.nearest(path);
-        if !node.acl().access(&self.rights).grants(wanted) {
-            return Err(ErrorName::Eacces);
+        if node.acl().access(&self.rights).grants(wanted) {
+            Ok((node, missing))
+        } else {
+            Err(ErrorName::Eacces)
         }
-        if missing == 0 { Ok(node) } else { Err(ErrorName::Enoent) }
+    }
+
+    /// The node at `path`, if it exists and the caller has the access it wants.
+    fn reach<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<&'t Arc<Node>> {
+        match self.find(tree, path, wanted)? {
+            (node, 0) => Ok(node),
+            _ => Err(ErrorName::Enoent),
+        }
     }
 
     /// Counts what the change of `path` that follows copies.
@@ -163,38 +178,48 @@ pub(crate) fn execute(
 }
 
 fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Answer> {
-    match cx.reach(&work.tree, path, Access::Write) {
-        Ok(node) => {
-            let more = bytes(value.len()) - bytes(node.value().len());
-            let owner = node.acl().owner();
-            cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
-            cx.check_memory(work, owner, more)?;
-            cx.count_copies(work, path);
-            work.copied += bytes(value.len());
-            let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
-            node.set_value(value);
-            work.charges.add(owner, Charge { nodes: 0, bytes: more });
-            work.changes.push(Change::written(path));
-        }
-        Err(ErrorName::Enoent) => create(work, cx, path, value)?,
-        Err(error) => return Err(error),
+    let (node, missing) = cx.find(&work.tree, path, Access::Write)?;
+    if missing > 0 {
+        return plan(work, cx, (node, missing), path, value)?.carry_out(work, cx, path, value);
     }
+    let more = bytes(value.len()) - bytes(node.value().len());
+    let owner = node.acl().owner();
+    cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
+    cx.check_memory(work, owner, more)?;
+    cx.count_copies(work, path);
+    work.copied += bytes(value.len());
+    let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
+    node.set_value(value);
+    work.charges.add(owner, Charge { nodes: 0, bytes: more });
+    work.changes.push(Change::written(path));
     Ok(Answer::Done)
 }
 
 fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
-    match cx.reach(&work.tree, path, Access::Write) {
-        Ok(_) => return Ok(Answer::Done),
-        Err(ErrorName::Enoent) => create(work, cx, path, b"")?,
-        Err(error) => return Err(error),
+    match cx.find(&work.tree, path, Access::Write)? {
+        (_, 0) => Ok(Answer::Done),
+        nearest => plan(work, cx, nearest, path, b"")?.carry_out(work, cx, path, b""),
     }
-    Ok(Answer::Done)
 }
 
-/// Creates a node that is missing, and its missing parents. They get the permissions of the nearest
-/// existing ancestor; an unprivileged creator owns them.
-fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<()> {
-    let (ancestor, missing) = work.tree.nearest(path);
+/// A node to be created, with its missing parents.
+struct Plan {
+    acl: Acl,
+    /// Is it the list of the node above?
+    inherited: bool,
+    missing: usize,
+    more: Charge,
+}
+
+/// May a node that is missing be created, with its missing parents? They get the permissions of the
+/// nearest existing ancestor; an unprivileged creator owns them.
+fn plan(
+    work: &Work,
+    cx: &Context<'_>,
+    (ancestor, missing): (&Arc<Node>, usize),
+    path: &str,
+    value: &[u8],
+) -> Result<Plan> {
     let acl = match cx.rights.privileged {
         true => ancestor.acl().clone(),
         false => ancestor.acl().with_owner(cx.rights.domid),
@@ -216,15 +241,26 @@ fn create(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Re
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
-    let inherited = acl.is_same(ancestor.acl());
-    cx.count_copies(work, path);
-    work.tree.create(path, &acl, value, cx.stamp, |_| ());
-    work.charges.add(acl.owner(), more);
-    work.changes.push(match inherited {
-        true => Change::written(path),
-        false => Change::permitted(path),
-    });
-    Ok(())
+    Ok(Plan { inherited: acl.is_same(ancestor.acl()), acl, missing, more })
+}
+
+impl Plan {
+    fn carry_out(
+        self,
+        work: &mut Work,
+        cx: &mut Context<'_>,
+        path: &str,
+        value: &[u8],
+    ) -> Result<Answer> {
+        cx.count_copies(work, path);
+        work.tree.create(path, self.missing, &self.acl, value, cx.stamp);
+        work.charges.add(self.acl.owner(), self.more);
+        work.changes.push(match self.inherited {
+            true => Change::written(path),
+            false => Change::permitted(path),
+        });
+        Ok(Answer::Done)
+    }
 }
 
 fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {

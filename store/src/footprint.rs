@@ -77,7 +77,7 @@ mod tests {
     fn tree() -> Tree {
         let mut tree = Tree::initial(DomId(0));
         for path in ["/p/a", "/p/b/c", "/q"] {
-            tree.create(path, &Acl::private(DomId(0)), b"1", &mut 10, |_| ());
+            tree.make(path, &Acl::private(DomId(0)), b"1", &mut 10);
         }
         tree
     }
@@ -107,7 +107,7 @@ mod tests {
             assert_eq!(write(b"2"), if facet == Value { &["/p/a"][..] } else { &[] });
             assert_eq!(write(b"1"), [""; 0], "the same value again");
             let acl = || Acl::private(DomId(0));
-            let made = changed(|t| t.create("/p/new", &acl(), b"", &mut 99, |_| ()), facet);
+            let made = changed(|t| t.make("/p/new", &acl(), b"", &mut 99), facet);
             assert_eq!(made, with_parent(&["/p/new", "/p/new/x"]));
             let gone = changed(|t| drop(t.remove("/p/b", &mut 99)), facet);
             assert_eq!(gone, with_parent(&["/p/b", "/p/b/c"]));

@@ -307,7 +307,7 @@ mod tests {
                 let above = tree.nearest(&path).0.acl();
                 let acl = above.with_owner([above.owner(), DomId(5), DomId(6)][random(3)]);
                 let inherited = acl.is_same(above);
-                tree.create(&path, &acl, b"", stamp, |_| ());
+                tree.make(&path, &acl, b"", stamp);
                 if inherited {
                     return Change::written(&path);
                 }
@@ -347,10 +347,10 @@ mod tests {
     #[test]
     fn only_beginnings_are_kept() {
         let mut tree = Tree::initial(DomId(0));
-        tree.create("/home", &acl(&[5]), b"", &mut 10, |_| ());
+        tree.make("/home", &acl(&[5]), b"", &mut 10);
         for i in 0..100 {
-            tree.create(&alloc::format!("/home/{i}"), &acl(&[5]), b"", &mut (20 + 2 * i), |_| ());
-            tree.create(&alloc::format!("/n{i}"), &acl(&[0]), b"", &mut (500 + 2 * i), |_| ());
+            tree.make(&alloc::format!("/home/{i}"), &acl(&[5]), b"", &mut (20 + 2 * i));
+            tree.make(&alloc::format!("/n{i}"), &acl(&[0]), b"", &mut (500 + 2 * i));
         }
         let mentions = Mentions::of(&tree, IMMORTAL);
         assert_eq!(mentions.places.len(), 1);

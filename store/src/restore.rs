@@ -1,5 +1,6 @@
 //! From an engine to its state and back.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -94,7 +95,8 @@ impl Engine {
             })
         };
         let event = |event: &Queued| EventState { watch: event.watch, path: event.path.clone() };
-        let transaction = |(id, transaction): (&u32, &Transaction)| (*id, transaction.clone());
+        let transaction =
+            |(id, transaction): (&u32, &Box<Transaction>)| (*id, Transaction::clone(transaction));
         ConnectionState {
             id,
             caller: connection.caller,
@@ -273,11 +275,11 @@ impl Engine {
     ) -> Result<()> {
         let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
         // It may be taken over as it is, so that it must fit to what there is.
-        let known = |domid: &DomId| self.domains.get(*domid).is_some();
-        let fits = transaction.epoch < self.epoch || transaction.work.charges.of.keys().all(known);
+        let known = |domid: DomId| self.domains.get(domid).is_some();
+        let fits = transaction.epoch < self.epoch || transaction.work.charges.domids().all(known);
         let domid = self.rights(conn).domid;
         let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
-        let old = connection.transactions.insert(id, transaction.clone());
+        let old = connection.transactions.insert(id, transaction.clone().into());
         if id == 0 || !fits || old.is_some() {
             return Err(wrong());
         }

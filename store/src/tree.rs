@@ -60,7 +60,7 @@ impl Tree {
         let root = Arc::new(Node::new("", 0, acl.clone(), b""));
         let mut tree = Tree { root, special: Arc::new(special) };
         let mut stamp = 0;
-        tree.create("/tool/xenstored", &acl, b"", &mut stamp, |_| ());
+        tree.create("/tool/xenstored", 2, &acl, b"", &mut stamp);
         tree
     }
 
@@ -93,9 +93,17 @@ impl Tree {
 
     /// Takes a node away that is below the root, with all below it.
     pub(crate) fn take(&mut self, path: &str) -> Option<Arc<Node>> {
+        self.part(path).map(|(_, node)| node)
+    }
+
+    /// Takes a node away; the one that it was below, to be changed, and the node.
+    fn part(&mut self, path: &str) -> Option<(&mut Node, Arc<Node>)> {
         let name = components(path).last()?;
+        // Nothing is to be copied in vain.
         self.get(path)?;
-        self.get_mut(parent(path)?)?.children_mut().remove(name)
+        let parent = self.get_mut(parent(path)?)?;
+        let node = parent.children_mut().remove(name)?;
+        Some((parent, node))
     }
 
     /// One without special nodes, of a transaction that does not need any more.
@@ -167,28 +175,26 @@ impl Tree {
     }
 
     /// Creates the node at `path` with this value, and those of its parents that are missing with
-    /// none. All get the same permissions. Tells `created` about each.
+    /// none: so many as [`Tree::nearest`] says. All get the same permissions.
     pub(crate) fn create(
         &mut self,
         path: &str,
+        missing: usize,
         acl: &Acl,
         value: &[u8],
         stamp: &mut u64,
-        mut created: impl FnMut(&Node),
     ) {
-        let (_, missing) = self.nearest(path);
         let existing = components(path).count() - missing;
         let mut node = Arc::make_mut(&mut self.root);
         let mut names = components(path);
         for name in names.by_ref().take(existing) {
-            node = node.child_mut(name).expect("nearest() found it");
+            node = node.child_mut(name).expect("nearest() has found it");
         }
         let mut left = missing;
         for name in names {
             left -= 1;
             *stamp += 1;
             let child = Node::new(name, *stamp, acl.clone(), if left == 0 { value } else { b"" });
-            created(&child);
             // Not that of the child: a list is known by this number alone.
             *stamp += 1;
             node.set_listed(*stamp);
@@ -201,10 +207,19 @@ impl Tree {
 
     /// Removes the node at `path`, not the root, and all below it.
     pub(crate) fn remove(&mut self, path: &str, stamp: &mut u64) -> Option<Arc<Node>> {
-        let removed = self.take(path)?;
+        let (parent, removed) = self.part(path)?;
         *stamp += 1;
-        self.get_mut(parent(path)?)?.set_listed(*stamp);
+        parent.set_listed(*stamp);
         Some(removed)
+    }
+}
+
+#[cfg(test)]
+impl Tree {
+    /// Creates a node, and its parents that are missing.
+    pub(crate) fn make(&mut self, path: &str, acl: &Acl, value: &[u8], stamp: &mut u64) {
+        let (_, missing) = self.nearest(path);
+        self.create(path, missing, acl, value, stamp);
     }
 }
 
@@ -258,10 +273,10 @@ mod tests {
         let mut tree = Tree::initial(DomId(0));
         let acl = Acl::private(DomId(0));
         let mut stamp = 10;
-        tree.create("/a/b", &acl, b"1", &mut stamp, |_| ());
+        tree.make("/a/b", &acl, b"1", &mut stamp);
         let snapshot = tree.clone();
         tree.get_mut("/a/b").unwrap().set_value(b"2");
-        tree.create("/a/c", &acl, b"", &mut stamp, |_| ());
+        tree.make("/a/c", &acl, b"", &mut stamp);
         tree.remove("/tool", &mut stamp);
         assert_eq!(snapshot.get("/a/b").unwrap().value(), b"1");
         assert!(snapshot.get("/a/c").is_none() && snapshot.get("/tool").is_some());

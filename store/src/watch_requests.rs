@@ -145,12 +145,12 @@ impl Engine {
         }
         let tree = self.work.tree.clone();
         for change in &changes {
-            let old = before.and_then(|before| before.get(&change.path));
-            let new = tree.get(&change.path);
+            let old = || before.and_then(|before| before.get(&change.path));
+            let new = || tree.get(&change.path);
             if change.removed
-                && let Some(old) = old
+                && let Some(old) = old()
             {
-                let removed = self.watches.removed_below(&change.path, old, new);
+                let removed = self.watches.removed_below(&change.path, old, new());
                 let events: Vec<_> = removed
                     .into_iter()
                     .map(|gone| {
@@ -168,11 +168,8 @@ impl Engine {
                     self.tell(&path, &ids, &acls);
                 }
             }
-            if old.is_none() && new.is_none() {
-                continue;
-            }
             let ids = self.watches.matching(&change.path);
-            if ids.is_empty() {
+            if ids.is_empty() || old().is_none() && new().is_none() {
                 continue;
             }
             let trees = [before, Some(&tree)];

@@ -58,8 +58,8 @@ pub(super) fn put_transaction(
     }
     put_difference(writer, base, snapshot);
     put_difference(writer, snapshot, &work.tree);
-    writer.len32(work.charges.of.len());
-    for domid in work.charges.of.keys() {
+    writer.len32(work.charges.domids().len());
+    for domid in work.charges.domids() {
         writer.u16(domid.0);
     }
     writer.len32(work.changes.len());
@@ -148,7 +148,7 @@ pub(super) fn take_transaction(
     let effect;
     (work.tree, effect) = take_difference(body, &snapshot, limit)?;
     work.charges = effect.charges;
-    work.charges.of.retain(|_, charge| *charge != Charge::default());
+    work.charges.forget_zeroes();
     // What has been charged and given back leaves a zero.
     for _ in 0..body.u32()? {
         work.charges.add(DomId(body.u16()?), Charge::default());
