@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use smol::Timer;
@@ -56,6 +56,8 @@ pub(crate) struct Connection<'a, H: Host, T> {
     /// Replies since everything was last written, and how many there may be (quota `outstanding`).
     unread: u32,
     unread_max: u32,
+    /// Who is woken for this connection, as the server knows it.
+    waker: Option<Waker>,
 }
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
@@ -71,6 +73,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
             held: None,
             unread: 0,
             unread_max: u32::MAX,
+            waker: None,
         }
     }
 
@@ -241,7 +244,11 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
 impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
     /// Answers until there is nothing more to do or it is the turn of others.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if !self.server.register(self.conn, cx.waker()) {
+        if self.waker.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {
+            self.server.register(self.conn, cx.waker());
+            self.waker = Some(cx.waker().clone());
+        }
+        if !self.server.is_connected(self.conn) {
             return Poll::Ready(End::Released);
         }
         let mut left = self.server.turn();

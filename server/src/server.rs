@@ -223,7 +223,8 @@ impl<H: Host + 'static> Server<H> {
         transport: &mut impl Transport,
         failure: Failure,
     ) -> Poll<bool> {
-        if !self.register(conn, cx.waker()) {
+        self.register(conn, cx.waker());
+        if !self.is_connected(conn) {
             return Poll::Ready(false);
         }
         let recovered = transport.poll_recover(cx, failure);
@@ -326,11 +327,14 @@ impl<H: Host + 'static> Server<H> {
         result
     }
 
-    /// Must this request be in the journal?
+    /// Must this request be in the journal? On a socket, which does not outlive the process, not if
+    /// it only asks and brings no events.
     fn is_journaled(&self, conn: ConnId, header: &Header) -> bool {
         self.0.journal.borrow().is_some() && {
             let engine = self.0.engine.borrow();
-            journal::concerns(engine.caller(conn), engine.has_events(conn), header)
+            !journal::only_asks(header)
+                || engine.caller(conn) != Some(Caller::Socket)
+                || engine.has_events(conn)
         }
     }
 
@@ -435,15 +439,13 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Remembers whom to wake for `conn`. Is the connection still there?
-    pub(crate) fn register(&self, conn: ConnId, waker: &Waker) -> bool {
-        let mut wakers = self.0.wakers.borrow_mut();
-        match wakers.get_mut(&conn) {
-            Some(known) => known.clone_from(waker),
-            None => {
-                wakers.insert(conn, waker.clone());
-            }
-        }
+    /// Remembers whom to wake for `conn`.
+    pub(crate) fn register(&self, conn: ConnId, waker: &Waker) {
+        self.0.wakers.borrow_mut().insert(conn, waker.clone());
+    }
+
+    /// Is the connection still there?
+    pub(crate) fn is_connected(&self, conn: ConnId) -> bool {
         self.0.engine.borrow().is_connected(conn)
     }
 

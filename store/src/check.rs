@@ -42,7 +42,7 @@ impl Engine {
         ensure(self.work.charges.domids().len() == 0 && self.work.changes.is_empty(), || {
             "charges or changes of a request are not settled".into()
         })?;
-        for (domid, domain) in &self.domains.known {
+        for (domid, domain) in self.domains.known.iter() {
             let target = domain.target.filter(|target| self.domains.get(*target).is_none());
             ensure(target.is_none(), || format!("domain {domid} has a target that is gone"))?;
         }
@@ -85,7 +85,7 @@ impl Engine {
         for node in self.work.tree.all() {
             nodes.add(node.acl().owner(), node.charge());
         }
-        for (domid, domain) in &self.domains.known {
+        for (domid, domain) in self.domains.known.iter() {
             let node = nodes.of(*domid);
             let mut usage = Usage { nodes: node.nodes, bytes: node.bytes, ..Usage::default() };
             let conns = self.conns.iter().filter(|(conn, _)| self.rights(**conn).domid == *domid);
@@ -134,7 +134,7 @@ impl Engine {
             .flat_map(|connection| connection.watches.values().copied())
             .collect();
         ensure(of_connections.iter().eq(&known), || "connections and watches do not agree".into())?;
-        for (conn, connection) in &self.conns {
+        for (conn, connection) in self.conns.iter() {
             let conn: &ConnId = conn;
             for ((path, token), id) in &connection.watches {
                 let agrees = self.watches.all.get(id).is_some_and(|watch| {

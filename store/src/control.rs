@@ -137,7 +137,7 @@ impl Engine {
 
     fn show_transactions(&self, now: Millis) -> String {
         let mut text = String::new();
-        for (conn, connection) in &self.conns {
+        for (conn, connection) in self.conns.iter() {
             for (id, transaction) in &connection.transactions {
                 let age = now.saturating_sub(transaction.since) / 1000;
                 let requests = transaction.requests();

@@ -1,7 +1,7 @@
 //! Domains that the store knows, and the machine that they live on.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -11,6 +11,7 @@ use crate::charge::Charge;
 use crate::config::Quotas;
 use crate::engine::Millis;
 use crate::notices::Notices;
+use crate::recent::Recent;
 
 /// In place of the identity of a domain in a state that does not say it.
 pub(crate) const UNKNOWN_ID: u64 = 0;
@@ -132,7 +133,7 @@ pub(crate) struct Domain {
 /// All domains that the store knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Domains {
-    pub(crate) known: BTreeMap<DomId, Domain>,
+    pub(crate) known: Recent<DomId, Domain>,
     /// What new domains start with.
     pub(crate) defaults: Quotas,
     pub(crate) notices: Notices,
@@ -150,7 +151,7 @@ impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
         let notices = Notices::default();
-        let (known, targets) = (BTreeMap::new(), BTreeSet::new());
+        let (known, targets) = (Recent::new(), BTreeSet::new());
         Domains { known, defaults, notices, targets, held: 0, peak: 0 }
     }
 
@@ -203,19 +204,22 @@ impl Domains {
 
     /// Makes the record of a domain unless there is one.
     pub(crate) fn add(&mut self, domid: DomId, unique_id: u64) -> &mut Domain {
-        let quotas = self.defaults;
-        self.known.entry(domid).or_insert_with(|| Domain {
-            unique_id,
-            introduced: false,
-            shutdown: false,
-            target: None,
-            features: feature::ALL,
-            quotas,
-            usage: Usage::default(),
-            peak: Usage::default(),
-            over_soft: false,
-            soft_told: None,
-        })
+        if !self.known.contains_key(&domid) {
+            let domain = Domain {
+                unique_id,
+                introduced: false,
+                shutdown: false,
+                target: None,
+                features: feature::ALL,
+                quotas: self.defaults,
+                usage: Usage::default(),
+                peak: Usage::default(),
+                over_soft: false,
+                soft_told: None,
+            };
+            self.known.insert(domid, domain);
+        }
+        self.known.get_mut(&domid).expect("it is there now")
     }
 
     /// See [`Engine::has_shrunk`](crate::Engine::has_shrunk).

@@ -1,7 +1,7 @@
 //! The engine: state, and the way of a request through it.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -20,6 +20,7 @@ use crate::history::{Conflict, History, Past};
 use crate::mentions::Mentions;
 use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
+use crate::recent::Recent;
 use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::Watches;
@@ -45,7 +46,7 @@ pub struct Engine {
     /// Follows the committed tree whenever that is settled.
     pub(crate) mentions: Mentions,
     pub(crate) domains: Domains,
-    pub(crate) conns: BTreeMap<ConnId, Connection>,
+    pub(crate) conns: Recent<ConnId, Connection>,
     /// The connections of each domain that are no sockets.
     pub(crate) conns_of: BTreeSet<(DomId, ConnId)>,
     pub(crate) watches: Watches,
@@ -85,7 +86,7 @@ impl Engine {
             mentions: Mentions::of(&tree, [config.privileged, config.store]),
             work: Work::new(tree),
             domains,
-            conns: BTreeMap::new(),
+            conns: Recent::new(),
             conns_of: BTreeSet::new(),
             watches: Watches::default(),
             stamp,

@@ -43,6 +43,7 @@ mod notices;
 mod oracle;
 mod pins;
 mod protect;
+mod recent;
 mod restore;
 mod settings;
 mod sharing;

@@ -110,7 +110,7 @@ impl Engine {
     /// Transactions of a domain that have a snapshot, the oldest first.
     fn snapshots_of(&self, domid: DomId) -> Vec<(u64, ConnId, u32)> {
         let mut found = Vec::new();
-        for (conn, connection) in &self.conns {
+        for (conn, connection) in self.conns.iter() {
             if connection.transactions.is_empty() || self.rights(*conn).domid != domid {
                 continue;
             }

@@ -16,10 +16,11 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec::Vec;
 
-use crate::connection::ConnId;
+use crate::connection::{ConnId, Connection};
 use crate::domain::Host;
 use crate::engine::{Engine, Millis};
 use crate::execute::Work;
+use crate::recent::Recent;
 use crate::tree::Tree;
 
 /// Failures after which the transactions of a connection are protected. A retry loop on a
@@ -148,9 +149,8 @@ impl Engine {
 
     /// Would the answers that a transaction has given still be given on `tree`?
     fn could_commit(&mut self, conn: ConnId, id: u32, tree: &Tree, host: &mut dyn Host) -> bool {
-        let take = |conns: &mut BTreeMap<ConnId, crate::connection::Connection>| {
-            conns.get_mut(&conn)?.transactions.remove(&id)
-        };
+        let take =
+            |conns: &mut Recent<ConnId, Connection>| conns.get_mut(&conn)?.transactions.remove(&id);
         let Some(transaction) = take(&mut self.conns) else { return false };
         let (stamp, epoch) = (self.stamp, self.epoch);
         let could =

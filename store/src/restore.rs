@@ -1,6 +1,5 @@
 //! From an engine to its state and back.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -95,8 +94,6 @@ impl Engine {
             })
         };
         let event = |event: &Queued| EventState { watch: event.watch, path: event.path.clone() };
-        let transaction =
-            |(id, transaction): (&u32, &Box<Transaction>)| (*id, Transaction::clone(transaction));
         ConnectionState {
             id,
             caller: connection.caller,
@@ -108,7 +105,11 @@ impl Engine {
             held: self.protection.held.get(&id).copied(),
             protected: self.protection.of(id).collect(),
             events: connection.events.iter().map(event).collect(),
-            transactions: connection.transactions.iter().map(transaction).collect(),
+            transactions: connection
+                .transactions
+                .iter()
+                .map(|(id, tx)| (*id, (**tx).clone()))
+                .collect(),
         }
     }
 

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 use xenstore_protocol::{Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Input, State};
+use xenstore_store::{Config, ConnId, Engine, Input, State};
 use xenstore_transport::mapped_file;
 
 use record::Record;
@@ -321,13 +321,12 @@ impl Journal {
     }
 }
 
-/// Must what a request does be recorded? On a socket, which does not outlive the process, not if it
-/// only asks.
-pub(crate) fn concerns(caller: Option<Caller>, waits: bool, header: &Header) -> bool {
+/// Does a request leave everything as it is, besides events that go with its answer?
+pub(crate) fn only_asks(header: &Header) -> bool {
     use Operation::{Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read};
-    let only_asks = matches!(
+    let asks = matches!(
         Operation::from_wire(header.ty),
         Some(Directory | DirectoryPart | GetDomainPath | GetPerms | IsDomainIntroduced | Read)
     );
-    caller != Some(Caller::Socket) || waits || header.tx_id != 0 || !only_asks
+    asks && header.tx_id == 0
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN};
-use xenstore_store::{DomainInfo, Host};
+use xenstore_store::{Caller, DomainInfo, Host};
 use xenstore_transport::{Peer, memory};
 
 use super::*;
