@@ -290,3 +290,69 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use futures_lite::future::yield_now;
+    use xenstore_protocol::HEADER_LEN;
+    use xenstore_store::Config;
+    use xenstore_transport::driver::Driver;
+    use xenstore_transport::socket::Socket;
+
+    use crate::server::{Clock, Server, TURN_MIN};
+    use crate::standalone::Standalone;
+    use crate::tasks::Tasks;
+
+    /// A client that does not wait, and requests that read the root, whose answers are headers.
+    struct Client(UnixStream);
+
+    impl Client {
+        fn ask(&mut self, count: usize) {
+            let mut request = [0; HEADER_LEN + 2];
+            (request[0], request[12]) = (2, 2);
+            request[HEADER_LEN..].copy_from_slice(b"/\0");
+            self.0.write_all(&request.repeat(count)).unwrap();
+        }
+
+        /// How many answers have come.
+        fn answers(&mut self) -> usize {
+            let mut bytes = vec![0; 1 << 16];
+            self.0.read(&mut bytes).map_or(0, |count| count / HEADER_LEN)
+        }
+    }
+
+    // Fails if a client that asks once waits for more than a turn of those who keep asking: they have
+    // requests waiting, and more come just before its own.
+    #[test]
+    fn who_asks_little_does_not_wait_for_those_who_ask_much() {
+        let driver = Driver::new().unwrap();
+        let server =
+            Server::new(&Config::default(), Standalone::default(), Clock::Manual(0.into()))
+                .driven(driver.clone());
+        let tasks = Tasks::new();
+        let client = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            tasks.spawn(server.serve(Socket::adopt(ours.into(), &driver).unwrap()));
+            Client(theirs)
+        };
+        let (mut busy, mut quiet): (Vec<_>, _) = ((0..20).map(|_| client()).collect(), client());
+        driver.block_on(tasks.run(async {
+            busy.iter_mut().for_each(|client| client.ask(500));
+            // All have had their first turn when the last has.
+            while busy[19].answers() == 0 {
+                yield_now().await;
+            }
+            busy.iter_mut().for_each(|client| _ = (client.ask(1), client.answers()));
+            quiet.ask(1);
+            while quiet.answers() == 0 {
+                yield_now().await;
+            }
+            let before: usize = busy.iter_mut().map(Client::answers).sum();
+            assert!(before <= 2 * TURN_MIN as usize, "{before} answers to others");
+        }));
+    }
+}

@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Requests that are answered in one turn, when nobody else has anything to do and at least.
 const TURN: u32 = 128;
-const TURN_MIN: u32 = 8;
+pub(crate) const TURN_MIN: u32 = 32;
 
 /// Where the time comes from.
 #[derive(Debug)]

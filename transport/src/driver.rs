@@ -142,9 +142,12 @@ impl Driver {
         }
     }
 
-    /// How many had something to do at the same time, when it was last looked at.
+    /// How many had something to do at the same time, when it was last looked at, and how many have
+    /// more to do.
     pub fn crowd(&self) -> u32 {
-        self.0.as_ref().map_or(1, |own| own.crowd.load(Ordering::Relaxed))
+        let Some(own) = &self.0 else { return 1 };
+        let waiting = u32::try_from(lock(&own.later).len()).unwrap_or(u32::MAX);
+        own.crowd.load(Ordering::Relaxed).saturating_add(waiting)
     }
 }
 
