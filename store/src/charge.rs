@@ -5,6 +5,8 @@ use core::ops::{AddAssign, Neg};
 
 use xenstore_protocol::DomId;
 
+use crate::children::chunk_max;
+
 /// Nodes and bytes that are charged to a domain, or a change of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charge {
@@ -40,9 +42,9 @@ pub(crate) fn request_cost(payload: usize) -> i64 {
 
 /// What one version of a node takes, with so many bytes of text and so many children.
 pub(crate) fn version_cost(text: usize, children: usize) -> i64 {
-    // A chunk of at most 64 children, and a list of chunks that are half full at least, 16 bytes for
-    // each of both.
-    NODE + bytes(text) + 16 * bytes(children.min(64)) + bytes(children / 2)
+    // A chunk, which may be one of a list that was longer, and a list of chunks that are half full at
+    // least, 16 bytes for each of both.
+    NODE + bytes(text) + 16 * bytes(children.min(chunk_max(children).max(128))) + bytes(children)
 }
 
 /// A length as a charge; lengths are far below 2^63.

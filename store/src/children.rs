@@ -7,10 +7,12 @@ use triomphe::Arc;
 
 use crate::node::Node;
 
-/// Most nodes that one chunk holds: what fills a block of 1 KiB of the usual allocators. A
-/// change copies one chunk and the list of chunks at the most, so that writing below a node with
-/// many children stays cheap while a snapshot is open.
-const CHUNK_MAX: usize = 63;
+/// Most nodes that a chunk should hold in a list of so many: about as many as there are chunks, and
+/// not very few. A change copies one chunk and the list of chunks at the most, so that writing below
+/// a node with many children stays cheap while a snapshot is open.
+pub(crate) fn chunk_max(count: usize) -> usize {
+    count.isqrt() | 31
+}
 
 /// A child, with the first bytes of its name: looking for a name need not go to each node on the way.
 #[derive(Clone, Debug)]
@@ -123,19 +125,21 @@ fn put(chunk: &mut Chunk, place: usize, node: Arc<Node>) {
     chunk.insert(place, Entry::new(node));
 }
 
-/// Inserts into a chunk; if it is full, gives back its upper part, which becomes one of its own.
-fn insert(chunk: &mut Chunk, place: usize, node: Arc<Node>) -> Option<Chunk> {
-    if chunk.len() < CHUNK_MAX {
+/// Inserts into a chunk; if it has `max` already, gives back its upper part, which becomes one of its
+/// own.
+fn insert(chunk: &mut Chunk, max: usize, place: usize, node: Arc<Node>) -> Option<Chunk> {
+    let len = chunk.len();
+    if len < max {
         put(chunk, place, node);
         return None;
     }
     // Names often arrive in order: then full chunks stay full.
-    let cut = if place == CHUNK_MAX { CHUNK_MAX } else { CHUNK_MAX / 2 };
-    let mut upper = Chunk::with_capacity(capacity(CHUNK_MAX - cut));
+    let cut = if place == len { len } else { len / 2 };
+    let mut upper = Chunk::with_capacity(capacity(len - cut));
     upper.extend(chunk.drain(cut..));
     shrink(chunk);
     match place.checked_sub(cut) {
-        None | Some(0) if cut < CHUNK_MAX => put(chunk, place, node),
+        None | Some(0) if cut < len => put(chunk, place, node),
         above => put(&mut upper, above.unwrap_or_default(), node),
     }
     Some(upper)
@@ -210,13 +214,14 @@ impl Children {
     /// Adds a child that is not there yet.
     pub(crate) fn insert(&mut self, node: Arc<Node>) {
         self.count += 1;
+        let max = chunk_max(self.count);
         self.names_len += node.name_bytes().len() + 1;
         let free =
             |chunk: &Chunk| place(chunk, node.name_bytes()).expect_err("a child is inserted once");
         match &mut self.list {
             List::Few(chunk) => {
                 let place = free(chunk);
-                if let Some(upper) = insert(chunk, place, node) {
+                if let Some(upper) = insert(chunk, max, place, node) {
                     let lower = core::mem::take(chunk);
                     self.list = List::Many(alloc::vec![Part::new(lower), Part::new(upper)]);
                 }
@@ -224,7 +229,7 @@ impl Children {
             List::Many(parts) => {
                 let at = chunk_of(parts, node.name_bytes());
                 let place = free(&parts[at].chunk);
-                if let Some(upper) = parts[at].change(|chunk| insert(chunk, place, node)) {
+                if let Some(upper) = parts[at].change(|chunk| insert(chunk, max, place, node)) {
                     parts.insert(at + 1, Part::new(upper));
                 }
             }
@@ -246,11 +251,12 @@ impl Children {
         }
         self.count = nodes.len();
         self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
-        let many = nodes.len() > CHUNK_MAX;
+        let max = chunk_max(nodes.len());
+        let many = nodes.len() > max;
         let mut nodes = nodes.into_iter().map(Entry::new);
         let mut chunks = core::iter::from_fn(|| {
-            let mut chunk = Chunk::with_capacity(capacity(nodes.len().min(CHUNK_MAX)));
-            chunk.extend(nodes.by_ref().take(CHUNK_MAX));
+            let mut chunk = Chunk::with_capacity(capacity(nodes.len().min(max)));
+            chunk.extend(nodes.by_ref().take(max));
             (!chunk.is_empty()).then_some(chunk)
         });
         self.list = match many {
@@ -271,7 +277,7 @@ impl Children {
                 let at = chunk_of(parts, name);
                 let place = place(&parts[at].chunk, name).ok()?;
                 let node = parts[at].change(|chunk| take(chunk, place));
-                join(parts, at);
+                join(parts, at, chunk_max(self.count));
                 if let [_] = parts[..] {
                     let last = parts.remove(0);
                     self.list = List::Few(Arc::unwrap_or_clone(last.chunk));
@@ -341,11 +347,11 @@ impl Children {
 
 /// Joins a chunk that has lost a node with one beside it if they are small, so that any two side by
 /// side are half full together, and with any other if it is empty.
-fn join(parts: &mut Vec<Part>, changed: usize) {
+fn join(parts: &mut Vec<Part>, changed: usize, max: usize) {
     let first = changed.saturating_sub(1);
     let small = |at: &usize| {
         let (lower, upper) = (parts[*at].chunk.len(), parts[at + 1].chunk.len());
-        lower == 0 || upper == 0 || lower + upper <= CHUNK_MAX / 2
+        lower == 0 || upper == 0 || lower + upper <= max / 2
     };
     let Some(at) = (first..=changed).filter(|at| at + 1 < parts.len()).find(small) else { return };
     let upper = Arc::unwrap_or_clone(parts.remove(at + 1).chunk);
@@ -378,11 +384,13 @@ mod tests {
             }
         };
         for chunk in &chunks {
-            assert!(chunk.len() <= CHUNK_MAX && chunk.capacity() <= capacity(chunk.len()) + 4);
+            assert!(
+                chunk.len() <= chunk_max(2000) && chunk.capacity() <= capacity(chunk.len()) + 4
+            );
             assert!(chunks.len() == 1 || !chunk.is_empty());
         }
         let nodes: usize = chunks.iter().map(|chunk| chunk.len()).sum();
-        assert!(chunks.len() <= 1 + nodes * 4 / CHUNK_MAX, "{} for {nodes}", chunks.len());
+        assert!(chunks.len() <= 1 + nodes * 4 / chunk_max(0), "{} for {nodes}", chunks.len());
     }
 
     // Fails if a list keeps chunks or room for children that have been removed.

@@ -14,6 +14,7 @@ pub(crate) const ROWS: &[(&str, Row)] = &[
     ("empty transaction", empty_transaction),
     ("VM start", start_vms),
     ("transaction with writes", transactions),
+    ("transactions of guests", transactions_of_guests),
     ("transaction with 100 READs, 10 DIRECTORYs, 1 write, beside a WRITE", mostly_reading),
     ("create a child", create_child),
     ("remove a node with children", remove_children),
@@ -115,6 +116,29 @@ fn transactions(name: &str) {
             show(&format!("{name}: {writes}, {nodes} nodes{beside}"), time);
         }
     }
+}
+
+fn transactions_of_guests(name: &str) {
+    let mut store = Store::with_nodes(1_000);
+    let guests: Vec<_> = (1..=128)
+        .map(|domid| {
+            store.introduce(domid);
+            store.connect(domid)
+        })
+        .collect();
+    // All 128 are open at the same time, and take turns request by request.
+    let time = measure(50, |_| {
+        let open: Vec<u32> = guests.iter().map(|guest| store.start(*guest)).collect();
+        for key in 0..3 {
+            for (guest, tx) in guests.iter().zip(&open) {
+                store.ok(*guest, op::WRITE, *tx, format!("data/{key}\0some text").as_bytes());
+            }
+        }
+        for (guest, tx) in guests.iter().zip(open) {
+            assert!(!store.commit(*guest, tx));
+        }
+    });
+    show(&format!("{name}: 3 WRITEs, each of 128 at once"), time / 128.0);
 }
 
 fn mostly_reading(name: &str) {
