@@ -188,6 +188,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next record; nothing after the END record. A stream without one is an error.
+    #[inline]
     pub fn next_record(&mut self) -> Result<Option<Record<'a>>, StreamError> {
         if self.ended {
             return Ok(None);
@@ -228,6 +229,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `count` bytes.
+    #[inline]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], StreamError> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
         let taken = &self.bytes[self.at..end.ok_or(self.error("it ends too early"))?];
@@ -240,6 +242,7 @@ impl<'a> Cursor<'a> {
         self.take(self.at.next_multiple_of(8) - self.at).map(drop)
     }
 
+    #[inline]
     fn word<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N)?);
@@ -250,26 +253,31 @@ impl<'a> Cursor<'a> {
     }
 
     /// One byte.
+    #[inline]
     pub fn u8(&mut self) -> Result<u8, StreamError> {
         self.word().map(|[byte]| byte)
     }
 
     /// Two bytes.
+    #[inline]
     pub fn u16(&mut self) -> Result<u16, StreamError> {
         self.word().map(u16::from_le_bytes)
     }
 
     /// Four bytes.
+    #[inline]
     pub fn u32(&mut self) -> Result<u32, StreamError> {
         self.word().map(u32::from_le_bytes)
     }
 
     /// Eight bytes.
+    #[inline]
     pub fn u64(&mut self) -> Result<u64, StreamError> {
         self.word().map(u64::from_le_bytes)
     }
 
     /// A number as [`put_varint`] writes it.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, StreamError> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {

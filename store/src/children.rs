@@ -51,6 +51,14 @@ fn capacity(len: usize) -> usize {
     len | 3
 }
 
+/// The first bytes of a name, in the order of names: none has a NUL in it.
+fn beginning(name: &[u8]) -> u64 {
+    let mut beginning = [0; 8];
+    let len = name.len().min(8);
+    beginning[..len].copy_from_slice(&name[..len]);
+    u64::from_be_bytes(beginning)
+}
+
 /// Inserts into a chunk that is not full.
 fn put(chunk: &mut Chunk, place: usize, node: Arc<Node>) {
     let len = chunk.len();
@@ -161,27 +169,40 @@ impl Children {
 
     /// Adds many children, in any order; false if two of them have the same name, or one that is
     /// there already. Then some are missing.
-    pub(crate) fn extend(&mut self, mut nodes: Vec<Arc<Node>>) -> bool {
+    pub(crate) fn extend(&mut self, nodes: Vec<Arc<Node>>) -> bool {
         if self.count > 0 {
             return nodes.into_iter().all(|node| {
                 let is_new = self.get(node.name()).is_none();
                 is_new.then(|| self.insert(node)).is_some()
             });
         }
-        nodes.sort_unstable_by(|a, b| a.name_bytes().cmp(b.name_bytes()));
-        if nodes.windows(2).any(|pair| pair[0].name_bytes() == pair[1].name_bytes()) {
+        // Most names differ in what is at hand without a look at the node.
+        let mut sorted: Vec<(u64, Arc<Node>)> =
+            nodes.into_iter().map(|node| (beginning(node.name_bytes()), node)).collect();
+        sorted.sort_unstable_by(|(a, x), (b, y)| {
+            a.cmp(b).then_with(|| x.name_bytes().cmp(y.name_bytes()))
+        });
+        let same = |pair: &[(u64, Arc<Node>)]| {
+            pair[0].0 == pair[1].0 && pair[0].1.name_bytes() == pair[1].1.name_bytes()
+        };
+        if sorted.windows(2).any(same) {
             return false;
         }
-        self.count = nodes.len();
-        self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
-        let chunk = |nodes: &[Arc<Node>]| {
-            let mut chunk = Chunk::with_capacity(capacity(nodes.len()));
-            chunk.extend_from_slice(nodes);
+        self.count = sorted.len();
+        self.names_len = sorted.iter().map(|(_, node)| node.name_bytes().len() + 1).sum();
+        let mut sorted = sorted.into_iter().map(|(_, node)| node);
+        let mut chunk = |len: usize| {
+            let mut chunk = Chunk::with_capacity(capacity(len));
+            chunk.extend(sorted.by_ref().take(len));
             chunk
         };
-        self.list = match nodes.len() {
-            ..=CHUNK_MAX => List::Few(chunk(&nodes)),
-            _ => List::Many(nodes.chunks(CHUNK_MAX).map(|part| Arc::new(chunk(part))).collect()),
+        self.list = match self.count {
+            ..=CHUNK_MAX => List::Few(chunk(self.count)),
+            _ => {
+                let starts = (0..self.count).step_by(CHUNK_MAX);
+                let len = |start| CHUNK_MAX.min(self.count - start);
+                List::Many(starts.map(|start| Arc::new(chunk(len(start)))).collect())
+            }
         };
         true
     }
@@ -266,9 +287,10 @@ impl Children {
 
     /// In order of creation, which is what DIRECTORY shows.
     pub(crate) fn by_creation(&self) -> Vec<&Arc<Node>> {
-        let mut nodes: Vec<&Arc<Node>> = self.iter().collect();
-        nodes.sort_unstable_by_key(|node| node.created());
-        nodes
+        let mut nodes: Vec<(u64, &Arc<Node>)> =
+            self.iter().map(|node| (node.created(), node)).collect();
+        nodes.sort_unstable_by_key(|(created, _)| *created);
+        nodes.into_iter().map(|(_, node)| node).collect()
     }
 }
 

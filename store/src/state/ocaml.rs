@@ -141,7 +141,7 @@ impl Dump<'_> {
         let acl = perms.and_then(Acl::new).ok_or(place.error("permissions that are none"))?;
         // It keeps the permissions of special nodes below the root.
         let path = path.strip_prefix(b"/").filter(|name| name.starts_with(b"@")).unwrap_or(&path);
-        self.grower.add(path, acl, &value, place)
+        self.grower.add(path, (acl, &[]), &value, place)
     }
 }
 
