@@ -172,6 +172,8 @@ fn run(settings: Settings) -> Result<(), String> {
                     update.is_done();
                 }
                 taken.adopt(&server, resumed, &tasks, &driver);
+                // Nobody waits for that.
+                smol::unblock(move || drop(taken)).detach();
             }
             None => xen::introduce_all(&server, &waiting),
         }
@@ -239,8 +241,11 @@ fn serving(
         None => (Server::new(config, host, Clock::Real(Instant::now())), None),
     };
     let journal = journal.map(|dir| match &taken {
-        Some(taken) => Journal::begin(dir, config, taken.state()),
-        None => Journal::begin(dir, config, &server.with(|engine, _| engine.dump())),
+        Some(taken) => Journal::begin(dir, config, |sink| taken.write(sink)),
+        None => {
+            let state = server.with(|engine, _| engine.dump());
+            Journal::begin(dir, config, |sink| state.encode_to(sink))
+        }
     });
     (server.journaled(journal), taken)
 }

@@ -207,9 +207,14 @@ impl Daemon {
 
     /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
     pub fn crash(&mut self) -> Result<(), String> {
-        self.kill()?;
-        self.again()?;
+        self.crash_and_go_on()?;
         self.wait()
+    }
+
+    /// The same without waiting until it answers.
+    pub fn crash_and_go_on(&mut self) -> Result<(), String> {
+        self.kill()?;
+        self.again()
     }
 
     /// The same with another end, so long after the start and whatever it is doing then.

@@ -217,11 +217,6 @@ pub struct State {
 }
 
 impl State {
-    /// How many nodes there are, with the root and the special ones. Costs as much as there are.
-    pub fn node_count(&self) -> usize {
-        self.tree.all().count()
-    }
-
     /// Calls `visit` with path, value and permissions of every node: parents first, siblings in order
     /// of creation, then the special nodes.
     pub fn visit_nodes(&self, mut visit: impl FnMut(&str, &[u8], &Perms)) {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use triomphe::Arc;
-use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind, put_varint};
+use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind};
 use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
 
 use crate::access::{Acl, AclEntry};
@@ -95,9 +95,9 @@ pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
     }
 }
 
-/// Writes a record for each node, and, unless it is for somebody else, their stamps.
+/// Writes a record for each node. Unless it is for somebody else, the stamps of the node come behind
+/// its value, where others see padding.
 pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
-    let mut numbers = Vec::new();
     let mut before = 0;
     walk(tree, |path, node| {
         writer.begin(kind::NODE_DATA);
@@ -110,15 +110,11 @@ pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
         writer.c_string(path);
         writer.bytes(node.value());
         if stamps {
-            put_varint(&mut numbers, zigzag(node.created().wrapping_sub(before)));
-            put_varint(&mut numbers, node.listed().wrapping_sub(node.created()));
+            writer.varint(zigzag(node.created().wrapping_sub(before)));
+            writer.varint(node.listed().wrapping_sub(node.created()));
             before = node.created();
         }
     });
-    if stamps {
-        writer.begin(kind::NODE_STAMPS);
-        writer.bytes(&numbers);
-    }
 }
 
 /// Small differences in either direction become small numbers.
@@ -130,9 +126,9 @@ fn unzigzag(number: u64) -> u64 {
     (number >> 1) ^ 0_u64.wrapping_sub(number & 1)
 }
 
-/// A node that may still get children.
+/// A node that may still get children. Nobody else has it yet.
 struct Open<'s> {
-    node: Node,
+    node: Arc<Node>,
     /// Its permission entries as they were written, if they were.
     perms: &'s [u8],
     /// Bytes of its path.
@@ -145,23 +141,22 @@ struct Open<'s> {
 
 impl<'s> Open<'s> {
     fn new(node: Node, perms: &'s [u8], len: usize) -> Open<'s> {
-        Open { node, perms, len, children: Vec::new(), youngest: 0 }
+        Open { node: Arc::new(node), perms, len, children: Vec::new(), youngest: 0 }
     }
 
     /// Gives the node its children; false if two have the same name.
     fn settle(&mut self) -> bool {
         let children = core::mem::take(&mut self.children);
-        children.is_empty() || self.node.children_mut().extend(children)
+        children.is_empty() || Arc::make_mut(&mut self.node).children_mut().extend(children)
     }
 }
 
 /// A tree that grows from the records of a stream.
 pub(super) struct Grower<'s> {
-    /// `created` and `listed` of the nodes to come; without them they are numbered.
-    stamps: Option<Cursor<'s>>,
+    /// Nodes come with their stamps, none of which may be larger than this; otherwise they are
+    /// numbered.
+    limit: Option<u64>,
     before: u64,
-    /// No stamp may be larger, if that is known.
-    limit: u64,
     /// Path of the last node.
     path: Vec<u8>,
     /// The nodes on it, which may still get children.
@@ -172,22 +167,22 @@ pub(super) struct Grower<'s> {
 }
 
 impl<'s> Grower<'s> {
-    pub(super) fn new(stamps: Option<Cursor<'s>>, limit: u64) -> Grower<'s> {
+    pub(super) fn new(limit: Option<u64>) -> Grower<'s> {
         let (open, created, special) = (Vec::new(), Vec::new(), Vec::new());
-        Grower { stamps, before: 0, limit, path: Vec::new(), open, created, special }
+        Grower { limit, before: 0, path: Vec::new(), open, created, special }
     }
 
-    /// `created` and `listed` of the next node.
-    fn stamps(&mut self) -> Result<(u64, u64), StreamError> {
-        let Some(stamps) = &mut self.stamps else {
+    /// `created` and `listed` of a node, of which everything else has been read.
+    fn stamps(&mut self, body: &mut Cursor<'_>) -> Result<(u64, u64), StreamError> {
+        let Some(limit) = self.limit else {
             self.before += 1;
             return Ok((self.before, self.before));
         };
-        let created = self.before.wrapping_add(unzigzag(stamps.varint()?));
-        let listed = created.checked_add(stamps.varint()?);
-        let listed = listed.filter(|listed| *listed <= self.limit && created <= *listed);
+        let created = self.before.wrapping_add(unzigzag(body.varint()?));
+        let listed = created.checked_add(body.varint()?);
+        let listed = listed.filter(|listed| *listed <= limit && created <= *listed);
         self.before = created;
-        Ok((created, listed.ok_or(stamps.error("a node from the future"))?))
+        Ok((created, listed.ok_or(body.error("a node from the future"))?))
     }
 
     /// Takes a NODE_DATA record; false if it belongs to a transaction and was left out.
@@ -217,20 +212,21 @@ impl<'s> Grower<'s> {
         Ok(true)
     }
 
-    /// Adds a node, with its permission entries as they were written, if they were. `place` is where
-    /// an error is.
+    /// Adds a node, with its permission entries as they were written, if they were. `rest` is what
+    /// comes behind the value.
     pub(super) fn add(
         &mut self,
         path: &[u8],
         (acl, perms): (Acl, &'s [u8]),
         value: &[u8],
-        place: &Cursor<'_>,
+        rest: &mut Cursor<'_>,
     ) -> Result<(), StreamError> {
+        let (created, listed) = self.stamps(rest)?;
+        let place = &*rest;
         let wrong = |reason| Err(place.error(reason));
         if value.len() > PAYLOAD_MAX {
             return wrong("a value that no message has room for");
         }
-        let (created, listed) = self.stamps()?;
         let new = |name: &str| {
             let mut node = Node::new(name, created, acl, value);
             node.set_listed(listed);
@@ -273,7 +269,7 @@ impl<'s> Grower<'s> {
             // Not in the order in which trees are written: then its parent is complete, or missing.
             return self.add_to_complete(above, new(name), place);
         }
-        if self.stamps.is_some() && created <= open.youngest {
+        if self.limit.is_some() && created <= open.youngest {
             return wrong("siblings are not in order of creation");
         }
         open.youngest = created;
@@ -291,7 +287,7 @@ impl<'s> Grower<'s> {
         if !open.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        above.children.push(Arc::new(open.node));
+        above.children.push(open.node);
         self.path.truncate(above.len);
         Ok(())
     }
@@ -302,7 +298,7 @@ impl<'s> Grower<'s> {
         node: Node,
         place: &Cursor<'_>,
     ) -> Result<(), StreamError> {
-        if self.stamps.is_some() {
+        if self.limit.is_some() {
             return Err(place.error("no parent"));
         }
         while self.open.len() > 1 {
@@ -312,7 +308,7 @@ impl<'s> Grower<'s> {
         if !root.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        let mut parent = &mut root.node;
+        let mut parent = Arc::make_mut(&mut root.node);
         let above = core::str::from_utf8(above).map_err(|_| place.error("no parent"))?;
         for name in components(above) {
             parent = parent.child_mut(name).ok_or(place.error("no parent"))?;

@@ -232,5 +232,11 @@ fn the_ring_of_dom0_goes_on_after_questions_about_the_server() {
     daemon.crash().unwrap();
     kernel.events(&[]).unwrap();
     guest.events(&[]).unwrap();
+    // And one that the next program made.
+    kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
+    kernel.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
+    daemon.crash().unwrap();
+    kernel.events(&[]).unwrap();
+    guest.events(&[]).unwrap();
     assert!(!daemon.log().contains("starts anew"), "{}", daemon.log());
 }
