@@ -20,7 +20,7 @@ use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
-use crate::place::{run_dir, socket_path};
+use crate::place::{in_memory, run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
 use crate::tasks::Tasks;
@@ -263,13 +263,16 @@ async fn until_stopped(signals: &mut Signals, trace: &Trace) {
     }
 }
 
-/// Where the journal is kept: `--journal`, or beside the socket.
+/// Where the journal is kept: `--journal`, or beside the socket if that is memory.
 fn journal_dir(options: &Options) -> Result<Option<PathBuf>, String> {
     match &options.journal {
         Some(none) if none.as_os_str() == "none" => Ok(None),
         Some(dir) => Ok(Some(dir.clone())),
-        None if options.disable_socket => Ok(Some(run_dir())),
-        None => Ok(socket_path(options.socket.as_deref())?.parent().map(PathBuf::from)),
+        None if options.disable_socket => Ok(Some(in_memory(run_dir()))),
+        None => {
+            let socket = socket_path(options.socket.as_deref())?;
+            Ok(socket.parent().map(|dir| in_memory(dir.to_owned())))
+        }
     }
 }
 

@@ -316,7 +316,9 @@ fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
     let (run, xen) = (dir.join("run"), dir.join("xen"));
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
-        command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");
+        command.arg("-N").env("XENSTORED_RUNDIR", &run).env_remove("XENSTORED_PATH");
+        // Goes with the directory, also if nobody stops the daemon.
+        command.arg("--journal").arg(&run);
         command.arg("--pretend-xen").arg(xen);
         if quotas == Quotas::Off {
             command.args(OUR_UNLIMITED);

@@ -33,6 +33,7 @@ use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Input, State};
 use xenstore_transport::mapped_file;
 
+use crate::place;
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
@@ -244,6 +245,7 @@ impl Journal {
     /// Nobody is to go on from here.
     pub(crate) fn end(self) {
         remove(&self.dir);
+        place::leave(&self.dir);
     }
 
     /// The next file, which is to be written with the state as it is now.

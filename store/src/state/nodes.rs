@@ -19,9 +19,8 @@ const PERM_LEN: usize = 4;
 /// Permission entries as NODE_DATA has them.
 pub(super) fn put_perms(writer: &mut Writer, acl: &Acl) {
     for entry in acl.entries() {
-        writer.u8(entry.perm.access.letter());
-        writer.u8(entry.ignored.into());
-        writer.u16(entry.perm.domid.0);
+        let [low, high] = entry.perm.domid.0.to_le_bytes();
+        writer.bytes(&[entry.perm.access.letter(), entry.ignored.into(), low, high]);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -85,10 +85,10 @@ impl Files {
     /// The page of a domain, or the one behind it.
     fn page(&self, domid: u32, number: u64) -> io::Result<Mapping> {
         let path = self.0.join(domid.to_string()).join("ring");
-        let file =
+        let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let two = 2 * PAGE_SIZE as u64;
-        if file.metadata()?.len() < two {
+        if file.seek(SeekFrom::End(0))? < two {
             file.set_len(two)?;
         }
         Mapping::shared(&file, number * PAGE_SIZE as u64, PAGE_SIZE)
