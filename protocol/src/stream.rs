@@ -27,8 +27,6 @@ pub mod kind {
     pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
     /// What belongs to the server.
     pub const SERVER: u32 = 0x8000_0003;
-    /// The stamps of all nodes, in the order of their records.
-    pub const NODE_STAMPS: u32 = 0x8000_0004;
     /// An open transaction, whole.
     pub const TRANSACTION_DETAIL: u32 = 0x8000_0005;
 }
@@ -54,22 +52,33 @@ impl fmt::Display for StreamError {
 
 impl core::error::Error for StreamError {}
 
+/// Where a stream goes that is not kept, piece by piece.
+pub type Sink<'a> = dyn FnMut(&[u8]) + 'a;
+
+/// Bytes of a piece: what stays in the cache of a processor.
+const PIECE: usize = 256 << 10;
+
 /// Writes a stream: [`Writer::begin`] a record, append its fields, begin the next.
-#[derive(Debug)]
-pub struct Writer {
+pub struct Writer<'a> {
     bytes: Vec<u8>,
     /// Where the body of the record that is being written begins.
     body: Option<usize>,
+    sink: Option<&'a mut Sink<'a>>,
 }
 
-impl Writer {
+impl<'a> Writer<'a> {
     /// Begins a stream of this version, with room for `capacity` bytes.
-    pub fn new(version: u32, capacity: usize) -> Writer {
+    pub fn new(version: u32, capacity: usize) -> Writer<'a> {
         let mut bytes = Vec::with_capacity(capacity);
         bytes.extend_from_slice(&IDENT);
         bytes.extend_from_slice(&version.to_be_bytes());
         bytes.extend_from_slice(&0_u32.to_be_bytes()); // flags: little-endian
-        Writer { bytes, body: None }
+        Writer { bytes, body: None, sink: None }
+    }
+
+    /// The same for a stream that is not kept.
+    pub fn to(sink: &'a mut Sink<'a>, version: u32) -> Writer<'a> {
+        Writer { sink: Some(sink), ..Writer::new(version, 2 * PIECE) }
     }
 
     /// Ends the record before and begins one of this type.
@@ -86,12 +95,25 @@ impl Writer {
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         let len = u32::try_from(self.bytes.len() - body).expect("a record is far below 4 GiB");
         self.bytes[body - 4..body].copy_from_slice(&len.to_le_bytes());
+        if self.bytes.len() >= PIECE {
+            self.hand_over();
+        }
     }
 
-    /// Ends the stream.
+    /// Gives what there is to whoever wants it. All records begin at a multiple of 8, so that what
+    /// comes then does not depend on what was before.
+    fn hand_over(&mut self) {
+        if let Some(sink) = &mut self.sink {
+            sink(&self.bytes);
+            self.bytes.clear();
+        }
+    }
+
+    /// Ends the stream. All of it, unless it has gone elsewhere.
     pub fn finish(mut self) -> Vec<u8> {
         self.begin(kind::END);
         self.end();
+        self.hand_over();
         self.bytes
     }
 
@@ -135,10 +157,22 @@ impl Writer {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// A number in as few bytes as it needs; see [`put_varint`].
+    pub fn varint(&mut self, value: u64) {
+        put_varint(&mut self.bytes, value);
+    }
+
     /// Text and its NUL.
     pub fn c_string(&mut self, text: &[u8]) {
         self.bytes(text);
         self.u8(0);
+    }
+}
+
+impl fmt::Debug for Writer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Writer { bytes, body, sink } = self;
+        write!(f, "Writer({} bytes, body {body:?}, kept {})", bytes.len(), sink.is_none())
     }
 }
 
@@ -188,6 +222,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next record; nothing after the END record. A stream without one is an error.
+    #[inline]
     pub fn next_record(&mut self) -> Result<Option<Record<'a>>, StreamError> {
         if self.ended {
             return Ok(None);
@@ -228,6 +263,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `count` bytes.
+    #[inline]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], StreamError> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
         let taken = &self.bytes[self.at..end.ok_or(self.error("it ends too early"))?];
@@ -240,6 +276,7 @@ impl<'a> Cursor<'a> {
         self.take(self.at.next_multiple_of(8) - self.at).map(drop)
     }
 
+    #[inline]
     fn word<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N)?);
@@ -250,26 +287,31 @@ impl<'a> Cursor<'a> {
     }
 
     /// One byte.
+    #[inline]
     pub fn u8(&mut self) -> Result<u8, StreamError> {
         self.word().map(|[byte]| byte)
     }
 
     /// Two bytes.
+    #[inline]
     pub fn u16(&mut self) -> Result<u16, StreamError> {
         self.word().map(u16::from_le_bytes)
     }
 
     /// Four bytes.
+    #[inline]
     pub fn u32(&mut self) -> Result<u32, StreamError> {
         self.word().map(u32::from_le_bytes)
     }
 
     /// Eight bytes.
+    #[inline]
     pub fn u64(&mut self) -> Result<u64, StreamError> {
         self.word().map(u64::from_le_bytes)
     }
 
     /// A number as [`put_varint`] writes it.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, StreamError> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -328,6 +370,22 @@ mod tests {
         assert_eq!((record.kind, record.body.take(3)), (kind::NODE_DATA, Ok(&b"abc"[..])));
         assert!(reader.next_record().unwrap().is_none());
         assert!(reader.next_record().unwrap().is_none());
+    }
+
+    // Fails if a stream that is given away in pieces is another than one that is kept.
+    #[test]
+    fn pieces_are_the_whole() {
+        let write = |mut writer: Writer<'_>| {
+            for len in (0..4000).chain([3 * PIECE, 1]) {
+                writer.begin(kind::NODE_DATA);
+                writer.bytes(&alloc::vec![7; len]);
+            }
+            writer.finish()
+        };
+        let mut pieces = Vec::new();
+        let mut sink = |piece: &[u8]| pieces.push(Vec::from(piece));
+        assert!(write(Writer::to(&mut sink, VERSION)).is_empty());
+        assert!(pieces.len() > 3 && pieces.concat() == write(Writer::new(VERSION, 0)));
     }
 
     // Fails if a stream that is cut anywhere is taken for a whole one, or panics.

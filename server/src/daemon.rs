@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -20,9 +20,10 @@ use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
-use crate::place::{run_dir, socket_path};
+use crate::place::{in_memory, run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
+use crate::systemd::{self, Given};
 use crate::tasks::Tasks;
 use crate::update::{self, Incoming, Outgoing, Taken, Updatable, Update};
 use crate::xen;
@@ -128,7 +129,7 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     // Before anything else has one of the descriptors.
     let handed_over = update::receive(&options, &config)?;
-    let activated = if handed_over.is_none() { activated()? } else { None };
+    let given = if handed_over.is_none() { systemd::given()? } else { None };
     let journal = journal_dir(&options)?;
     let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
@@ -157,7 +158,7 @@ fn run(settings: Settings) -> Result<(), String> {
         Some(incoming) if incoming.is_handed_over() => {
             inherited_listener(incoming.state.io.listener, &driver)?
         }
-        _ => listen(&options, activated, &driver)?,
+        _ => listen(&options, given, &driver)?,
     };
     let update = Update::default();
     let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
@@ -172,11 +173,16 @@ fn run(settings: Settings) -> Result<(), String> {
                     update.is_done();
                 }
                 taken.adopt(&server, resumed, &tasks, &driver);
+                // Nobody waits for that.
+                smol::unblock(move || drop(taken)).detach();
             }
             None => xen::introduce_all(&server, &waiting),
         }
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let listener = listener.as_ref().map(|(listener, _)| listener);
+        if let Some(listener) = listener {
+            systemd::keep(listener.as_fd());
+        }
         let outgoing = Outgoing {
             server: &server,
             update: &update,
@@ -206,6 +212,8 @@ fn run(settings: Settings) -> Result<(), String> {
         // On a Xen host the next process goes on: its guests are still there. That their connections
         // end with this process is nothing that it is to know.
         server.leave_journal(outgoing.xen.is_some());
+        // The socket's file goes.
+        systemd::forget();
         Ok(())
     }))
 }
@@ -239,8 +247,11 @@ fn serving(
         None => (Server::new(config, host, Clock::Real(Instant::now())), None),
     };
     let journal = journal.map(|dir| match &taken {
-        Some(taken) => Journal::begin(dir, config, taken.state()),
-        None => Journal::begin(dir, config, &server.with(|engine, _| engine.dump())),
+        Some(taken) => Journal::begin(dir, config, |sink| taken.write(sink)),
+        None => {
+            let state = server.with(|engine, _| engine.dump());
+            Journal::begin(dir, config, |sink| state.encode_to(sink))
+        }
     });
     (server.journaled(journal), taken)
 }
@@ -258,13 +269,16 @@ async fn until_stopped(signals: &mut Signals, trace: &Trace) {
     }
 }
 
-/// Where the journal is kept: `--journal`, or beside the socket.
+/// Where the journal is kept: `--journal`, or beside the socket if that is memory.
 fn journal_dir(options: &Options) -> Result<Option<PathBuf>, String> {
     match &options.journal {
         Some(none) if none.as_os_str() == "none" => Ok(None),
         Some(dir) => Ok(Some(dir.clone())),
-        None if options.disable_socket => Ok(Some(run_dir())),
-        None => Ok(socket_path(options.socket.as_deref())?.parent().map(PathBuf::from)),
+        None if options.disable_socket => Ok(Some(in_memory(run_dir()))),
+        None => {
+            let socket = socket_path(options.socket.as_deref())?;
+            Ok(socket.parent().map(|dir| in_memory(dir.to_owned())))
+        }
     }
 }
 
@@ -276,8 +290,7 @@ fn inherited_listener(
     let Some(number) = number else { return Ok(None) };
     let listener = inherit::socket(number, true).and_then(|fd| Listener::adopt(fd, driver));
     let mut listener = listener.map_err(|error| format!("socket: {error}"))?;
-    // One from systemd stays when we end.
-    if std::env::var_os("LISTEN_PID").is_none() {
+    if !systemd::is_activated() {
         listener = listener.owns_file();
     }
     let place = listener.path().map_or("?".into(), |path| path.display().to_string());
@@ -287,33 +300,34 @@ fn inherited_listener(
 /// A socket from systemd, or one of our own; and how to name it.
 fn listen(
     options: &Options,
-    activated: Option<OwnedFd>,
+    given: Option<Given>,
     driver: &Driver,
 ) -> Result<Option<(Listener, String)>, String> {
     if options.disable_socket {
         return Ok(None);
     }
-    if let Some(socket) = activated {
+    let adopt = |socket| {
         let listener = Listener::adopt(socket, driver);
-        let listener = listener.map_err(|error| format!("socket from systemd: {error}"))?;
-        let place = listener.path().map_or("?".into(), |path| path.display().to_string());
-        return Ok(Some((listener, place)));
-    }
+        listener.map_err(|error| format!("socket from systemd: {error}"))
+    };
+    let kept = match given {
+        Some(Given::Activated(socket)) => {
+            let listener = adopt(socket)?;
+            let place = listener.path().map_or("?".into(), |path| path.display().to_string());
+            return Ok(Some((listener, place)));
+        }
+        Some(Given::Kept(socket)) => Some(adopt(socket)?),
+        None => None,
+    };
     let path = socket_path(options.socket.as_deref())?;
-    let listener = Listener::bind(&path, 0o600, driver);
+    // One that clients do not find any more is of no use.
+    let kept = kept.filter(|kept| kept.path().as_ref() == Some(&path) && path.exists());
+    let listener = match kept {
+        Some(kept) => Ok(kept.owns_file()),
+        None => Listener::bind(&path, 0o600, driver),
+    };
     let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
     Ok(Some((listener, path.display().to_string())))
-}
-
-/// The socket that systemd has opened for us, if any.
-fn activated() -> Result<Option<OwnedFd>, String> {
-    let mut descriptors = listenfd::ListenFd::from_env();
-    if descriptors.len() > 1 {
-        return Err(format!("systemd gave {} sockets, one is wanted", descriptors.len()));
-    }
-    let socket = descriptors.take_unix_listener(0);
-    let socket = socket.map_err(|error| format!("socket from systemd: {error}"))?;
-    Ok(socket.map(OwnedFd::from))
 }
 
 /// Whoever waits for the start is told; then one line says where, and what to do next. The line

@@ -18,6 +18,7 @@ mod place;
 mod server;
 mod standalone;
 mod surroundings;
+mod systemd;
 mod tasks;
 mod update;
 mod xen;

@@ -359,20 +359,6 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Another program goes on, which does not know of the journal; or tries to.
-    pub(crate) fn interrupt_journal(&self) {
-        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
-            journal.interrupt();
-        }
-    }
-
-    /// Something was written that does not follow from what is in the journal.
-    pub(crate) fn renew_journal(&self) {
-        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
-            journal.renew();
-        }
-    }
-
     /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
     pub(crate) fn leave_journal(&self, stays: bool) {
         if let Some(journal) = self.0.journal.borrow_mut().take()
@@ -382,11 +368,9 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Begins the journal anew, with a state that is that of now.
-    pub(crate) fn begin_journal(&self, state: &[u8]) {
-        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
-            journal.next(state);
-        }
+    /// Changes the journal, if there is one.
+    pub(crate) fn with_journal<T>(&self, change: impl FnOnce(&mut Journal) -> T) -> Option<T> {
+        self.0.journal.borrow_mut().as_mut().map(change)
     }
 
     /// Asks the machine about every domain.

@@ -110,7 +110,8 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
     let mut rings = Vec::new();
     for connection in &state.connections {
         let Caller::Domain(domid) = connection.caller else { continue };
-        let domain = state.domains.iter().find(|domain| domain.domid == domid);
+        let domain = state.domains.binary_search_by_key(&domid, |domain| domain.domid);
+        let domain = domain.ok().map(|at| &state.domains[at]);
         let io = &connection.io;
         let progress = Progress {
             port: io.port,

@@ -185,6 +185,8 @@ impl Xen {
             (None, None) => None,
         };
         let port = channel.as_ref().map(Channel::port);
+        // One of ours that has handed over has told everybody all that it had done.
+        let told = indices.is_some() && tail.is_none();
         let known = Indices::of(&page);
         let (indices, settled) = match (indices, tail) {
             (Some(before), Some(tail)) => settle(before, tail, known),
@@ -198,7 +200,7 @@ impl Xen {
         }
         let ringed = Ringed { line: line.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
-        Ok((XenRing::resume(line, domid.0, indices), settled))
+        Ok((XenRing::resume(line, domid.0, indices, told), settled))
     }
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,8 @@ struct Daemon {
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", dir);
+    // Goes with the directory, also if nobody stops the daemon.
+    command.arg("--journal").arg(dir);
     command.stdin(Stdio::null());
     command
 }
@@ -94,6 +97,27 @@ fn says_where_it_is_and_stops_on_sigterm() {
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.child.wait().unwrap().success());
     assert!(!socket.exists());
+}
+
+// Fails if a daemon whose socket is on a disk keeps its journal there, or leaves it in memory when it
+// stops.
+#[test]
+fn a_journal_is_not_on_a_disk_and_goes_with_the_daemon() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
+    command.args(["-N", "--socket"]).arg(dir.path().join("socket")).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let path = dir.path().canonicalize().unwrap();
+    let memory = format!("/dev/shm/xenstored-{}{}", path.metadata().unwrap().uid(), path.display());
+    let is_memory = rustix::fs::statfs(&path).unwrap().f_type == 0x0102_1994;
+    let journal = if is_memory { path } else { memory.into() }.join("journal.1");
+    assert!(journal.exists(), "{}", journal.display());
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!journal.exists() && (is_memory || !journal.parent().unwrap().exists()));
 }
 
 // Fails if a daemon with a pid file does not go to the background, or two share a pid file.

@@ -1,12 +1,12 @@
 //! The invariants of an engine, checked from scratch.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use xenstore_protocol::Path;
+use xenstore_protocol::{DomId, Path};
 
 use crate::charge::{Charges, event_cost, watch_cost};
 use crate::connection::{Caller, ConnId, Connection};
@@ -85,20 +85,23 @@ impl Engine {
         for node in self.work.tree.all() {
             nodes.add(node.acl().owner(), node.charge());
         }
+        let mut others: BTreeMap<DomId, Usage> = BTreeMap::new();
+        for watch in self.watches.all.values() {
+            let usage = others.entry(self.rights(watch.conn).domid).or_default();
+            usage.watches += 1;
+            usage.bytes += watch_cost(&watch.path, &watch.token);
+            usage.bytes += watch.pending.iter().map(|path| event_cost(path)).sum::<i64>();
+        }
+        for (conn, connection) in self.conns.iter() {
+            let usage = others.entry(self.rights(*conn).domid).or_default();
+            usage.transactions += crate::charge::bytes(connection.transactions.len());
+            usage.bytes += connection.transactions.values().map(|tx| tx.bytes).sum::<i64>();
+        }
         for (domid, domain) in self.domains.known.iter() {
             let node = nodes.of(*domid);
-            let mut usage = Usage { nodes: node.nodes, bytes: node.bytes, ..Usage::default() };
-            let conns = self.conns.iter().filter(|(conn, _)| self.rights(**conn).domid == *domid);
-            for (conn, connection) in conns {
-                let watches = self.watches.all.values().filter(|watch| watch.conn == *conn);
-                for watch in watches {
-                    usage.watches += 1;
-                    usage.bytes += watch_cost(&watch.path, &watch.token);
-                    usage.bytes += watch.pending.iter().map(|path| event_cost(path)).sum::<i64>();
-                }
-                usage.transactions += crate::charge::bytes(connection.transactions.len());
-                usage.bytes += connection.transactions.values().map(|tx| tx.bytes).sum::<i64>();
-            }
+            let mut usage = others.remove(domid).unwrap_or_default();
+            usage.nodes += node.nodes;
+            usage.bytes += node.bytes;
             let counted = domain.usage;
             ensure(counted == usage, || {
                 format!("domain {domid} is charged for {counted:?} and has {usage:?}")

@@ -83,6 +83,12 @@ impl Entry {
     fn new(node: Arc<Node>) -> Entry {
         Entry { key: Key::of(node.name_bytes()), node }
     }
+
+    /// By name.
+    fn order(&self, other: &Entry) -> Ordering {
+        let names = || self.node.name_bytes().cmp(other.node.name_bytes());
+        self.key.cmp(&other.key).then_with(names)
+    }
 }
 
 impl Part {
@@ -238,25 +244,26 @@ impl Children {
 
     /// Adds many children, in any order; false if two of them have the same name, or one that is
     /// there already. Then some are missing.
-    pub(crate) fn extend(&mut self, mut nodes: Vec<Arc<Node>>) -> bool {
+    pub(crate) fn extend(&mut self, nodes: Vec<Arc<Node>>) -> bool {
         if self.count > 0 {
             return nodes.into_iter().all(|node| {
                 let is_new = self.get(node.name()).is_none();
                 is_new.then(|| self.insert(node)).is_some()
             });
         }
-        nodes.sort_unstable_by(|a, b| a.name_bytes().cmp(b.name_bytes()));
-        if nodes.windows(2).any(|pair| pair[0].name_bytes() == pair[1].name_bytes()) {
+        let mut entries: Vec<Entry> = nodes.into_iter().map(Entry::new).collect();
+        entries.sort_unstable_by(Entry::order);
+        if entries.windows(2).any(|pair| pair[0].order(&pair[1]).is_eq()) {
             return false;
         }
-        self.count = nodes.len();
-        self.names_len = nodes.iter().map(|node| node.name_bytes().len() + 1).sum();
-        let max = chunk_max(nodes.len());
-        let many = nodes.len() > max;
-        let mut nodes = nodes.into_iter().map(Entry::new);
+        self.count = entries.len();
+        self.names_len = entries.iter().map(|entry| entry.node.name_bytes().len() + 1).sum();
+        let max = chunk_max(entries.len());
+        let many = entries.len() > max;
+        let mut entries = entries.into_iter();
         let mut chunks = core::iter::from_fn(|| {
-            let mut chunk = Chunk::with_capacity(capacity(nodes.len().min(max)));
-            chunk.extend(nodes.by_ref().take(max));
+            let mut chunk = Chunk::with_capacity(capacity(entries.len().min(max)));
+            chunk.extend(entries.by_ref().take(max));
             (!chunk.is_empty()).then_some(chunk)
         });
         self.list = match many {
@@ -324,7 +331,7 @@ impl Children {
             }
             let order = match (a.first(), b.first()) {
                 (None, None) => return found,
-                (Some(x), Some(y)) => y.key.order(y.node.name_bytes(), x.key, &x.node),
+                (Some(x), Some(y)) => x.order(y),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
             };
@@ -339,9 +346,10 @@ impl Children {
 
     /// In order of creation, which is what DIRECTORY shows.
     pub(crate) fn by_creation(&self) -> Vec<&Arc<Node>> {
-        let mut nodes: Vec<&Arc<Node>> = self.iter().collect();
-        nodes.sort_unstable_by_key(|node| node.created());
-        nodes
+        let mut nodes: Vec<(u64, &Arc<Node>)> =
+            self.iter().map(|node| (node.created(), node)).collect();
+        nodes.sort_unstable_by_key(|(created, _)| *created);
+        nodes.into_iter().map(|(_, node)| node).collect()
     }
 }
 

@@ -170,6 +170,11 @@ impl Engine {
         self.closed.pop_front()
     }
 
+    /// How many nodes there are, with the special ones.
+    pub fn node_count(&self) -> i64 {
+        self.domains.known.values().map(|domain| domain.usage.nodes).sum()
+    }
+
     /// Has a quarter of all that is kept gone, and 4 MiB at least, since this was last answered with
     /// yes? Then it is time to give memory back to the system, which allocators do not do by
     /// themselves.

@@ -46,14 +46,27 @@ type Way<'t> = Vec<&'t Arc<Node>>;
 impl Mentions {
     /// The index of a tree; nothing is kept for those who are `immortal`.
     pub(crate) fn of(tree: &Tree, immortal: [DomId; 2]) -> Mentions {
+        Mentions::with(tree, immortal, |_| ())
+    }
+
+    /// The same, calling `visit` with every node but the special ones: walking a large tree costs
+    /// more than what is done at its nodes.
+    pub(crate) fn with(
+        tree: &Tree,
+        immortal: [DomId; 2],
+        mut visit: impl FnMut(&Node),
+    ) -> Mentions {
         let mut mentions = Mentions { immortal, begins: BTreeSet::new(), places: BTreeMap::new() };
         let mut stack = alloc::vec![(0, tree.root())];
         let mut way = Way::new();
         while let Some((depth, node)) = stack.pop() {
             way.truncate(depth);
             way.push(node);
+            visit(node);
             mentions.look(&way);
-            stack.extend(node.children().iter().map(|child| (depth + 1, child)));
+            if node.children().len() > 0 {
+                stack.extend(node.children().iter().map(|child| (depth + 1, child)));
+            }
         }
         mentions
     }

@@ -116,7 +116,9 @@ pub(crate) fn descend(node: &Arc<Node>) -> impl Iterator<Item = &Arc<Node>> {
     let mut stack: Vec<&Arc<Node>> = alloc::vec![node];
     core::iter::from_fn(move || {
         let node = stack.pop()?;
-        stack.extend(node.children().iter());
+        if node.children().len() > 0 {
+            stack.extend(node.children().iter());
+        }
         Some(node)
     })
 }

@@ -13,6 +13,7 @@ use crate::connection::{Caller, ConnId, Connection, Queued};
 use crate::domain::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
 use crate::mentions::Mentions;
+use crate::node::Node;
 use crate::state::{
     ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
 };
@@ -173,22 +174,26 @@ impl Engine {
         let mut tree = tree.clone();
         // Special nodes that another daemon does not know.
         tree.complete(&Tree::initial(self.config.privileged));
+        let mut charge = |domid, charge| {
+            // A domain may be known by what it owns alone.
+            self.domains.add(domid, UNKNOWN_ID);
+            self.domains.charge(domid, charge);
+        };
         // Most nodes belong to the same domain as the one before.
         let mut run = (self.config.privileged, Charge::default());
-        for node in tree.all() {
-            let (owner, charge) = (node.acl().owner(), node.charge());
+        let mut visit = |node: &Node| {
+            let owner = node.acl().owner();
             if owner != run.0 {
-                // A domain may be known by what it owns alone.
-                self.domains.add(run.0, UNKNOWN_ID);
-                self.domains.charge(run.0, run.1);
+                charge(run.0, run.1);
                 run = (owner, Charge::default());
             }
-            run.1 += charge;
-        }
-        self.domains.add(run.0, UNKNOWN_ID);
-        self.domains.charge(run.0, run.1);
+            run.1 += node.charge();
+        };
+        tree.special().for_each(|node| visit(node));
+        let immortal = [self.config.privileged, self.config.store];
+        self.mentions = Mentions::with(&tree, immortal, visit);
+        charge(run.0, run.1);
         self.work.tree = tree;
-        self.mentions = Mentions::of(&self.work.tree, [self.config.privileged, self.config.store]);
     }
 
     fn restore_connection(&mut self, state: &ConnectionState, counters: &Counters) -> Result<()> {

@@ -65,10 +65,10 @@ impl Tree {
     }
 
     /// A tree with this root and these special nodes.
-    pub(crate) fn from_parts(root: Node, special: Vec<Node>) -> Tree {
+    pub(crate) fn from_parts(root: Arc<Node>, special: Vec<Node>) -> Tree {
         let mut nodes = Children::new(0);
         special.into_iter().for_each(|node| nodes.insert(Arc::new(node)));
-        Tree { root: Arc::new(root), special: Arc::new(nodes) }
+        Tree { root, special: Arc::new(nodes) }
     }
 
     /// Is it the name of a special node?

@@ -207,9 +207,14 @@ impl Daemon {
 
     /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
     pub fn crash(&mut self) -> Result<(), String> {
-        self.kill()?;
-        self.again()?;
+        self.crash_and_go_on()?;
         self.wait()
+    }
+
+    /// The same without waiting until it answers.
+    pub fn crash_and_go_on(&mut self) -> Result<(), String> {
+        self.kill()?;
+        self.again()
     }
 
     /// The same with another end, so long after the start and whatever it is doing then.
@@ -311,7 +316,9 @@ fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
     let (run, xen) = (dir.join("run"), dir.join("xen"));
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
-        command.arg("-N").env("XENSTORED_RUNDIR", run).env_remove("XENSTORED_PATH");
+        command.arg("-N").env("XENSTORED_RUNDIR", &run).env_remove("XENSTORED_PATH");
+        // Goes with the directory, also if nobody stops the daemon.
+        command.arg("--journal").arg(&run);
         command.arg("--pretend-xen").arg(xen);
         if quotas == Quotas::Off {
             command.args(OUR_UNLIMITED);

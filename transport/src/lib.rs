@@ -27,7 +27,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-pub use raw::give_back_free_memory;
+pub use raw::{Sealed, give_back_free_memory};
 
 use crate::ring::Indices;
 

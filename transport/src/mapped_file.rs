@@ -25,17 +25,23 @@ pub struct MappedFile {
     room: usize,
 }
 
+/// Makes an empty file that only its owner may read, and locks it. A file of that name is emptied.
+pub fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(path)?;
+    lock(&file)?;
+    Ok(file)
+}
+
 impl MappedFile {
-    /// Makes a file of at most `len` bytes, all 0, that only its owner may read, and locks it. A
-    /// file of that name is emptied.
-    pub fn create(path: &Path, len: usize) -> io::Result<MappedFile> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(path)?;
-        lock(&file)?;
+    /// Maps a file of one's own, with what has been written to it, which for much is cheaper than
+    /// [`MappedFile::write`]. It can get at most `len` bytes long; what is new is 0.
+    pub fn of(file: File, len: usize) -> io::Result<MappedFile> {
+        let room = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
         let mapping = Mapping::shared(&file, 0, len)?;
-        Ok(MappedFile { file, mapping, len, room: 0 })
+        Ok(MappedFile { file, mapping, len, room })
     }
 
     /// How long it may get.
@@ -64,6 +70,11 @@ impl MappedFile {
         Ok(())
     }
 
+    /// Reads bytes back.
+    pub fn read(&self, at: usize, bytes: &mut [u8]) {
+        self.mapping.read(at, bytes);
+    }
+
     /// Writes a word, at a multiple of 4, after all that has been written before.
     pub fn publish(&mut self, at: usize, word: u32) -> io::Result<()> {
         self.reserve(at + 4)?;
@@ -79,6 +90,8 @@ pub fn lock(file: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     // Fails if what was written is not in the file, if there is anything beyond the limit, or if
@@ -87,12 +100,18 @@ mod tests {
     fn what_is_written_is_in_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut mapped = MappedFile::create(&path, 8192).unwrap();
+        let mut file = create(&path).unwrap();
+        (&mut file).write_all(b"first").unwrap();
+        let mut mapped = MappedFile::of(file, 8192).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
         mapped.publish(8, 0x0102_0304).unwrap();
         assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((bytes.len(), &bytes[4093..4099]), (8192, &b"abcdef"[..]));
+        assert_eq!(bytes[..6], *b"first\0");
+        let mut back = [0; 4];
+        mapped.read(4094, &mut back);
+        assert_eq!(back, *b"bcde");
         assert_eq!(bytes[8..12], 0x0102_0304_u32.to_ne_bytes());
         assert!(bytes[8190..].iter().all(|byte| *byte == 0));
         assert!(lock(&File::open(&path).unwrap()).is_err());

@@ -175,14 +175,14 @@ pub struct Ring<P, D> {
 impl<P: Page, D: Doorbell> Ring<P, D> {
     /// The server's end of a line. There must be one at a time.
     pub fn new(line: Arc<Line<P, D>>, domid: u16) -> Self {
-        Ring { moved: false, ..Ring::resume(line, domid, Indices::default()) }
+        Ring::resume(line, domid, Indices::default(), true)
     }
 
-    /// The same, from where another server was. The guest is told to look once, since the other may
-    /// not have come to it.
-    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices) -> Self {
+    /// The same, from where another server was. If it may not have come to telling the guest all that
+    /// it has done, the guest is told to look.
+    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices, told: bool) -> Self {
         let start = line.starts.load(Ordering::Acquire);
-        Ring { line, domid, indices, start, moved: true }
+        Ring { line, domid, indices, start, moved: !told }
     }
 
     /// Does what `copy` does, unless the rings start anew.

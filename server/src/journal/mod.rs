@@ -9,8 +9,9 @@
 //! request that was being carried out at the end is carried out again; one that has ended the process
 //! four times is answered with EIO instead.
 //!
-//! When a file is long enough, all connections stand still for a moment, and the next one begins with
-//! the state as it is then.
+//! When a file is long enough, all connections stand still for a moment, in which the state is taken:
+//! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
+//! one; those that have come meanwhile are copied, and the next file takes its place.
 
 mod record;
 mod replay;
@@ -27,10 +28,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
+use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
 use xenstore_transport::mapped_file;
 
+use crate::place;
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
@@ -38,7 +41,7 @@ use segment::{Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun, if the state that it begins with is not
-/// longer: so that writing states is always the smaller part of the work.
+/// longer.
 const FULL: usize = 16 << 20;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -57,13 +60,37 @@ pub(crate) struct Journal {
     number: u64,
     /// None while it cannot be written.
     segment: Option<Segment>,
-    /// Bytes of records after which the next one is begun.
-    full: usize,
+    /// Something has happened that is not in it.
+    is_void: bool,
+    /// A next one is being written.
+    draft: Option<Since>,
     /// When it may be tried again.
     rests_until: Instant,
     body: Vec<u8>,
     waiter: Option<Waker>,
 }
+
+/// What a file goes on from that is being written: the end of another, or nothing, if nothing is
+/// recorded meanwhile.
+type Since = Option<usize>;
+
+/// The next file, for any thread to write.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    path: PathBuf,
+    boot: [u8; 16],
+}
+
+impl Draft {
+    /// Writes it with this state, which `write` gives to its argument in pieces.
+    pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> Drafted {
+        Drafted(Segment::create(&self.path, &self.boot, FULL, write))
+    }
+}
+
+/// The next file, or why it cannot be.
+#[derive(Debug)]
+pub(crate) struct Drafted(io::Result<Segment>);
 
 /// What a process has left in its journal.
 pub(crate) struct Recovered {
@@ -83,6 +110,11 @@ fn file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("journal.{number}"))
 }
 
+/// The one that is not whole yet.
+fn new_file(dir: &Path) -> PathBuf {
+    dir.join("journal.new")
+}
+
 /// Numbers of the files that are there, the newest first.
 fn numbers(dir: &Path) -> Vec<u64> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
@@ -97,6 +129,7 @@ fn remove(dir: &Path) {
     for number in numbers(dir) {
         let _ = std::fs::remove_file(file(dir, number));
     }
+    let _ = std::fs::remove_file(new_file(dir));
 }
 
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
@@ -184,8 +217,13 @@ fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut Stat
 }
 
 impl Journal {
-    /// Begins a journal with a state. Whatever was in this directory before is not needed any more.
-    pub(crate) fn begin(dir: PathBuf, config: &Config, state: &State) -> Journal {
+    /// Begins a journal with a state, which `write` gives to its argument in pieces. Whatever was in
+    /// this directory before is not needed any more.
+    pub(crate) fn begin(
+        dir: PathBuf,
+        config: &Config,
+        write: impl FnOnce(&mut Sink<'_>),
+    ) -> Journal {
         let number = numbers(&dir).first().copied().unwrap_or(0);
         let mut journal = Journal {
             dir,
@@ -193,42 +231,66 @@ impl Journal {
             boot: boot_id(),
             number,
             segment: None,
-            full: FULL,
+            is_void: false,
+            draft: None,
             rests_until: Instant::now(),
             body: Vec::new(),
             waiter: None,
         };
-        journal.next(&state.encode());
+        let draft = journal.draft();
+        journal.replace(draft.write(write));
         journal
     }
 
     /// Nobody is to go on from here.
     pub(crate) fn end(self) {
         remove(&self.dir);
+        place::leave(&self.dir);
     }
 
-    /// Begins the next file, with this state; the ones before are not needed any more.
-    pub(crate) fn next(&mut self, state: &[u8]) {
-        let (number, new) = (self.number + 1, self.dir.join("journal.new"));
-        let full = FULL.max(state.len());
+    /// The next file, which is to be written with the state as it is now.
+    pub(crate) fn draft(&mut self) -> Draft {
+        let goes_on = self.segment.as_ref().filter(|_| self.is_valid());
+        self.draft = Some(goes_on.map(Segment::end));
+        Draft { path: new_file(&self.dir), boot: self.boot }
+    }
+
+    /// Could the next process go on from here?
+    pub(crate) fn is_valid(&self) -> bool {
+        self.segment.is_some() && !self.is_void
+    }
+
+    /// Goes on with the next file; the ones before are not needed any more. One that misses something
+    /// is given up.
+    pub(crate) fn replace(&mut self, drafted: Drafted) {
+        let (number, new) = (self.number + 1, new_file(&self.dir));
+        let Some(since) = self.draft.take() else {
+            let _ = std::fs::remove_file(&new);
+            return;
+        };
         let make = || -> io::Result<Segment> {
-            // As much again for what comes until then.
-            let segment = Segment::create(&new, &self.boot, state, 2 * full)?;
+            let mut segment = drafted.0?;
+            if let (Some(since), Some(old)) = (since, &self.segment) {
+                segment.take(old, since)?;
+            }
             std::fs::rename(&new, file(&self.dir, number))?;
             Ok(segment)
         };
         match make() {
             Ok(segment) => {
-                self.segment = Some(segment);
-                (self.number, self.full) = (number, full);
-                for old in numbers(&self.dir).into_iter().filter(|old| *old < number) {
-                    let _ = std::fs::remove_file(file(&self.dir, old));
-                }
+                let old = self.segment.replace(segment);
+                (self.number, self.is_void) = (number, false);
+                let dir = self.dir.clone();
+                // Nobody waits until the memory has been given back.
+                let remove = move || {
+                    drop(old);
+                    for old in numbers(&dir).into_iter().filter(|old| *old < number) {
+                        let _ = std::fs::remove_file(file(&dir, old));
+                    }
+                };
+                smol::unblock(remove).detach();
             }
-            Err(error) => {
-                let _ = std::fs::remove_file(&new);
-                self.suspend(&error);
-            }
+            Err(error) => self.suspend(&error),
         }
     }
 
@@ -236,7 +298,7 @@ impl Journal {
     pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
         self.waiter = Some(cx.waker().clone());
         match &self.segment {
-            Some(segment) if segment.len() < self.full => Poll::Pending,
+            Some(segment) if !segment.is_full() && !self.is_void => Poll::Pending,
             Some(_) => Poll::Ready(None),
             None => Poll::Ready(Some(self.rests_until)),
         }
@@ -250,13 +312,13 @@ impl Journal {
 
     /// It is time for the next file: something happened that cannot be recorded.
     pub(crate) fn renew(&mut self) {
-        self.full = 0;
+        (self.is_void, self.draft) = (true, None);
         self.wake();
     }
 
     /// Nobody is to go on from here until the next file.
     pub(crate) fn interrupt(&mut self) {
-        self.segment = None;
+        (self.segment, self.draft) = (None, None);
         self.rests_until = Instant::now();
         remove(&self.dir);
         self.wake();
@@ -295,7 +357,7 @@ impl Journal {
         if let Err(error) = segment.done() {
             return self.suspend(&error);
         }
-        if segment.len() >= self.full {
+        if segment.is_full() {
             self.wake();
         }
     }

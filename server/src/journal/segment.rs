@@ -11,10 +11,11 @@
 //! this machine: no other reads them.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
-use xenstore_transport::mapped_file::MappedFile;
+use xenstore_protocol::stream::Sink;
+use xenstore_transport::mapped_file::{self, MappedFile};
 
 const MAGIC: [u8; 8] = *b"xsjourn\x01";
 const HEADER: usize = 4096;
@@ -30,11 +31,16 @@ fn place(len: usize) -> usize {
     (HEADER + len).next_multiple_of(8)
 }
 
+/// Where the record comes that follows one of this length.
+fn after(at: usize, len: usize) -> usize {
+    (at + PREFIX + len).next_multiple_of(8)
+}
+
 /// The part of the header that does not change.
-fn head(boot: &[u8; 16], state: &[u8]) -> Vec<u8> {
+fn head(boot: &[u8; 16], len: usize, check: u32) -> Vec<u8> {
     let mut head = [&MAGIC[..], boot].concat();
-    head.extend_from_slice(&(state.len() as u64).to_ne_bytes());
-    head.extend_from_slice(&crc32fast::hash(state).to_ne_bytes());
+    head.extend_from_slice(&(len as u64).to_ne_bytes());
+    head.extend_from_slice(&check.to_ne_bytes());
     head.extend_from_slice(&crc32fast::hash(&head).to_ne_bytes());
     head
 }
@@ -53,34 +59,67 @@ pub(super) struct Segment {
     file: MappedFile,
     start: usize,
     at: usize,
+    /// Bytes of records after which another is to be begun.
+    full: usize,
 }
 
 impl Segment {
-    /// Makes a file with a state, and room for this many bytes of records.
+    /// Makes a file with a state, which `write` gives to its argument in pieces. It is full after
+    /// `full` bytes of records, or as many as the state has, so that writing states is always the
+    /// smaller part of the work; there is as much room again for what comes until then.
     pub(super) fn create(
         path: &Path,
         boot: &[u8; 16],
-        state: &[u8],
-        room: usize,
+        full: usize,
+        write: impl FnOnce(&mut Sink<'_>),
     ) -> io::Result<Segment> {
-        let start = place(state.len());
-        let mut file = MappedFile::create(path, start + room)?;
-        file.write(HEADER, state)?;
-        file.write(0, &head(boot, state))?;
-        let mut segment = Segment { file, start, at: start };
+        let mut file = mapped_file::create(path)?;
+        let mut written = file.write_all(&[0; HEADER]);
+        let (mut len, mut check) = (0, crc32fast::Hasher::new());
+        write(&mut |piece| {
+            if written.is_ok() {
+                written = file.write_all(piece);
+            }
+            len += piece.len();
+            check.update(piece);
+        });
+        written?;
+        let (start, full) = (place(len), full.max(len));
+        let mut file = MappedFile::of(file, start + 2 * full)?;
+        file.write(0, &head(boot, len, check.finalize()))?;
+        let mut segment = Segment { file, start, at: start, full };
         segment.done()?;
         Ok(segment)
     }
 
-    /// Bytes of records so far.
-    pub(super) fn len(&self) -> usize {
-        self.at - self.start
+    /// Is it time for the next?
+    pub(super) fn is_full(&self) -> bool {
+        self.at - self.start >= self.full
+    }
+
+    /// Where the next record comes.
+    pub(super) fn end(&self) -> usize {
+        self.at
+    }
+
+    /// Takes all records of another that begin at `since` or later. They have been carried out.
+    pub(super) fn take(&mut self, other: &Segment, since: usize) -> io::Result<()> {
+        let (mut at, mut body) = (since, Vec::new());
+        while at < other.at {
+            let mut len = [0; 4];
+            other.file.read(at, &mut len);
+            body.resize(u32::from_ne_bytes(len) as usize, 0);
+            other.file.read(at + PREFIX, &mut body);
+            self.record(&body)?;
+            at = after(at, body.len());
+        }
+        self.done()
     }
 
     /// Writes a record.
     pub(super) fn record(&mut self, body: &[u8]) -> io::Result<()> {
         let at = self.at;
-        let end = (at + PREFIX + body.len()).next_multiple_of(8);
+        let end = after(at, body.len());
         // Room for the length of the next, which says that there is none.
         if end + PREFIX > self.file.limit() {
             return Err(io::ErrorKind::StorageFull.into());
@@ -125,7 +164,7 @@ impl Left {
         if bytes[8..24] != *boot {
             return Err("it is from before the machine was started".into());
         }
-        let head = head(boot, &bytes[state.clone()]);
+        let head = head(boot, len, crc32fast::hash(&bytes[state.clone()]));
         if bytes[..head.len()] != head {
             return Err("its state is damaged".into());
         }
@@ -185,9 +224,15 @@ mod tests {
 
     const BOOT: [u8; 16] = *b"0123456789abcdef";
 
+    fn segment(path: &Path, state: &[u8], full: usize) -> Segment {
+        let halves = state.split_at(state.len() / 2);
+        let write = |sink: &mut Sink<'_>| [halves.0, halves.1].into_iter().for_each(sink);
+        Segment::create(path, &BOOT, full, write).unwrap()
+    }
+
     fn written(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("segment");
-        let mut segment = Segment::create(&path, &BOOT, b"the state", 4096).unwrap();
+        let mut segment = segment(&path, b"the state", 2048);
         for body in [&b"one"[..], b"two two", &[3; 100]] {
             segment.record(body).unwrap();
             segment.done().unwrap();
@@ -248,12 +293,34 @@ mod tests {
         }
     }
 
+    // Fails if what goes from one file to the next is not all of it from there on, in that order, or
+    // is not found there.
+    #[test]
+    fn records_go_on_in_the_next_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        let mut first = segment(&old, b"the state", 4096);
+        first.record(b"before").unwrap();
+        let since = first.end();
+        let after = [&b"a"[..], b"12345678", &[9; 1000]];
+        after.iter().for_each(|body| first.record(body).unwrap());
+        first.done().unwrap();
+        let mut next = segment(&new, b"another", 4096);
+        next.take(&first, since).unwrap();
+        next.record(b"more").unwrap();
+        let left = Left::read(File::open(&new).unwrap(), &BOOT).unwrap();
+        let mut expected: Vec<_> = after.iter().map(|body| (body.to_vec(), true)).collect();
+        expected.push((b"more".to_vec(), false));
+        assert_eq!(bodies(&left), expected);
+        assert!(!left.is_damaged());
+    }
+
     // Fails if a journal that is full is written beyond its end.
     #[test]
     fn a_full_journal_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("segment");
-        let mut segment = Segment::create(&path, &BOOT, b"", 1024).unwrap();
+        let mut segment = segment(&path, b"", 512);
         let count = (0..).take_while(|_| segment.record(&[7; 92]).is_ok()).count();
         assert_eq!(count, 9);
         assert_eq!(Left::read(File::open(&path).unwrap(), &BOOT).unwrap().records().count(), 9);

@@ -47,7 +47,7 @@ fn kept() -> Kept {
     }
     let server = Server::new(&config, machine, Clock::Manual(5.into()));
     let state = server.with(|engine, _| engine.dump());
-    let journal = Journal::begin(dir.path().to_owned(), &config, &state);
+    let journal = Journal::begin(dir.path().to_owned(), &config, |sink| state.encode_to(sink));
     Kept { server: server.journaled(Some(journal)), dir }
 }
 
@@ -98,6 +98,58 @@ fn the_server_can_be_found_again_after_every_request() {
     kept.is_exact();
 }
 
+// Fails if a process that ends while the next file is written finds anything but what had been done
+// until then, or if something that was done meanwhile is missing in the next file.
+#[test]
+fn the_next_file_is_begun_while_requests_go_on() {
+    let kept = kept();
+    kept.ask(Operation::Write, "/a|1");
+    let draft = kept.server.with_journal(Journal::draft).unwrap();
+    let state = kept.server.with(|engine, _| engine.dump());
+    let first = numbers(kept.dir.path());
+    kept.ask(Operation::Mkdir, "/local/domain/1|");
+    kept.is_exact();
+    let drafted = draft.write(|sink| state.encode_to(sink));
+    assert!(new_file(kept.dir.path()).exists());
+    kept.ask(Operation::Introduce, "1|7|8|");
+    kept.is_exact();
+    assert_eq!(numbers(kept.dir.path()), first);
+    kept.server.with_journal(|journal| journal.replace(drafted));
+    assert_eq!(numbers(kept.dir.path())[0], first[0] + 1);
+    kept.is_exact();
+    kept.ask(Operation::Write, "/a|2");
+    kept.is_exact();
+}
+
+// Fails if a file takes the place of another although something happened since it was begun that is
+// in neither, or if nothing is recorded any more after that.
+#[test]
+fn a_file_that_misses_something_is_given_up() {
+    let kept = kept();
+    let change = |change: fn(&mut Journal)| kept.server.with_journal(change).unwrap();
+    let draft = |between: fn(&mut Journal)| {
+        let draft = kept.server.with_journal(Journal::draft).unwrap();
+        let state = kept.server.with(|engine, _| engine.dump());
+        change(between);
+        let drafted = draft.write(|sink| state.encode_to(sink));
+        kept.ask(Operation::Write, "/a|1");
+        kept.server.with_journal(|journal| journal.replace(drafted)).unwrap();
+        numbers(kept.dir.path()).first().copied()
+    };
+    assert_eq!(draft(|_| ()), Some(2));
+    assert_eq!(draft(Journal::renew), Some(2));
+    kept.is_exact();
+    assert_eq!(draft(Journal::interrupt), None);
+    assert!(!new_file(kept.dir.path()).exists());
+    // Nothing was kept when it was begun: it is that of a moment in which nothing happens.
+    let begun = kept.server.with_journal(Journal::draft).unwrap();
+    let state = kept.server.with(|engine, _| engine.dump());
+    let drafted = begun.write(|sink| state.encode_to(sink));
+    kept.server.with_journal(|journal| journal.replace(drafted));
+    kept.ask(Operation::Write, "/a|2");
+    kept.is_exact();
+}
+
 // Fails if a mistake in one request leaves anything of it behind, is the end of the connection, or
 // of what comes after it: also for the next process.
 #[test]
@@ -144,7 +196,8 @@ fn a_request_at_which_processes_end_is_refused_in_the_end() {
     let state = kept.server.with(|engine, _| engine.dump());
     let dir = tempfile::tempdir().unwrap();
     let begin = |state: &State| {
-        let mut journal = Journal::begin(dir.path().to_owned(), &Config::default(), state);
+        let write = |sink: &mut Sink<'_>| state.encode_to(sink);
+        let mut journal = Journal::begin(dir.path().to_owned(), &Config::default(), write);
         journal.input(&Input::Request { conn, now: 1, header, payload });
         // The process ends here.
     };

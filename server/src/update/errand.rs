@@ -9,13 +9,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use xenstore_protocol::Header;
+use xenstore_protocol::stream::Sink;
 use xenstore_store::{ConnId, Millis};
 
-/// Bytes that nobody can change any more, in memory, as a descriptor that is close-on-exec.
-pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+/// Bytes that nobody can change any more, in memory, as a descriptor that is close-on-exec. `write`
+/// gives them to its argument in pieces.
+pub(crate) fn sealed(name: &str, write: impl FnOnce(&mut Sink<'_>)) -> io::Result<OwnedFd> {
     let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(memory);
-    file.write_all(bytes)?;
+    let mut written = Ok(());
+    write(&mut |piece| {
+        if written.is_ok() {
+            written = file.write_all(piece);
+        }
+    });
+    written?;
     file.rewind()?;
     fcntl_add_seals(
         &file,
@@ -123,7 +131,8 @@ mod tests {
     // Fails if a state can be changed after it was written, or is not read from its beginning.
     #[test]
     fn what_is_sealed_stays_as_it_is() {
-        let sealed = sealed("test", b"state").unwrap();
+        let sealed = sealed("test", |sink| [b"st", &b"ate"[..]].into_iter().for_each(sink));
+        let sealed = sealed.unwrap();
         let copy = File::from(sealed.try_clone().unwrap());
         assert!((&copy).write(b"x").is_err() && copy.set_len(0).is_err());
         assert_eq!(read(sealed).unwrap(), b"state");

@@ -11,11 +11,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
+use xenstore_protocol::stream::Sink;
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, Place, Transport, inherit};
+use xenstore_transport::{Failure, Place, Sealed, Transport, inherit};
 
 use super::errand::{self, Errand};
 use super::session::reply;
@@ -37,6 +38,8 @@ pub(crate) struct Incoming {
     pub(crate) engine: Engine,
     /// What goes with it, if the other was one of ours.
     pub(crate) errand: Option<Errand>,
+    /// The state as it was written, if it has not changed since.
+    stream: Option<Sealed>,
     /// The file to be removed once it has been taken over.
     file: Option<PathBuf>,
     /// When reading it began, for a program that does not say when it stopped.
@@ -96,17 +99,20 @@ fn receive_ours(
     let errand = errand.map_err(|error| wrong("errand", &error))?;
     let errand = Errand::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
     let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
-    let bytes = memory.try_clone().and_then(errand::read);
-    let bytes = bytes.map_err(|error| error.to_string());
-    let bytes = refuse.map_or(bytes, |reason| Err(reason.to_owned()));
-    match bytes.and_then(|bytes| engine_of(config, &bytes, false)) {
-        Ok((state, engine)) => {
+    let stream = Sealed::map(&memory).map_err(|error| error.to_string());
+    let stream = refuse.map_or(stream, |reason| Err(reason.to_owned()));
+    let make = |stream: Sealed| Ok((engine_of(config, &stream, false)?, stream));
+    match stream.and_then(make) {
+        Ok(((state, engine), stream)) => {
             if let Some(previous) = errand.previous {
                 // It has been needed up to here.
                 let _ = inherit::any(previous);
             }
-            let from = "xenstored";
-            Ok(Incoming { from, state, engine, errand: Some(errand), file: None, begun })
+            let (from, file, stream) = ("xenstored", None, Some(stream));
+            let mut incoming =
+                Incoming { from, state, engine, errand: Some(errand), stream, file, begun };
+            incoming.answer();
+            Ok(incoming)
         }
         Err(reason) => Err(wrong("resume", &go_back(&errand, memory, reason))),
     }
@@ -119,7 +125,7 @@ fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
     let back = Errand { previous: None, failed: Some(reason.clone()), ..errand.clone() };
     let go = || {
         let previous = inherit::any(previous)?;
-        let errand = errand::sealed("errand", &back.emit())?;
+        let errand = errand::sealed("errand", |sink| sink(&back.emit()))?;
         inherit::let_through(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", previous.as_raw_fd()));
         command.args(&back.args).args(resume_options(&state, &errand));
@@ -145,14 +151,30 @@ fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<Incom
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let bytes = std::fs::read(&path).map_err(|error| wrong(&error))?;
     let (state, engine) = engine_of(config, &bytes, true).map_err(|error| wrong(&error))?;
-    Ok(Incoming { from, state, engine, errand: None, file: Some(path), begun })
+    let (errand, stream, file) = (None, None, Some(path));
+    Ok(Incoming { from, state, engine, errand, stream, file, begun })
 }
 
 impl Incoming {
     /// What the last process has left in its journal.
     pub(crate) fn recovered(recovered: Recovered) -> Incoming {
         let Recovered { state, engine } = recovered;
-        Incoming { from: JOURNAL, state, engine, errand: None, file: None, begun: Instant::now() }
+        let (errand, stream, file, begun) = (None, None, None, Instant::now());
+        Incoming { from: JOURNAL, state, engine, errand, stream, file, begun }
+    }
+
+    /// Gives whoever asked for this its answer.
+    fn answer(&mut self) {
+        let Some(errand) = &self.errand else { return };
+        let Some((asker, header)) = &errand.asker else { return };
+        let asker = self.state.connections.iter_mut().find(|connection| connection.id == *asker);
+        let Some(asker) = asker else { return };
+        let text = errand.failed.as_deref().unwrap_or("OK");
+        asker.io.output.extend_from_slice(&reply(header, text));
+        if asker.caller != Caller::Socket {
+            // On a ring it counts where the next process goes on.
+            self.stream = None;
+        }
     }
 
     /// Did another program hand it over? Otherwise a process ended, and its descriptors with it.
@@ -176,8 +198,8 @@ impl Incoming {
 
     /// The engine, and what is to be done with the rest.
     pub(crate) fn take(self) -> (Engine, Taken) {
-        let Incoming { from, state, engine, errand, file, begun } = self;
-        (engine, Taken { from, state, errand, file, begun })
+        let Incoming { from, state, engine, errand, stream, file, begun } = self;
+        (engine, Taken { from, state, errand, stream, file, begun })
     }
 }
 
@@ -186,14 +208,18 @@ pub(crate) struct Taken {
     from: &'static str,
     state: State,
     errand: Option<Errand>,
+    stream: Option<Sealed>,
     file: Option<PathBuf>,
     begun: Instant,
 }
 
 impl Taken {
-    /// The state, for a journal to begin with.
-    pub(crate) fn state(&self) -> &State {
-        &self.state
+    /// Gives the state as a stream, in pieces: for a journal to begin with.
+    pub(crate) fn write(&self, sink: &mut Sink<'_>) {
+        match &self.stream {
+            Some(stream) => sink(stream),
+            None => self.state.encode_to(sink),
+        }
     }
 
     /// What the clock of the other said, in milliseconds.
@@ -221,7 +247,7 @@ impl Taken {
         let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
         for connection in &self.state.connections {
-            let (id, start) = (connection.id, self.start(connection));
+            let (id, start) = (connection.id, Taken::start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
                 if settled != Settled::Goes {
                     warn!(conn = %id, who = ?connection.caller, ?settled, "this ring starts anew");
@@ -244,29 +270,22 @@ impl Taken {
         }
         // Deaths that nobody has heard of.
         server.domains_changed();
-        self.finish(lost);
+        self.finish(lost, server.with(|engine, _| engine.node_count()));
     }
 
     /// What a connection starts with.
-    fn start(&self, connection: &ConnectionState) -> Start {
+    fn start(connection: &ConnectionState) -> Start {
         let io = &connection.io;
-        let mut start = Start {
+        Start {
             input: io.input.clone(),
             output: io.output.clone(),
             rest: io.output_rest.into(),
             failed: io.broken.then_some(Failure::Protocol),
-        };
-        let errand = self.errand.as_ref();
-        let asker = errand.and_then(|errand| errand.asker).filter(|(id, _)| *id == connection.id);
-        if let Some((_, header)) = asker {
-            let failed = errand.and_then(|errand| errand.failed.as_deref());
-            start.output.extend_from_slice(&reply(&header, failed.unwrap_or("OK")));
         }
-        start
     }
 
     /// All has been taken over; says so.
-    fn finish(&self, lost: usize) {
+    fn finish(&self, lost: usize, nodes: i64) {
         if let Some(path) = &self.file
             && let Err(error) = std::fs::remove_file(path)
         {
@@ -287,7 +306,7 @@ impl Taken {
             sockets = connections.len() - rings,
             lost,
             watches = connections.iter().map(|c| c.watches.len()).sum::<usize>(),
-            nodes = self.state.node_count(),
+            nodes,
             bytes,
             ms = pause.as_secs_f64() * 1e3,
             "taken over"

@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
-use smol::Timer;
 use smol::lock::Mutex;
+use smol::{Timer, unblock};
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Caller, ConnId, Host, State};
@@ -26,6 +26,7 @@ use super::for_c;
 use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
+use crate::journal::Journal;
 use crate::place::run_dir;
 use crate::server::Server;
 use crate::xen::{Bound, Rings};
@@ -77,7 +78,7 @@ impl Outgoing<'_> {
             self.update.answer(&order, &text);
             self.server.wake_all();
             // The journal has another answer, which was kept back.
-            self.server.renew_journal();
+            self.server.with_journal(Journal::renew);
         }
     }
 
@@ -85,14 +86,29 @@ impl Outgoing<'_> {
     pub(crate) async fn keep_journal(&self) {
         loop {
             self.server.journal_is_full().await;
-            let _alone = self.holding.lock().await;
+            let alone = self.holding.lock().await;
             let begun = Instant::now();
             let held = self.server.hold_all(false).await;
-            let bytes = self.state(held).encode();
-            self.server.begin_journal(&bytes);
+            let state = self.state(held);
+            let draft = self.server.with_journal(|journal| (journal.draft(), journal.is_valid()));
+            let Some((draft, is_valid)) = draft else { return future::pending().await };
+            let write = move || draft.write(|sink| state.encode_to(sink));
+            let later = if is_valid {
+                Some(write)
+            } else {
+                // Until it is written there is nothing to go on from.
+                let drafted = write();
+                self.server.with_journal(|journal| journal.replace(drafted));
+                None
+            };
             self.server.let_go();
+            drop(alone);
             let ms = begun.elapsed().as_secs_f64() * 1e3;
-            debug!(bytes = bytes.len(), ms, "the journal begins anew");
+            if let Some(write) = later {
+                let drafted = unblock(write).await;
+                self.server.with_journal(|journal| journal.replace(drafted));
+            }
+            debug!(ms, "the journal begins anew");
         }
     }
 
@@ -104,16 +120,21 @@ impl Outgoing<'_> {
             Some(cmdline) => cmdline.split_ascii_whitespace().map(OsString::from).collect(),
             None => own_args(),
         };
-        let begun = Instant::now();
-        let bytes = self.server.with(|engine, _| engine.dump()).encode();
-        let mut expected = begun.elapsed();
+        let state = self.server.with(|engine, _| engine.dump());
+        let encode = move || -> io::Result<(OwnedFd, u64, Duration)> {
+            let begun = Instant::now();
+            let state = File::from(errand::sealed("state", |sink| state.encode_to(sink))?);
+            let bytes = state.metadata()?.len();
+            Ok((state.into(), bytes, begun.elapsed()))
+        };
+        let encoded = unblock(encode).await.map_err(|error| error.to_string());
+        let (state, bytes, mut expected) = encoded?;
         if kind == Kind::Ours {
-            let state = errand::sealed("state", &bytes).map_err(|error| error.to_string())?;
             let check = candidate::check(&order.file, &args, state);
             expected += check.await.map_err(complain)?;
         }
         if order.dry_run {
-            return Ok(self.report(kind, bytes.len(), expected));
+            return Ok(self.report(kind, bytes, expected));
         }
         let _alone = self.holding.lock().await;
         self.update.still_wanted()?;
@@ -133,7 +154,7 @@ impl Outgoing<'_> {
     }
 
     /// What would happen, and what stands in the way.
-    fn report(&self, kind: Kind, bytes: usize, pause: Duration) -> String {
+    fn report(&self, kind: Kind, bytes: u64, pause: Duration) -> String {
         let ms = pause.as_secs_f64() * 1e3;
         let mut text = format!("state: {bytes} bytes\npause: about {ms:.1} ms\n");
         let open = self.transactions();
@@ -198,8 +219,8 @@ impl Outgoing<'_> {
             args: own_args(),
         };
         let run = || -> io::Result<()> {
-            let errand = errand::sealed("errand", &errand.emit())?;
-            let stream = errand::sealed("state", &state.encode())?;
+            let errand = errand::sealed("errand", |sink| sink(&errand.emit()))?;
+            let stream = errand::sealed("state", |sink| state.encode_to(sink))?;
             let mut through = descriptors(&state);
             through.extend([&errand, &stream].map(OwnedFd::as_raw_fd));
             through.push(self.program.as_raw_fd());
@@ -217,7 +238,8 @@ impl Outgoing<'_> {
         args: &[OsString],
         held: BTreeMap<ConnId, UnderWay>,
     ) -> String {
-        self.server.interrupt_journal();
+        // It does not know of the journal.
+        self.server.with_journal(Journal::interrupt);
         let mut state = self.state(held);
         let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
         if let Some(asker) = asker {

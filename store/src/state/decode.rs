@@ -67,9 +67,8 @@ impl State {
             return ocaml::decode(bytes);
         }
         let mut decoder = Decoder::new();
-        let stamps = decoder.look_ahead(bytes)?;
-        let limit = decoder.counters.map_or(u64::MAX, |counters| counters.stamp);
-        let mut grower = Some(Grower::new(stamps, limit));
+        decoder.look_ahead(bytes)?;
+        let mut grower = Some(Grower::new(decoder.counters.map(|counters| counters.stamp)));
         let mut reader = Reader::new(bytes)?;
         let mut in_transactions = 0_u64;
         while let Some(record) = reader.next_record()? {
@@ -120,11 +119,10 @@ impl Decoder {
         }
     }
 
-    /// Reads the counters, which everything else is checked against, and finds the stamps, which
-    /// come behind the nodes that they belong to.
-    fn look_ahead<'s>(&mut self, bytes: &'s [u8]) -> Result<Option<Cursor<'s>>> {
+    /// Reads the counters, which everything else is checked against. Those who write them do so
+    /// before the nodes.
+    fn look_ahead(&mut self, bytes: &[u8]) -> Result<()> {
         let mut reader = Reader::new(bytes)?;
-        let mut stamps = None;
         while let Some(record) = reader.next_record()? {
             let mut body = record.body;
             match record.kind {
@@ -147,16 +145,13 @@ impl Decoder {
                         protected,
                         held,
                     });
+                    break;
                 }
-                kind::NODE_STAMPS => stamps = Some(body),
+                kind::NODE_DATA => break,
                 _ => {}
             }
         }
-        match (&self.counters, stamps) {
-            (Some(_), None) => Err(Cursor::at(bytes, bytes.len()).error("nodes without stamps")),
-            (None, Some(stamps)) => Err(stamps.error("stamps without counters")),
-            (_, stamps) => Ok(stamps),
-        }
+        Ok(())
     }
 
     fn take_pins(&mut self, body: &mut Cursor<'_>) -> Result<()> {
@@ -224,7 +219,7 @@ impl Decoder {
                 domain.target = (target != NO_TARGET).then_some(DomId(target));
                 domain.peak = Usage { nodes, watches, transactions, bytes };
             }
-            kind::ENGINE | kind::NODE_STAMPS => {}
+            kind::ENGINE => {}
             _ if self.unknown.len() < LOST_MAX && self.unknown.insert(kind) => {
                 self.lose(format!("records of type {kind:#x}, which is not known"));
             }

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::stream::{VERSION, Writer, kind};
+use xenstore_protocol::stream::{Sink, VERSION, Writer, kind};
 use xenstore_protocol::{DomId, Quota, WatchEvent};
 
 use super::nodes::put_nodes;
@@ -29,25 +29,38 @@ impl State {
     /// Writes a migration stream with all that there is.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(VERSION, self.rough_size());
-        self.put_global(&mut writer);
+        self.put_everything(&mut writer);
+        writer.finish()
+    }
+
+    /// The same in pieces, for a stream that goes elsewhere: half of the time goes into memory that
+    /// is touched for the first time.
+    pub fn encode_to(&self, sink: &mut Sink<'_>) {
+        let mut sink = |piece: &[u8]| sink(piece);
+        let mut writer = Writer::to(&mut sink, VERSION);
+        self.put_everything(&mut writer);
+        writer.finish();
+    }
+
+    fn put_everything(&self, writer: &mut Writer) {
+        self.put_global(writer);
         if let Some(quotas) = &self.quotas {
-            put_global_quotas(&mut writer, quotas);
+            put_global_quotas(writer, quotas);
         }
-        self.put_engine(&mut writer);
+        self.put_engine(writer);
         for (number, connection) in (1..).zip(&self.connections) {
-            self.put_connection(&mut writer, number, connection, &connection.io.output);
-            put_detail(&mut writer, number, connection);
+            self.put_connection(writer, number, connection, &connection.io.output);
+            put_detail(writer, number, connection);
             for watch in &connection.watches {
-                put_watch(&mut writer, number, watch, watch.depth);
+                put_watch(writer, number, watch, watch.depth);
             }
         }
-        put_nodes(&mut writer, &self.tree, true);
+        put_nodes(writer, &self.tree, true);
         for domain in &self.domains {
-            put_domain(&mut writer, domain);
-            put_domain_detail(&mut writer, domain);
+            put_domain(writer, domain);
+            put_domain_detail(writer, domain);
         }
-        self.put_transactions(&mut writer);
-        writer.finish()
+        self.put_transactions(writer);
     }
 
     /// Writes a stream that C xenstored reads: of version 1, which is the only one before Xen 4.22,

@@ -217,15 +217,13 @@ pub struct State {
 }
 
 impl State {
-    /// How many nodes there are, with the root and the special ones. Costs as much as there are.
-    pub fn node_count(&self) -> usize {
-        self.tree.all().count()
-    }
-
     /// Calls `visit` with path, value and permissions of every node: parents first, siblings in order
     /// of creation, then the special nodes.
     pub fn visit_nodes(&self, mut visit: impl FnMut(&str, &[u8], &Perms)) {
-        nodes::walk(&self.tree, |path, node| visit(path, node.value(), &node.acl().perms()));
+        nodes::walk(&self.tree, |path, node| {
+            let path = core::str::from_utf8(path).expect("it is made of names");
+            visit(path, node.value(), &node.acl().perms());
+        });
     }
 }
 

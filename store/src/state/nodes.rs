@@ -1,25 +1,26 @@
 //! The tree in a stream: a record for each node, parents first, siblings in order of creation.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use triomphe::Arc;
-use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind, put_varint};
+use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind};
 use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
 
 use crate::access::{Acl, AclEntry};
 use crate::node::Node;
-use crate::tree::{Tree, parent};
+use crate::tree::{Tree, components};
 
 /// Most entries of a permission list: as many as a message has room for.
 const PERMS_MAX: usize = PAYLOAD_MAX / 3;
 
+/// Bytes of a permission entry.
+const PERM_LEN: usize = 4;
+
 /// Permission entries as NODE_DATA has them.
 pub(super) fn put_perms(writer: &mut Writer, acl: &Acl) {
     for entry in acl.entries() {
-        writer.u8(entry.perm.access.letter());
-        writer.u8(entry.ignored.into());
-        writer.u16(entry.perm.domid.0);
+        let [low, high] = entry.perm.domid.0.to_le_bytes();
+        writer.bytes(&[entry.perm.access.letter(), entry.ignored.into(), low, high]);
     }
 }
 
@@ -65,9 +66,9 @@ pub(super) fn take_perms(
 
 /// Calls `visit` with every node of the tree and its path: parents first, siblings in order of
 /// creation, then the special nodes.
-pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&str, &'t Node)) {
-    visit("/", tree.root());
-    let mut path = String::new();
+pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
+    visit(b"/", tree.root());
+    let mut path = Vec::new();
     let mut stack: Vec<(usize, Vec<&'t Arc<Node>>)> = Vec::new();
     let children = |node: &'t Node| {
         let mut children = node.children().by_creation();
@@ -81,21 +82,21 @@ pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&str, &'t Node)) {
             stack.pop();
             continue;
         };
-        path.push('/');
-        path.push_str(node.name());
+        path.push(b'/');
+        path.extend_from_slice(node.name_bytes());
         visit(&path, node);
         if node.children().len() > 0 {
             stack.push((path.len(), children(node)));
         }
     }
     for node in tree.special() {
-        visit(node.name(), node);
+        visit(node.name_bytes(), node);
     }
 }
 
-/// Writes a record for each node, and, unless it is for somebody else, their stamps.
+/// Writes a record for each node. Unless it is for somebody else, the stamps of the node come behind
+/// its value, where others see padding.
 pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
-    let mut numbers = Vec::new();
     let mut before = 0;
     walk(tree, |path, node| {
         writer.begin(kind::NODE_DATA);
@@ -105,18 +106,14 @@ pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
         writer.u16(0);
         writer.len16(node.acl().entries().len());
         put_perms(writer, node.acl());
-        writer.c_string(path.as_bytes());
+        writer.c_string(path);
         writer.bytes(node.value());
         if stamps {
-            put_varint(&mut numbers, zigzag(node.created().wrapping_sub(before)));
-            put_varint(&mut numbers, node.listed().wrapping_sub(node.created()));
+            writer.varint(zigzag(node.created().wrapping_sub(before)));
+            writer.varint(node.listed().wrapping_sub(node.created()));
             before = node.created();
         }
     });
-    if stamps {
-        writer.begin(kind::NODE_STAMPS);
-        writer.bytes(&numbers);
-    }
 }
 
 /// Small differences in either direction become small numbers.
@@ -128,9 +125,11 @@ fn unzigzag(number: u64) -> u64 {
     (number >> 1) ^ 0_u64.wrapping_sub(number & 1)
 }
 
-/// A node that may still get children.
-struct Open {
-    node: Node,
+/// A node that may still get children. Nobody else has it yet.
+struct Open<'s> {
+    node: Arc<Node>,
+    /// Its permission entries as they were written, if they were.
+    perms: &'s [u8],
     /// Bytes of its path.
     len: usize,
     /// Those that it has got.
@@ -139,55 +138,54 @@ struct Open {
     youngest: u64,
 }
 
-impl Open {
-    fn new(node: Node, len: usize) -> Open {
-        Open { node, len, children: Vec::new(), youngest: 0 }
+impl<'s> Open<'s> {
+    fn new(node: Node, perms: &'s [u8], len: usize) -> Open<'s> {
+        Open { node: Arc::new(node), perms, len, children: Vec::new(), youngest: 0 }
     }
 
     /// Gives the node its children; false if two have the same name.
     fn settle(&mut self) -> bool {
         let children = core::mem::take(&mut self.children);
-        children.is_empty() || self.node.children_mut().extend(children)
+        children.is_empty() || Arc::make_mut(&mut self.node).children_mut().extend(children)
     }
 }
 
 /// A tree that grows from the records of a stream.
 pub(super) struct Grower<'s> {
-    /// `created` and `listed` of the nodes to come; without them they are numbered.
-    stamps: Option<Cursor<'s>>,
+    /// Nodes come with their stamps, none of which may be larger than this; otherwise they are
+    /// numbered.
+    limit: Option<u64>,
     before: u64,
-    /// No stamp may be larger, if that is known.
-    limit: u64,
     /// Path of the last node.
-    path: String,
+    path: Vec<u8>,
     /// The nodes on it, which may still get children.
-    open: Vec<Open>,
+    open: Vec<Open<'s>>,
     /// Stamps of all nodes but the special ones.
     created: Vec<u64>,
     special: Vec<Node>,
 }
 
 impl<'s> Grower<'s> {
-    pub(super) fn new(stamps: Option<Cursor<'s>>, limit: u64) -> Grower<'s> {
+    pub(super) fn new(limit: Option<u64>) -> Grower<'s> {
         let (open, created, special) = (Vec::new(), Vec::new(), Vec::new());
-        Grower { stamps, before: 0, limit, path: String::new(), open, created, special }
+        Grower { limit, before: 0, path: Vec::new(), open, created, special }
     }
 
-    /// `created` and `listed` of the next node.
-    fn stamps(&mut self) -> Result<(u64, u64), StreamError> {
-        let Some(stamps) = &mut self.stamps else {
+    /// `created` and `listed` of a node, of which everything else has been read.
+    fn stamps(&mut self, body: &mut Cursor<'_>) -> Result<(u64, u64), StreamError> {
+        let Some(limit) = self.limit else {
             self.before += 1;
             return Ok((self.before, self.before));
         };
-        let created = self.before.wrapping_add(unzigzag(stamps.varint()?));
-        let listed = created.checked_add(stamps.varint()?);
-        let listed = listed.filter(|listed| *listed <= self.limit && created <= *listed);
+        let created = self.before.wrapping_add(unzigzag(body.varint()?));
+        let listed = created.checked_add(body.varint()?);
+        let listed = listed.filter(|listed| *listed <= limit && created <= *listed);
         self.before = created;
-        Ok((created, listed.ok_or(stamps.error("a node from the future"))?))
+        Ok((created, listed.ok_or(body.error("a node from the future"))?))
     }
 
     /// Takes a NODE_DATA record; false if it belongs to a transaction and was left out.
-    pub(super) fn take_record(&mut self, body: &mut Cursor<'_>) -> Result<bool, StreamError> {
+    pub(super) fn take_record(&mut self, body: &mut Cursor<'s>) -> Result<bool, StreamError> {
         let committed = body.u32()? == 0;
         body.u32()?;
         let (path, value, _access) = (body.u16()?, body.u16()?, body.u16()?);
@@ -195,65 +193,70 @@ impl<'s> Grower<'s> {
             return Ok(false);
         }
         let count = body.u16()?;
-        let mut near = self.open.iter().rev().map(|open| open.node.acl());
-        let acl = take_perms(body, count, [near.next(), near.next()])?;
+        let perms = body.clone().take(usize::from(count) * PERM_LEN)?;
+        let near = self.open.iter().rev().take(2);
+        let acl = match near.clone().find(|open| open.perms == perms && count > 0) {
+            Some(open) => {
+                body.take(perms.len())?;
+                open.node.acl().clone()
+            }
+            None => {
+                let mut near = near.map(|open| open.node.acl());
+                take_perms(body, count, [near.next(), near.next()])?
+            }
+        };
         let path = body.string(path.into())?;
         let value = body.take(value.into())?;
-        self.add(path, acl, value, body)?;
+        self.add(path, (acl, perms), value, body)?;
         Ok(true)
     }
 
-    /// Adds a node. `place` is where an error is.
+    /// Adds a node, with its permission entries as they were written, if they were. `rest` is what
+    /// comes behind the value.
     pub(super) fn add(
         &mut self,
         path: &[u8],
-        acl: Acl,
+        (acl, perms): (Acl, &'s [u8]),
         value: &[u8],
-        place: &Cursor<'_>,
+        rest: &mut Cursor<'_>,
     ) -> Result<(), StreamError> {
+        let (created, listed) = self.stamps(rest)?;
+        let place = &*rest;
         let wrong = |reason| Err(place.error(reason));
         if value.len() > PAYLOAD_MAX {
             return wrong("a value that no message has room for");
         }
-        let (created, listed) = self.stamps()?;
-        let text = core::str::from_utf8(path).ok().filter(|path| path.len() <= ABS_PATH_MAX);
-        let Some(text) = text else { return wrong("a node whose path is none") };
         let new = |name: &str| {
             let mut node = Node::new(name, created, acl, value);
             node.set_listed(listed);
             node
         };
-        if text.starts_with('/') {
-            self.created.push(created);
+        if path.starts_with(b"@") {
+            let name = core::str::from_utf8(path).ok().filter(|name| Tree::is_special(name));
+            let Some(name) = name else { return wrong("a special node with a name that is none") };
+            if self.special.iter().any(|node| node.name() == name) {
+                return wrong("a node that is there twice");
+            }
+            self.special.push(new(name));
+            return Ok(());
         }
-        if text == "/" {
+        self.created.push(created);
+        if path == b"/" {
             if !self.open.is_empty() {
                 return wrong("a node that is there twice");
             }
-            self.open.push(Open::new(new(""), 0));
+            self.open.push(Open::new(new(""), perms, 0));
             self.path.clear();
             return Ok(());
         }
-        if text.starts_with('@') {
-            if !Tree::is_special(text) {
-                return wrong("a special node with a name that is none");
-            }
-            if self.special.iter().any(|node| node.name() == text) {
-                return wrong("a node that is there twice");
-            }
-            self.special.push(new(text));
-            return Ok(());
-        }
-        let Some(above) = parent(text).filter(|_| text.starts_with('/')) else {
-            return wrong("a node whose path is none");
-        };
-        let above = if above == "/" { "" } else { above };
-        let name = &text[above.len() + 1..];
-        if Path::parse(name.as_bytes()).is_none() {
-            return wrong("a node whose path is none");
-        }
-        let below = |open: &str| {
-            above.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let slash = path.iter().rposition(|byte| *byte == b'/');
+        let slash = slash.filter(|_| path.starts_with(b"/") && path.len() <= ABS_PATH_MAX);
+        let Some(slash) = slash else { return wrong("a node whose path is none") };
+        // That what is above is a path is known when it is found.
+        let (above, name) = (&path[..slash], Path::parse(&path[slash + 1..]));
+        let Some(name) = name.map(Path::as_str) else { return wrong("a node whose path is none") };
+        let below = |open: &[u8]| {
+            above.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
         };
         while let Some(open) = self.open.last()
             && !below(&self.path[..open.len])
@@ -265,15 +268,14 @@ impl<'s> Grower<'s> {
             // Not in the order in which trees are written: then its parent is complete, or missing.
             return self.add_to_complete(above, new(name), place);
         }
-        if self.stamps.is_some() && created <= open.youngest {
+        if self.limit.is_some() && created <= open.youngest {
             return wrong("siblings are not in order of creation");
         }
         open.youngest = created;
         let len = open.len;
         self.path.truncate(len);
-        self.path.push('/');
-        self.path.push_str(name);
-        self.open.push(Open::new(new(name), self.path.len()));
+        self.path.extend_from_slice(&path[len..]);
+        self.open.push(Open::new(new(name), perms, path.len()));
         Ok(())
     }
 
@@ -284,18 +286,18 @@ impl<'s> Grower<'s> {
         if !open.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        above.children.push(Arc::new(open.node));
+        above.children.push(open.node);
         self.path.truncate(above.len);
         Ok(())
     }
 
     fn add_to_complete(
         &mut self,
-        above: &str,
+        above: &[u8],
         node: Node,
         place: &Cursor<'_>,
     ) -> Result<(), StreamError> {
-        if self.stamps.is_some() {
+        if self.limit.is_some() {
             return Err(place.error("no parent"));
         }
         while self.open.len() > 1 {
@@ -305,8 +307,9 @@ impl<'s> Grower<'s> {
         if !root.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        let mut parent = &mut root.node;
-        for name in crate::tree::components(above) {
+        let mut parent = Arc::make_mut(&mut root.node);
+        let above = core::str::from_utf8(above).map_err(|_| place.error("no parent"))?;
+        for name in components(above) {
             parent = parent.child_mut(name).ok_or(place.error("no parent"))?;
         }
         if parent.children().get(node.name()).is_some() {

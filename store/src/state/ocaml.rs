@@ -36,7 +36,7 @@ struct Dump<'s> {
 
 /// Reads a dump. Lines of a kind that is not known are passed over, as by oxenstored.
 pub(super) fn decode(bytes: &[u8]) -> Result<State> {
-    let (decoder, grower) = (Decoder::new(), Grower::new(None, u64::MAX));
+    let (decoder, grower) = (Decoder::new(), Grower::new(None));
     let mut dump = Dump { decoder, grower, numbers: BTreeMap::new() };
     let mut rest = &bytes[HEADER.len()..];
     while !rest.is_empty() {
@@ -141,7 +141,7 @@ impl Dump<'_> {
         let acl = perms.and_then(Acl::new).ok_or(place.error("permissions that are none"))?;
         // It keeps the permissions of special nodes below the root.
         let path = path.strip_prefix(b"/").filter(|name| name.starts_with(b"@")).unwrap_or(&path);
-        self.grower.add(path, acl, &value, place)
+        self.grower.add(path, (acl, &[]), &value, &mut place.clone())
     }
 }
 

@@ -4,6 +4,8 @@
 
 #![allow(clippy::print_stderr)] // figures
 
+mod systemd;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -229,6 +231,12 @@ fn the_ring_of_dom0_goes_on_after_questions_about_the_server() {
     kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
     kernel.ok(op::CONTROL, "live-update|-s|-n|").unwrap();
     kernel.events(&[]).unwrap();
+    daemon.crash().unwrap();
+    kernel.events(&[]).unwrap();
+    guest.events(&[]).unwrap();
+    // And one that the next program made.
+    kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
+    kernel.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
     daemon.crash().unwrap();
     kernel.events(&[]).unwrap();
     guest.events(&[]).unwrap();

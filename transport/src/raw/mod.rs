@@ -5,6 +5,7 @@
 //!   can do no more than give us strange bytes.
 //! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
 //! * [`inherited`]: descriptors that were open before this program started.
+//! * [`sealed`]: memory that nobody can change any more.
 //! * [`heap`]: giving free memory back.
 //!
 //! What is done with them is safe code elsewhere.
@@ -16,6 +17,7 @@ mod ioctl;
 mod mapping;
 #[cfg(all(test, xenstore_loom))]
 mod model;
+mod sealed;
 
 pub use heap::give_back_free_memory;
 pub(crate) use inherited::{let_through, take};
@@ -23,3 +25,4 @@ pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
 #[cfg(all(test, xenstore_loom))]
 pub(crate) use model::Byte;
+pub use sealed::Sealed;

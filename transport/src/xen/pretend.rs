@@ -3,11 +3,12 @@
 //! The files are described in `tests/peers/README.md`. Whoever plays a guest creates a directory
 //! for it, maps or writes its `ring`, and sends events through FIFOs.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +54,7 @@ pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Res
     let mut open = OpenOptions::new();
     open.read(true).write(true).create(true).truncate(inherited.is_none());
     let table = open.open(dir.join("ports"))?;
-    let ports = Mutex::new(Ports::load(&table, &files)?);
+    let ports = Mutex::new(Ports::load(&table)?);
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
     Ok(Machine {
         evtchn: Arc::new(evtchn),
@@ -77,18 +78,17 @@ impl Files {
         OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
     }
 
-    /// What events to a guest need: its words and its FIFO.
-    fn guest(&self, domid: u32) -> io::Result<(Mapping, File)> {
+    fn guest(&self, domid: u32) -> io::Result<Guest> {
         Ok((self.page(domid, 1)?, self.fifo(&format!("{domid}/events"))?))
     }
 
     /// The page of a domain, or the one behind it.
     fn page(&self, domid: u32, number: u64) -> io::Result<Mapping> {
         let path = self.0.join(domid.to_string()).join("ring");
-        let file =
+        let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let two = 2 * PAGE_SIZE as u64;
-        if file.metadata()?.len() < two {
+        if file.seek(SeekFrom::End(0))? < two {
             file.set_len(two)?;
         }
         Mapping::shared(&file, number * PAGE_SIZE as u64, PAGE_SIZE)
@@ -112,8 +112,24 @@ struct Port {
     kind: u32,
     domid: u32,
     remote: u32,
-    /// To the guest: its words and its FIFO.
-    guest: Option<(Mapping, File)>,
+    guest: OnceCell<Guest>,
+}
+
+/// What events to a guest need: its words and its FIFO.
+type Guest = (Mapping, File);
+
+impl Port {
+    /// Its guest's, opened when it is needed: a port of the real device costs nothing either when a
+    /// program takes it over.
+    fn guest(&self, files: &Files) -> io::Result<&Guest> {
+        if self.kind != INTERDOMAIN {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if self.guest.get().is_none() {
+            let _ = self.guest.set(files.guest(self.domid)?);
+        }
+        self.guest.get().ok_or(io::ErrorKind::Other.into())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +141,7 @@ struct Ports {
 
 impl Ports {
     /// Those that the table says are bound.
-    fn load(mut table: &File, files: &Files) -> io::Result<Ports> {
+    fn load(mut table: &File) -> io::Result<Ports> {
         let mut bytes = Vec::new();
         table.read_to_end(&mut bytes)?;
         let mut ports = Ports::default();
@@ -133,13 +149,12 @@ impl Ports {
             let [kind, domid, remote] = [0, 4, 8].map(|at| {
                 u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
             });
-            let guest = match kind {
-                INTERDOMAIN => Some(files.guest(domid)?),
-                VIRQ => None,
-                _ => continue,
-            };
+            if kind == FREE {
+                continue;
+            }
             ports.last = number;
             ports.by_remote.insert((domid, remote), number);
+            let guest = OnceCell::new();
             ports.by_number.insert(number, Port { kind, domid, remote, guest });
         }
         Ok(ports)
@@ -185,7 +200,7 @@ impl Evtchn for Channels {
         // A new channel is pending at once: the guest may have rung before.
         words.word(TO_DAEMON).store(1, Ordering::SeqCst);
         let domid = u32::from(domid);
-        let guest = Some((words, fifo));
+        let guest = OnceCell::from((words, fifo));
         let number = self.add(Port { kind: INTERDOMAIN, domid, remote, guest })?;
         let record = [domid, remote].map(u32::to_le_bytes).concat();
         self.fifo.get().write_all(&record)?;
@@ -197,7 +212,12 @@ impl Evtchn for Channels {
         if self.ports().by_remote.contains_key(&(VIRQ_SENDER, VIRQ_DOM_EXC)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        self.add(Port { kind: VIRQ, domid: VIRQ_SENDER, remote: VIRQ_DOM_EXC, guest: None })
+        self.add(Port {
+            kind: VIRQ,
+            domid: VIRQ_SENDER,
+            remote: VIRQ_DOM_EXC,
+            guest: OnceCell::new(),
+        })
     }
 
     fn unbind(&self, port: u32) -> io::Result<()> {
@@ -212,7 +232,7 @@ impl Evtchn for Channels {
     fn notify(&self, port: u32) -> io::Result<()> {
         let ports = self.ports();
         let port = ports.by_number.get(&port).ok_or(io::ErrorKind::InvalidInput)?;
-        let (words, fifo) = port.guest.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        let (words, fifo) = port.guest(&self.files)?;
         if words.word(TO_GUEST).swap(1, Ordering::SeqCst) == 0 {
             // A guest whose FIFO is full has plenty to wake up for.
             let _ = (&*fifo).write(&port.remote.to_le_bytes());
@@ -231,7 +251,8 @@ impl Evtchn for Channels {
             let [domid, remote] = [&record[..4], &record[4..]]
                 .map(|word| word.try_into().map_or(0, u32::from_le_bytes));
             let Some(number) = ports.by_remote.get(&(domid, remote)) else { continue };
-            if let Some((words, _)) = ports.by_number.get(number).and_then(|p| p.guest.as_ref()) {
+            let port = ports.by_number.get(number);
+            if let Some((words, _)) = port.and_then(|port| port.guest(&self.files).ok()) {
                 words.word(TO_DAEMON).store(0, Ordering::SeqCst);
             }
             if !found.contains(number) {
@@ -250,8 +271,9 @@ impl Evtchn for Channels {
     }
 }
 
-/// Domains by their directories. Each gets an id when it is first seen, which is kept in a file
-/// beside the others until it is seen gone: the next daemon knows it by the same id.
+/// Domains by their directories. Each gets an id when it is first seen, which is kept beside the
+/// other files until it is seen gone: the next daemon knows it by the same id. It is what a link
+/// says, which is read in one call, as the hypervisor is asked in one.
 #[derive(Debug)]
 struct Lives(Files);
 
@@ -264,21 +286,21 @@ fn fresh_id() -> u64 {
 impl Domains for Lives {
     fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>> {
         let dir = self.0.0.join(domid.to_string());
+        let known = fs::read_link(dir.join("id")).ok().and_then(|id| id.to_str()?.parse().ok());
         let state = match fs::read_to_string(dir.join("state")) {
             Ok(state) => state,
-            Err(_) if dir.exists() => "running".into(),
+            Err(_) if known.is_some() || dir.exists() => "running".into(),
             Err(_) => "gone".into(),
         };
         if state.starts_with("gone") || state.starts_with("dying") {
             let _ = fs::remove_file(dir.join("id"));
             return Ok(None);
         }
-        let known = fs::read_to_string(dir.join("id")).ok().and_then(|id| id.parse().ok());
         let unique_id = match known {
             Some(id) => id,
             None => {
                 let id = fresh_id();
-                fs::write(dir.join("id"), id.to_string())?;
+                symlink(id.to_string(), dir.join("id"))?;
                 id
             }
         };

@@ -76,6 +76,12 @@ impl Row {
         self
     }
 
+    /// Only our own daemon does it.
+    pub(crate) fn only_ours(mut self) -> Row {
+        self.who = vec![Who::Ours];
+        self
+    }
+
     /// Only our own daemon does it, with its journal and without.
     pub(crate) fn journal(mut self) -> Row {
         self.who = vec![Who::Ours, Who::Unjournaled];

@@ -1,10 +1,10 @@
-//! How long a live update keeps everybody waiting.
+//! How long a live update, or a crash, keeps everybody waiting.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use xenstore_tests::peers::{self, XEN_BIN};
+use xenstore_tests::peers::{self, Daemon, Kind, Quotas, XEN_BIN};
 use xenstore_tests::raw::{Conn, op};
 
 use crate::bars::Bar::LatencyAtMost;
@@ -13,15 +13,23 @@ use crate::ring::make_domain;
 use crate::ring_loads::introduce;
 use crate::rows::{Case, Load, Stage, case, row};
 use crate::subjects::Who;
+use crate::wire::{Client, Deadline};
 
 pub(crate) fn cases() -> Vec<Case> {
     let name = "live update, 120,000 nodes and 1,000 domains, longest wait for an answer";
-    vec![case("Live update", [row(name, Updates::prepare).once().bar(LatencyAtMost(50.0))])]
+    let crash = "kill -9, 120,000 nodes and 1,000 domains, until the first answer";
+    vec![
+        case("Live update", [row(name, Updates::prepare).once().bar(LatencyAtMost(50.0))]),
+        case("Recovery", [row(crash, Crashes::prepare).once().only_ours()]),
+    ]
 }
 
 const DOMAINS: u32 = 1000;
 const NODES_EACH: u32 = 120;
 const UPDATES: usize = 5;
+const CRASHES: usize = 5;
+/// How long there is load between two crashes.
+const LOAD: Duration = Duration::from_millis(500);
 
 /// A daemon is replaced by itself, while a client asks without end.
 struct Updates {
@@ -36,19 +44,67 @@ impl Updates {
             Who::Ocaml => Path::new(XEN_BIN).join("oxenstored"),
             Who::Ours | Who::Floor | Who::Unjournaled => peers::program("xenstored")?,
         };
-        let (xen, mut dom0) = (stage.subject.xen()?, stage.connect()?);
-        for domid in 1..=DOMAINS {
-            make_domain(&xen, domid)?;
-            introduce(&mut dom0, domid)?;
-            let home = format!("/local/domain/{domid}");
-            let first =
-                [(op::MKDIR, format!("{home}|")), (op::SET_PERMS, format!("{home}|n{domid}|"))];
-            let node = |i| (op::WRITE, format!("{home}/data/{i}|value"));
-            // With the home and the directory in it.
-            let nodes = (0..NODES_EACH - 2).map(node);
-            dom0.bulk(first.into_iter().chain(nodes), 0, stage.deadline)?;
-        }
+        fill(&stage.subject.xen()?, &mut stage.connect()?, stage.deadline)?;
         Ok(Updates { socket: stage.socket(), program })
+    }
+}
+
+/// Makes all domains and their nodes.
+fn fill(xen: &Path, dom0: &mut Client, deadline: Deadline) -> Result<()> {
+    for domid in 1..=DOMAINS {
+        make_domain(xen, domid)?;
+        introduce(dom0, domid)?;
+        let home = format!("/local/domain/{domid}");
+        let first = [(op::MKDIR, format!("{home}|")), (op::SET_PERMS, format!("{home}|n{domid}|"))];
+        let node = |i| (op::WRITE, format!("{home}/data/{i}|value"));
+        // With the home and the directory in it.
+        let nodes = (0..NODES_EACH - 2).map(node);
+        dom0.bulk(first.into_iter().chain(nodes), 0, deadline)?;
+    }
+    Ok(())
+}
+
+/// A daemon of its own is killed while a client writes without end, and started again at once.
+struct Crashes(Daemon);
+
+impl Crashes {
+    fn prepare(stage: &Stage) -> Result<Crashes> {
+        let daemon = Daemon::start(Kind::Ours, Quotas::Off)?;
+        fill(&daemon.xen(), &mut Client::connect(&daemon.socket())?, stage.deadline)?;
+        Ok(Crashes(daemon))
+    }
+}
+
+impl Load for Crashes {
+    fn round(&mut self, meter: &mut Meter) -> Result<()> {
+        let Crashes(daemon) = self;
+        let deadline = meter.deadline;
+        meter.measure(|tally| {
+            for _ in 0..CRASHES {
+                let mut writer = Conn::connect(&daemon.socket())?;
+                let writing = std::thread::spawn(move || {
+                    // Until the connection ends.
+                    (0_u64..)
+                        .find(|n| writer.ok(op::WRITE, &format!("/load/{}|{n}", n % 100)).is_err())
+                });
+                std::thread::sleep(LOAD);
+                let killed = Instant::now();
+                daemon.crash_and_go_on()?;
+                loop {
+                    deadline.check()?;
+                    let answered = Conn::connect(&daemon.socket())
+                        .map_err(|error| error.to_string())
+                        .and_then(|mut conn| conn.ok(op::READ, "/local/domain/1000/data/1|"));
+                    if answered.is_ok_and(|value| value == "value") {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                tally.done(killed);
+                writing.join().map_err(|_| "the client has panicked")?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -1,0 +1,84 @@
+//! Memory that nobody can change any more.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The bytes of a sealed `memfd`, where the kernel has them. Unmapped when dropped.
+#[derive(Debug)]
+pub struct Sealed {
+    /// Valid for `len` bytes until the value is dropped; nobody writes there.
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: nothing in it changes.
+unsafe impl Send for Sealed {}
+// SAFETY: as above.
+unsafe impl Sync for Sealed {}
+
+impl Sealed {
+    /// Maps all of it. Fails if it is not sealed against writing and shrinking, or empty.
+    pub fn map(memory: impl AsFd) -> io::Result<Sealed> {
+        let seals = fcntl_get_seals(&memory)?;
+        if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it can be changed"));
+        }
+        let len = usize::try_from(fstat(&memory)?.st_size).map_err(io::Error::other)?;
+        // Private, since older kernels refuse to share what is sealed; nothing is written either way.
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
+        // that is made here.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &memory, 0)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Sealed { start, len })
+    }
+}
+
+impl Deref for Sealed {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is mapped and readable as long as `self` is borrowed; the seals, which
+        // cannot be taken off, keep everybody from writing to the memory and from shortening it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by us, and every reference into it has ended with `self`.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
+
+    use super::*;
+
+    // Fails if memory that somebody can still change is taken for constant.
+    #[test]
+    fn only_what_is_sealed_is_mapped() {
+        let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+        let mut file = File::from(memory.unwrap());
+        file.write_all(b"state").unwrap();
+        for seals in [SealFlags::empty(), SealFlags::WRITE] {
+            fcntl_add_seals(&file, seals).unwrap();
+            assert!(Sealed::map(&file).is_err(), "{seals:?}");
+        }
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        let mapped = Sealed::map(&file).unwrap();
+        drop(file);
+        assert_eq!(&*mapped, b"state");
+        assert!(Sealed::map(tempfile::tempfile().unwrap()).is_err(), "a file");
+    }
+}
