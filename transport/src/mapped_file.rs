@@ -64,12 +64,20 @@ impl MappedFile {
         Ok(())
     }
 
-    /// Writes a word, at a multiple of 4, after all that has been written before.
-    pub fn publish(&mut self, at: usize, word: u32) -> io::Result<()> {
-        self.reserve(at + 4)?;
-        self.mapping.word(at).store(word, Ordering::Release);
+    /// Writes two words at once, at a multiple of 8, after all that has been written before.
+    pub fn publish(&mut self, at: usize, words: [u32; 2]) -> io::Result<()> {
+        self.reserve(at + 8)?;
+        self.mapping.pair(at).store(in_memory(words), Ordering::Release);
         Ok(())
     }
+}
+
+/// Two words as they are to stand in memory, the first at the lower address.
+fn in_memory([first, second]: [u32; 2]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
 }
 
 /// Locks a file for this process, until it is closed. Fails at once if another has it.
@@ -89,11 +97,11 @@ mod tests {
         let path = dir.path().join("file");
         let mut mapped = MappedFile::create(&path, 8192).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
-        mapped.publish(8, 0x0102_0304).unwrap();
+        mapped.publish(8, [0x0102_0304, 5]).unwrap();
         assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((bytes.len(), &bytes[4093..4099]), (8192, &b"abcdef"[..]));
-        assert_eq!(bytes[8..12], 0x0102_0304_u32.to_ne_bytes());
+        assert_eq!(bytes[8..16], [0x0102_0304, 5_u32].map(u32::to_ne_bytes).concat());
         assert!(bytes[8190..].iter().all(|byte| *byte == 0));
         assert!(lock(&File::open(&path).unwrap()).is_err());
         drop(mapped);

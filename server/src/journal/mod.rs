@@ -17,6 +17,8 @@ mod replay;
 mod segment;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traces;
 mod way;
 
 use std::fs::File;

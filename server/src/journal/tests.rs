@@ -12,7 +12,7 @@ use crate::server::{Clock, Server};
 
 /// A machine on which domains exist that have been made, and CONTROL `boom` is a mistake.
 #[derive(Default)]
-struct Machine(BTreeMap<DomId, DomainInfo>);
+pub(super) struct Machine(pub(super) BTreeMap<DomId, DomainInfo>);
 
 impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
@@ -32,12 +32,12 @@ impl Host for Machine {
     }
 }
 
-struct Kept {
-    server: Server<Machine>,
-    dir: tempfile::TempDir,
+pub(super) struct Kept {
+    pub(super) server: Server<Machine>,
+    pub(super) dir: tempfile::TempDir,
 }
 
-fn kept() -> Kept {
+pub(super) fn kept() -> Kept {
     let dir = tempfile::tempdir().unwrap();
     let config = Config::default();
     let mut machine = Machine::default();
