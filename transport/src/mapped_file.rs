@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
+use crate::crash;
 use crate::raw::Mapping;
 
 /// Bytes that are asked for at once.
@@ -29,6 +30,9 @@ impl MappedFile {
     /// Makes a file of at most `len` bytes, all 0, that only its owner may read, and locks it. A
     /// file of that name is emptied.
     pub fn create(path: &Path, len: usize) -> io::Result<MappedFile> {
+        if !crash::point() {
+            return Err(io::ErrorKind::Other.into());
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(path)?;
@@ -60,14 +64,16 @@ impl MappedFile {
     /// Writes bytes at an offset. Fails, having written nothing, if there is no room.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.reserve(at + bytes.len())?;
-        self.mapping.write(at, bytes);
+        crash::in_parts(bytes, |from, part| self.mapping.write(at + from, part));
         Ok(())
     }
 
     /// Writes two words at once, at a multiple of 8, after all that has been written before.
     pub fn publish(&mut self, at: usize, words: [u32; 2]) -> io::Result<()> {
         self.reserve(at + 8)?;
-        self.mapping.pair(at).store(in_memory(words), Ordering::Release);
+        if crash::point() {
+            self.mapping.pair(at).store(in_memory(words), Ordering::Release);
+        }
         Ok(())
     }
 }

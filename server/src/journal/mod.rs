@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Input, State};
-use xenstore_transport::mapped_file;
+use xenstore_transport::{crash, mapped_file};
 
 use record::Record;
 use replay::Replay;
@@ -94,10 +94,16 @@ fn numbers(dir: &Path) -> Vec<u64> {
     numbers
 }
 
+fn remove_file(path: &Path) {
+    if crash::point() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 /// Removes all files of a journal.
 fn remove(dir: &Path) {
     for number in numbers(dir) {
-        let _ = std::fs::remove_file(file(dir, number));
+        remove_file(&file(dir, number));
     }
 }
 
@@ -158,7 +164,7 @@ fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Re
 fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
     let note = path.with_file_name("journal-suspect");
     let Some((conn, frame)) = interrupted else {
-        let _ = std::fs::remove_file(&note);
+        remove_file(&note);
         return;
     };
     // Of which journal, how often until then, and which request.
@@ -181,8 +187,8 @@ fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut Stat
         error!(%conn, operation, ?header, "this request is refused with EIO; please report it");
         way::refuse(&mut connection.io, &frame);
     }
-    let _ =
-        std::fs::write(&note, [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat());
+    let noted = [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat();
+    let _ = if crash::point() { std::fs::write(&note, noted) } else { Ok(()) };
 }
 
 impl Journal {
@@ -216,7 +222,9 @@ impl Journal {
         let make = || -> io::Result<Segment> {
             // As much again for what comes until then.
             let segment = Segment::create(&new, &self.boot, state, 2 * full)?;
-            std::fs::rename(&new, file(&self.dir, number))?;
+            if crash::point() {
+                std::fs::rename(&new, file(&self.dir, number))?;
+            }
             Ok(segment)
         };
         match make() {
@@ -224,11 +232,11 @@ impl Journal {
                 self.segment = Some(segment);
                 (self.number, self.full) = (number, full);
                 for old in numbers(&self.dir).into_iter().filter(|old| *old < number) {
-                    let _ = std::fs::remove_file(file(&self.dir, old));
+                    remove_file(&file(&self.dir, old));
                 }
             }
             Err(error) => {
-                let _ = std::fs::remove_file(&new);
+                remove_file(&new);
                 self.suspend(&error);
             }
         }

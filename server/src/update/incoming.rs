@@ -155,6 +155,16 @@ impl Incoming {
         Incoming { from: JOURNAL, state, engine, errand: None, file: None, begun: Instant::now() }
     }
 
+    /// A state from a program of this process, with nobody to be answered.
+    #[cfg(test)]
+    pub(crate) fn handed_over(config: &Config, bytes: &[u8], clock: Millis) -> Incoming {
+        let (state, engine) = engine_of(config, bytes, true).unwrap();
+        let stopped = errand::now();
+        let (previous, asker, failed, args) = (None, None, None, Vec::new());
+        let errand = Some(Errand { stopped, previous, clock, asker, failed, args });
+        Incoming { from: "xenstored", state, engine, errand, file: None, begun: Instant::now() }
+    }
+
     /// Did another program hand it over? Otherwise a process ended, and its descriptors with it.
     pub(crate) fn is_handed_over(&self) -> bool {
         self.from != JOURNAL
