@@ -24,6 +24,8 @@ pub(super) struct Guest {
     pub(super) seen: Vec<u8>,
     /// It takes answers out of the ring.
     pub(super) reads: bool,
+    /// It waits for the daemon to ring for the first time.
+    waits: bool,
     /// It has asked for a fresh start.
     resets: bool,
 }
@@ -50,7 +52,8 @@ impl Guest {
     pub(super) fn new(xen: &Path, domid: u32) -> Guest {
         let (page, daemon) = (page(xen, domid), daemon(xen));
         let (unsent, seen) = (Vec::new(), Vec::new());
-        Guest { domid, page, daemon, unsent, seen, reads: true, resets: false }
+        let (reads, waits, resets) = (true, domid == 0, false);
+        Guest { domid, page, daemon, unsent, seen, reads, waits, resets }
     }
 
     /// Another domain with this domid, with a page that says nothing.
@@ -99,7 +102,7 @@ impl Guest {
         let (cons, prod) = (self.word(Word::ReqCons), self.word(Word::ReqProd));
         let room = (SIZE - prod.wrapping_sub(cons)) as usize;
         let count = room.min(self.unsent.len());
-        if count == 0 || self.resets {
+        if count == 0 || self.resets || self.waits {
             return;
         }
         let rest = self.unsent.split_off(count);
@@ -120,6 +123,7 @@ impl Guest {
             return false;
         }
         self.put(TO_GUEST, 0);
+        self.waits = false;
         if self.resets {
             self.resets = self.word(Word::Connection) != connection::CONNECTED;
             self.seen.extend_from_slice(if self.resets { b"" } else { b"<starts anew>" });

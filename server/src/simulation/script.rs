@@ -87,13 +87,13 @@ impl Script {
     }
 
     fn set_up(&mut self) {
+        for watch in ["@introduceDomain|i|", "@releaseDomain|r|", "/w|k|"] {
+            self.send(KERNEL, Watch, 0, watch);
+        }
         self.write("/big", &"v".repeat(4000));
         self.job(&[(SetPerms, "/big|r0|")], (GetPerms, "/big|", "r0|"));
         self.write("/w", "");
         self.job(&[(SetPerms, "/w|r0|")], (GetPerms, "/w|", "r0|"));
-        for watch in ["@introduceDomain|i|", "@releaseDomain|r|", "/w|k|"] {
-            self.send(KERNEL, Watch, 0, watch);
-        }
         for domid in &DOMIDS[1..] {
             self.introduce(*domid);
         }
@@ -151,6 +151,8 @@ impl Script {
         self.send(KERNEL, Write, 0, "/w/n|not heard of");
         let broken = Header { ty: Read.as_wire(), req_id: 1, tx_id: 0, len: 5000 };
         self.steps.push(Step::Send(LATE, broken.emit().to_vec()));
+        // While it has failed.
+        self.steps.push(Step::Renew);
         self.steps.push(Step::Reset(LATE));
         self.send(LATE, Write, 0, "x|1");
     }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::print_stderr)] // figures
 
+mod calls;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
