@@ -527,7 +527,11 @@ impl<H: Host + 'static> Server<H> {
                 self.wake();
                 return true;
             }
-            Some(Err(reason)) => tracing::error!(reason, "the store cannot be made again"),
+            Some(Err(reason)) => {
+                tracing::error!(reason, "the store cannot be made again");
+                // What is there must not be followed by what comes now.
+                self.renew_journal();
+            }
             None => {}
         }
         if let Err(violation) = self.0.engine.borrow().check() {
