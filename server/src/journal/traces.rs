@@ -94,7 +94,7 @@ impl Kept {
                 });
                 server.domains_changed();
             }
-            Step::Ask(_, ..) if conns.is_empty() => {}
+            Step::Ask(..) if conns.is_empty() => {}
             Step::Ask(at, op, tx_id, payload) => {
                 let payload = payload.replace('|', "\0").into_bytes();
                 let len = u32::try_from(payload.len()).unwrap();
