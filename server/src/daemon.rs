@@ -167,17 +167,15 @@ fn run(settings: Settings) -> Result<(), String> {
     let bound = events.as_ref().map(|events| events.bound.clone());
     let tasks = Tasks::new();
     driver.block_on(tasks.run(async {
-        match taken {
-            Some(taken) => {
-                if taken.is_to_be_told() {
-                    update.is_done();
-                }
-                taken.adopt(&server, resumed, &tasks, &driver);
-                // Nobody waits for that.
-                smol::unblock(move || drop(taken)).detach();
+        if let Some(taken) = taken {
+            if taken.is_to_be_told() {
+                update.is_done();
             }
-            None => xen::introduce_all(&server, &waiting),
+            taken.adopt(&server, resumed, &tasks, &driver);
+            // Nobody waits for that.
+            smol::unblock(move || drop(taken)).detach();
         }
+        xen::introduce_all(&server, &waiting);
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let listener = listener.as_ref().map(|(listener, _)| listener);
         if let Some(listener) = listener {
@@ -231,7 +229,7 @@ fn open_trace(options: &Options) -> Result<Trace, String> {
 
 /// The server: empty, or as another program has left it, with what is to be done with the rest of
 /// that. All that it does from now on is in the journal, if there is to be one.
-fn serving(
+pub(crate) fn serving(
     incoming: Option<Incoming>,
     host: Box<dyn Host>,
     config: &Config,

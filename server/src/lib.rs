@@ -16,6 +16,8 @@ mod oxenstored_conf;
 mod pid_file;
 mod place;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod standalone;
 mod surroundings;
 mod systemd;

@@ -153,7 +153,7 @@ impl<H: Host + 'static> Server<H> {
             Peer::Process(_) => Caller::Socket,
             Peer::Domain(domid) => Caller::Domain(DomId(domid)),
         };
-        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
+        let conn = self.connect(caller);
         debug!(%conn, ?peer, "connected");
         self.serve_as(conn, transport, Start::default())
     }
@@ -259,8 +259,7 @@ impl<H: Host + 'static> Server<H> {
     /// Runs a request of the machine's own, on behalf of the store's domain. The reply's type and
     /// payload.
     pub fn request(&self, op: Operation, payload: &[u8]) -> (u32, Vec<u8>) {
-        let caller = Caller::Socket;
-        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
+        let conn = self.connect(Caller::Socket);
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let mut out = Vec::new();
@@ -377,6 +376,11 @@ impl<H: Host + 'static> Server<H> {
     pub(crate) fn domains_changed(&self) {
         self.run(&Input::DomainsChanged, Engine::domains_changed);
         self.wake();
+    }
+
+    /// Begins a connection, which nobody serves yet.
+    pub(crate) fn connect(&self, caller: Caller) -> ConnId {
+        self.run(&Input::Connect(caller), |engine, _| engine.connect(caller))
     }
 
     /// A connection starts anew.
@@ -509,7 +513,11 @@ impl<H: Host + 'static> Server<H> {
                 self.wake();
                 return true;
             }
-            Some(Err(reason)) => tracing::error!(reason, "the store cannot be made again"),
+            Some(Err(reason)) => {
+                tracing::error!(reason, "the store cannot be made again");
+                // What is there must not be followed by what comes now.
+                self.with_journal(Journal::renew);
+            }
             None => {}
         }
         if let Err(violation) = self.0.engine.borrow().check() {

@@ -78,11 +78,17 @@ impl Surroundings {
         let bound = state.and_then(|state| state.io.virq_port);
         let (mut host, events) = Xen::new(machine, fresh, trace.clone(), bound)?;
         known(state, |domid, info| host.knows(domid, info));
-        let (waiting, resumed) = match state {
-            Some(state) => (Vec::new(), resume_rings(&mut host, config, state)),
-            None => {
+        let resumed = state.map_or_else(Vec::new, |state| resume_rings(&mut host, config, state));
+        let own = Caller::Domain(config.store);
+        let connections = state.map_or(&[][..], |state| &state.connections);
+        let waiting = match connections.iter().any(|connection| connection.caller == own) {
+            true => Vec::new(),
+            // Nobody has been here, or not long enough to come to this.
+            false => {
                 host.connect_own_kernel(config.store)?;
-                (host.built_before(config.store), Vec::new())
+                let mut waiting = host.built_before(config.store);
+                waiting.retain(|(domid, _)| !is_introduced(state, *domid));
+                waiting
             }
         };
         // The program before this one may have taken an event and not come to it.
@@ -93,6 +99,11 @@ impl Surroundings {
         let (host, kind) = (Box::new(host), "store".into());
         Ok(Surroundings { host, kind, events: Some(events), rings, waiting, resumed })
     }
+}
+
+fn is_introduced(state: Option<&State>, domid: DomId) -> bool {
+    let mut domains = state.iter().flat_map(|state| &state.domains);
+    domains.any(|domain| domain.domid == domid && domain.introduced)
 }
 
 /// Tells of every domain whose identity a state has.

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use xenstore_protocol::ring::Word;
 use xenstore_protocol::{DomId, ErrorName, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
-use xenstore_transport::ring::{Doorbell, Indices, Line, Page};
+use xenstore_transport::ring::{Indices, Line, Page};
 use xenstore_transport::xen::{
     Bell, Channel, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing,
 };
@@ -141,12 +141,14 @@ impl Xen {
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
-    /// Connects the kernel of our own domain, and rings once: that is when it looks for devices.
+    /// Connects the kernel of our own domain. It is rung for when somebody serves it, and not before:
+    /// that is when it begins to ask, and from then on the next process must know of it.
     pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
         let channel = Channel::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        self.add(domid, page, channel, feature::ALL, (0, remote)).doorbell().ring();
+        let line = self.add(domid, page, channel, feature::ALL, (0, remote));
+        let _ = self.fresh.try_send(XenRing::resume(line, domid.0, Indices::default(), false));
         Ok(())
     }
 
@@ -229,7 +231,6 @@ impl Xen {
         let port = channel.port();
         let line = Line::new(page, Bell::new(channel), features);
         self.ports.borrow_mut().insert(port, line.clone());
-        let _ = self.fresh.try_send(XenRing::new(line.clone(), domid.0));
         let ringed = Ringed { line: line.clone(), port: Some(port), remote: Some(remote), gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         line
@@ -301,7 +302,8 @@ impl Host for Xen {
             warn!(%domid, port, %error, "cannot bind the event channel of this domain");
             ErrorName::Einval
         })?;
-        self.add(domid, page, channel, features, (gfn, port));
+        let line = self.add(domid, page, channel, features, (gfn, port));
+        let _ = self.fresh.try_send(XenRing::new(line, domid.0));
         Ok(())
     }
 

@@ -200,9 +200,30 @@ impl Daemon {
         lay_out(dir.path()).map_err(|e| e.to_string())?;
         prepare(&dir.path().join("xen")).map_err(|e| e.to_string())?;
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let child = spawn(kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
+        let child = spawn(&[], kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
         let mut daemon = Daemon { kind, quotas, args, child, dir };
         daemon.wait().map(|()| daemon)
+    }
+
+    /// Starts ours in a directory of its own, run by another program, and waits for nothing.
+    pub fn start_under(wrapper: &[String]) -> Result<Daemon, String> {
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        lay_out(dir.path()).map_err(|e| e.to_string())?;
+        let (kind, quotas, args) = (Kind::Ours, Quotas::Default, Vec::new());
+        let child = spawn(wrapper, kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
+        Ok(Daemon { kind, quotas, args, child, dir })
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait_for_end(&mut self) -> Result<(), String> {
+        self.child.wait().map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Starts it again when it has ended, run by another program or by none.
+    pub fn start_again(&mut self, wrapper: &[String]) -> Result<(), String> {
+        let child = spawn(wrapper, self.kind, self.quotas, &self.args, self.dir.path());
+        self.child = child.map_err(|e| e.to_string())?;
+        Ok(())
     }
 
     /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
@@ -214,13 +235,13 @@ impl Daemon {
     /// The same without waiting until it answers.
     pub fn crash_and_go_on(&mut self) -> Result<(), String> {
         self.kill()?;
-        self.again()
+        self.start_again(&[])
     }
 
     /// The same with another end, so long after the start and whatever it is doing then.
     pub fn crash_twice(&mut self, after: Duration) -> Result<(), String> {
         self.kill()?;
-        self.again()?;
+        self.start_again(&[])?;
         std::thread::sleep(after);
         self.crash()
     }
@@ -234,18 +255,12 @@ impl Daemon {
         if !status.success() {
             return Err(format!("it ended: {status}\n{}", self.log()));
         }
-        self.again()?;
+        self.start_again(&[])?;
         self.wait()
     }
 
     fn kill(&mut self) -> Result<(), String> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string())
-    }
-
-    fn again(&mut self) -> Result<(), String> {
-        let child = spawn(self.kind, self.quotas, &self.args, self.dir.path());
-        self.child = child.map_err(|e| e.to_string())?;
-        Ok(())
     }
 
     /// There is nothing to wait on but the socket itself.
@@ -305,11 +320,31 @@ fn lay_out(dir: &Path) -> std::io::Result<()> {
     fs::write(xen.join("0/port"), "1") // no newline: one reader is strict
 }
 
-fn spawn(kind: Kind, quotas: Quotas, args: &[String], dir: &Path) -> std::io::Result<Child> {
+fn spawn(
+    wrapper: &[String],
+    kind: Kind,
+    quotas: Quotas,
+    args: &[String],
+    dir: &Path,
+) -> std::io::Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     let errors = log.try_clone()?;
-    let mut command = command(kind, quotas, dir)?;
+    let mut command = under(wrapper, command(kind, quotas, dir)?);
     command.args(args).stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+}
+
+/// A command, run by another program if one is given.
+fn under(wrapper: &[String], command: Command) -> Command {
+    let [program, args @ ..] = wrapper else { return command };
+    let mut outer = Command::new(program);
+    outer.args(args).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {

@@ -9,8 +9,10 @@
 //! * [`inherit`]: descriptors that one program hands to the next;
 //! * [`mapped_file`]: a file that is written as memory;
 //! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
-//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
+//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through;
+//! * [`crash`]: processes that end between any two operations, for tests.
 
+pub mod crash;
 pub mod driver;
 pub mod fault;
 pub mod inherit;

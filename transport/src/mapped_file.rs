@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
+use crate::crash;
 use crate::raw::Mapping;
 
 /// Bytes that are asked for at once.
@@ -27,6 +28,9 @@ pub struct MappedFile {
 
 /// Makes an empty file that only its owner may read, and locks it. A file of that name is emptied.
 pub fn create(path: &Path) -> io::Result<File> {
+    if !crash::point() {
+        return Err(io::ErrorKind::Other.into());
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let file = options.open(path)?;
@@ -66,7 +70,7 @@ impl MappedFile {
     /// Writes bytes at an offset. Fails, having written nothing, if there is no room.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.reserve(at + bytes.len())?;
-        self.mapping.write(at, bytes);
+        crash::in_parts(bytes, |from, part| self.mapping.write(at + from, part));
         Ok(())
     }
 
@@ -75,12 +79,22 @@ impl MappedFile {
         self.mapping.read(at, bytes);
     }
 
-    /// Writes a word, at a multiple of 4, after all that has been written before.
-    pub fn publish(&mut self, at: usize, word: u32) -> io::Result<()> {
-        self.reserve(at + 4)?;
-        self.mapping.word(at).store(word, Ordering::Release);
+    /// Writes two words at once, at a multiple of 8, after all that has been written before.
+    pub fn publish(&mut self, at: usize, words: [u32; 2]) -> io::Result<()> {
+        self.reserve(at + 8)?;
+        if crash::point() {
+            self.mapping.pair(at).store(in_memory(words), Ordering::Release);
+        }
         Ok(())
     }
+}
+
+/// Two words as they are to stand in memory, the first at the lower address.
+fn in_memory([first, second]: [u32; 2]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
 }
 
 /// Locks a file for this process, until it is closed. Fails at once if another has it.
@@ -101,10 +115,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut file = create(&path).unwrap();
-        (&mut file).write_all(b"first").unwrap();
+        file.write_all(b"first").unwrap();
         let mut mapped = MappedFile::of(file, 8192).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
-        mapped.publish(8, 0x0102_0304).unwrap();
+        mapped.publish(8, [0x0102_0304, 5]).unwrap();
         assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!((bytes.len(), &bytes[4093..4099]), (8192, &b"abcdef"[..]));
@@ -112,7 +126,7 @@ mod tests {
         let mut back = [0; 4];
         mapped.read(4094, &mut back);
         assert_eq!(back, *b"bcde");
-        assert_eq!(bytes[8..12], 0x0102_0304_u32.to_ne_bytes());
+        assert_eq!(bytes[8..16], [0x0102_0304, 5_u32].map(u32::to_ne_bytes).concat());
         assert!(bytes[8190..].iter().all(|byte| *byte == 0));
         assert!(lock(&File::open(&path).unwrap()).is_err());
         drop(mapped);

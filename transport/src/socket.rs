@@ -16,6 +16,7 @@ use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::{Credentials, Peer, Place, Transport};
 
@@ -90,6 +91,9 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        if !crash::point() {
+            return Poll::Pending;
+        }
         let count = ready!(self.stream.poll_read(cx, |mut stream| stream.read(buf)))?;
         if count < buf.len() {
             self.stream.drained();
@@ -104,6 +108,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !crash::point() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         self.stream.poll_write(cx, |stream| {
             Ok(rustix::net::send(stream, buf, rustix::net::SendFlags::NOSIGNAL)?)
         })

@@ -76,6 +76,7 @@ fn crash(args: &[String]) -> ExitCode {
     let test = ["test", "--release", "--quiet", "-p", "xenstore-tests", "--test", "crash"];
     let mut cargo = cargo(&test);
     cargo.args(["--", "--nocapture"]);
+    cargo.env("XENSTORE_CALLS", "all");
     cargo.env("XENSTORE_CRASHES", args.first().map_or("1000", String::as_str));
     if let Some(seed) = args.get(1) {
         cargo.env("XENSTORE_SEED", seed);

@@ -13,7 +13,7 @@ pub const FOR_XEN: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
 ];
 
-/// For other people's daemons and clients.
+/// For other people's daemons and clients, and for killing ours at every call.
 pub const FOR_INTEROP: &[Package] = &[
     ("xenstore-utils", "/usr/bin/xenstore-ls"),
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
@@ -21,6 +21,7 @@ pub const FOR_INTEROP: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
     ("dpkg-dev", "/usr/bin/dpkg-shlibdeps"),
     ("binutils", "/usr/bin/strip"),
+    ("strace", "/usr/bin/strace"),
     ("python3", "/usr/bin/python3"),
     ("python3-venv", PYTHON_MODULES),
 ];

@@ -13,11 +13,15 @@
 //! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
 //! one; those that have come meanwhile are copied, and the next file takes its place.
 
+#[cfg(test)]
+mod panics;
 mod record;
 mod replay;
 mod segment;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traces;
 mod way;
 
 use std::fs::File;
@@ -27,11 +31,12 @@ use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use smol::Task;
 use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
-use xenstore_transport::mapped_file;
+use xenstore_transport::{crash, mapped_file};
 
 use crate::place;
 use record::Record;
@@ -88,6 +93,16 @@ impl Draft {
     }
 }
 
+/// Does something on another thread; in a simulation at once, since its processes end and their
+/// thread does not.
+pub(crate) fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+    if cfg!(test) {
+        let result = work();
+        return smol::unblock(|| result);
+    }
+    smol::unblock(work)
+}
+
 /// The next file, or why it cannot be.
 #[derive(Debug)]
 pub(crate) struct Drafted(io::Result<Segment>);
@@ -124,12 +139,18 @@ fn numbers(dir: &Path) -> Vec<u64> {
     numbers
 }
 
+fn remove_file(path: &Path) {
+    if crash::point() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 /// Removes all files of a journal.
 fn remove(dir: &Path) {
     for number in numbers(dir) {
-        let _ = std::fs::remove_file(file(dir, number));
+        remove_file(&file(dir, number));
     }
-    let _ = std::fs::remove_file(new_file(dir));
+    remove_file(&new_file(dir));
 }
 
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
@@ -189,7 +210,7 @@ fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Re
 fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
     let note = path.with_file_name("journal-suspect");
     let Some((conn, frame)) = interrupted else {
-        let _ = std::fs::remove_file(&note);
+        remove_file(&note);
         return;
     };
     // Of which journal, how often until then, and which request.
@@ -212,8 +233,8 @@ fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut Stat
         error!(%conn, operation, ?header, "this request is refused with EIO; please report it");
         way::refuse(&mut connection.io, &frame);
     }
-    let _ =
-        std::fs::write(&note, [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat());
+    let noted = [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat();
+    let _ = if crash::point() { std::fs::write(&note, noted) } else { Ok(()) };
 }
 
 impl Journal {
@@ -265,7 +286,7 @@ impl Journal {
     pub(crate) fn replace(&mut self, drafted: Drafted) {
         let (number, new) = (self.number + 1, new_file(&self.dir));
         let Some(since) = self.draft.take() else {
-            let _ = std::fs::remove_file(&new);
+            remove_file(&new);
             return;
         };
         let make = || -> io::Result<Segment> {
@@ -273,7 +294,9 @@ impl Journal {
             if let (Some(since), Some(old)) = (since, &self.segment) {
                 segment.take(old, since)?;
             }
-            std::fs::rename(&new, file(&self.dir, number))?;
+            if crash::point() {
+                std::fs::rename(&new, file(&self.dir, number))?;
+            }
             Ok(segment)
         };
         match make() {
@@ -288,7 +311,9 @@ impl Journal {
                         let _ = std::fs::remove_file(file(&dir, old));
                     }
                 };
-                smol::unblock(remove).detach();
+                if crash::point() {
+                    unblock(remove).detach();
+                }
             }
             Err(error) => self.suspend(&error),
         }
@@ -377,8 +402,11 @@ impl Journal {
         let left = Left::read(file, &self.boot)?;
         let replay = Replay::of(&self.config, &left)?;
         replay.engine.check().map_err(|violation| violation.to_string())?;
-        self.write(&Record::Refused);
-        self.done(&[]);
+        // One that is not in the journal leaves nothing that is to be refused.
+        if replay.interrupted.is_some() {
+            self.write(&Record::Refused);
+            self.done(&[]);
+        }
         Ok(replay.engine)
     }
 }

@@ -30,6 +30,17 @@ pub(super) struct Replay {
 impl Replay {
     /// Makes the engine again. An error is one line.
     pub(super) fn of(config: &Config, left: &Left) -> Result<Replay, String> {
+        match Replay::of_first(config, left, usize::MAX) {
+            // What belonged to the last record may be among what is lost.
+            Err(_) if left.is_damaged() => {
+                Replay::of_first(config, left, left.records().count().saturating_sub(1))
+            }
+            result => result,
+        }
+    }
+
+    /// The same from so many records.
+    fn of_first(config: &Config, left: &Left, count: usize) -> Result<Replay, String> {
         let state = State::decode(left.state()).map_err(|error| error.to_string())?;
         let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
         let mut replay = Replay {
@@ -41,7 +52,7 @@ impl Replay {
             interrupted: None,
         };
         replay.begin(&state);
-        let mut records = left.records().peekable();
+        let mut records = left.records().take(count).peekable();
         while let Some((body, done)) = records.next() {
             let record = Record::parse(body).ok_or("a record in it means nothing")?;
             if !done {

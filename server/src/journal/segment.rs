@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! header  magic, version, boot id, length and checksum of the state, checksum of all that
-//!         done: everything before this byte has been carried out
+//!         done: everything before this byte has been carried out; and its complement
 //! state   a migration stream
-//! records length, checksum of place and body, body; each at a multiple of 8; a length of 0 ends them
+//! records length, checksum, body; each at a multiple of 8; a length of 0 ends them
 //! ```
 //!
-//! A record is there as soon as its length is, which is written last. All words are in the order of
-//! this machine: no other reads them.
+//! The checksum of a record is that of the header, its place and its body, so that none from another
+//! file or place is taken. It is there as soon as its length is, which is written last. All words are
+//! in the order of this machine: no other reads them.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,12 +18,12 @@ use std::path::Path;
 use xenstore_protocol::stream::Sink;
 use xenstore_transport::mapped_file::{self, MappedFile};
 
-const MAGIC: [u8; 8] = *b"xsjourn\x01";
-const HEADER: usize = 4096;
-/// Where the word `done` is.
-const DONE: usize = 64;
+const MAGIC: [u8; 8] = *b"xsjourn\x02";
+pub(super) const HEADER: usize = 4096;
+/// Where `done` is.
+pub(super) const DONE: usize = 64;
 /// Bytes of a record before its body.
-const PREFIX: usize = 8;
+pub(super) const PREFIX: usize = 8;
 
 /// Bytes that are read at once, more than the longest record has.
 const PIECE: u64 = 1 << 20;
@@ -36,18 +37,19 @@ fn after(at: usize, len: usize) -> usize {
     (at + PREFIX + len).next_multiple_of(8)
 }
 
-/// The part of the header that does not change.
-fn head(boot: &[u8; 16], len: usize, check: u32) -> Vec<u8> {
+/// The part of the header that does not change, and its checksum, with which it ends.
+fn head(boot: &[u8; 16], len: usize, state: u32) -> (Vec<u8>, u32) {
     let mut head = [&MAGIC[..], boot].concat();
     head.extend_from_slice(&(len as u64).to_ne_bytes());
+    head.extend_from_slice(&state.to_ne_bytes());
+    let check = crc32fast::hash(&head);
     head.extend_from_slice(&check.to_ne_bytes());
-    head.extend_from_slice(&crc32fast::hash(&head).to_ne_bytes());
-    head
+    (head, check)
 }
 
-/// Of which record at which place this is the checksum. So that one from elsewhere is not taken.
-fn check(at: usize, body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
+/// The checksum of a record at its place, in the file that begins like this.
+fn check(head: u32, at: usize, body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(head);
     hasher.update(&(at as u64).to_ne_bytes());
     hasher.update(body);
     hasher.finalize()
@@ -57,6 +59,8 @@ fn check(at: usize, body: &[u8]) -> u32 {
 #[derive(Debug)]
 pub(super) struct Segment {
     file: MappedFile,
+    /// The checksum of its header.
+    head: u32,
     start: usize,
     at: usize,
     /// Bytes of records after which another is to be begun.
@@ -86,8 +90,9 @@ impl Segment {
         written?;
         let (start, full) = (place(len), full.max(len));
         let mut file = MappedFile::of(file, start + 2 * full)?;
-        file.write(0, &head(boot, len, check.finalize()))?;
-        let mut segment = Segment { file, start, at: start, full };
+        let (head, check) = head(boot, len, check.finalize());
+        file.write(0, &head)?;
+        let mut segment = Segment { file, head: check, start, at: start, full };
         segment.done()?;
         Ok(segment)
     }
@@ -125,22 +130,25 @@ impl Segment {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write(at + PREFIX, body)?;
-        self.file.write(at + 4, &check(at, body).to_ne_bytes())?;
-        self.file.publish(at, u32::try_from(body.len()).map_err(io::Error::other)?)?;
+        let len = u32::try_from(body.len()).map_err(io::Error::other)?;
+        self.file.publish(at, [len, check(self.head, at, body)])?;
         self.at = end;
         Ok(())
     }
 
     /// What has been recorded so far has been carried out.
     pub(super) fn done(&mut self) -> io::Result<()> {
-        self.file.publish(DONE, u32::try_from(self.at).map_err(io::Error::other)?)
+        let at = u32::try_from(self.at).map_err(io::Error::other)?;
+        self.file.publish(DONE, [at, !at])
     }
 }
 
 /// A file that another process has written.
 #[derive(Debug)]
 pub(super) struct Left {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
+    /// The checksum of its header.
+    head: u32,
     state: std::ops::Range<usize>,
     /// Kept, so that nobody else takes it.
     _file: File,
@@ -153,7 +161,7 @@ impl Left {
         Left::parse(file, bytes, boot)
     }
 
-    fn parse(file: File, bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
+    pub(super) fn parse(file: File, bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
         let len = bytes.get(24..32).and_then(|len| len.try_into().ok()).map(u64::from_ne_bytes);
         let len = len.and_then(|len| usize::try_from(len).ok()).ok_or("it is too short")?;
         let end = HEADER.checked_add(len).filter(|end| *end <= bytes.len());
@@ -164,11 +172,11 @@ impl Left {
         if bytes[8..24] != *boot {
             return Err("it is from before the machine was started".into());
         }
-        let head = head(boot, len, crc32fast::hash(&bytes[state.clone()]));
+        let (head, check) = head(boot, len, crc32fast::hash(&bytes[state.clone()]));
         if bytes[..head.len()] != head {
             return Err("its state is damaged".into());
         }
-        Ok(Left { bytes, state, _file: file })
+        Ok(Left { bytes, head: check, state, _file: file })
     }
 
     /// The state that the records go on from.
@@ -181,26 +189,36 @@ impl Left {
         word.map_or(0, u32::from_ne_bytes)
     }
 
+    /// Everything before this byte has been carried out. None if that is damaged.
+    fn done(&self) -> Option<usize> {
+        let done = self.word(DONE);
+        (done == !self.word(DONE + 4)).then_some(done as usize)
+    }
+
     /// The records in order: body, and whether it was carried out. Ends at the first that is not
-    /// whole.
+    /// whole. If it is not known what was carried out, all was: what is written was about to be.
     pub(super) fn records(&self) -> impl Iterator<Item = (&[u8], bool)> {
-        let done = self.word(DONE) as usize;
+        let done = self.done().unwrap_or(usize::MAX);
         let mut at = place(self.state.len());
         std::iter::from_fn(move || {
             let len = self.word(at) as usize;
             let end = at.checked_add(PREFIX)?.checked_add(len)?;
             let body = self.bytes.get(at + PREFIX..end).filter(|body| !body.is_empty())?;
-            let whole = self.word(at + 4) == check(at, body);
+            let whole = self.word(at + 4) == check(self.head, at, body);
             at = end.next_multiple_of(8);
             whole.then_some((body, at <= done))
         })
     }
 
-    /// Is there something behind the last whole record, of which nothing can be made?
-    pub(super) fn is_damaged(&self) -> bool {
+    /// Where the last whole record ends.
+    pub(super) fn end(&self) -> usize {
         let whole = self.records().map(|(body, _)| (PREFIX + body.len()).next_multiple_of(8));
-        let end = place(self.state.len()) + whole.sum::<usize>();
-        (self.word(DONE) as usize) > end
+        place(self.state.len()) + whole.sum::<usize>()
+    }
+
+    /// Was more carried out than what can be read here, or is that not known?
+    pub(super) fn is_damaged(&self) -> bool {
+        self.done().is_none_or(|done| done > self.end())
     }
 }
 
@@ -231,8 +249,12 @@ mod tests {
     }
 
     fn written(dir: &Path) -> std::path::PathBuf {
+        written_on(dir, b"the state")
+    }
+
+    fn written_on(dir: &Path, state: &[u8]) -> std::path::PathBuf {
         let path = dir.join("segment");
-        let mut segment = segment(&path, b"the state", 2048);
+        let mut segment = segment(&path, state, 2048);
         for body in [&b"one"[..], b"two two", &[3; 100]] {
             segment.record(body).unwrap();
             segment.done().unwrap();
@@ -313,6 +335,23 @@ mod tests {
         expected.push((b"more".to_vec(), false));
         assert_eq!(bodies(&left), expected);
         assert!(!left.is_damaged());
+    }
+
+    // Fails if what an earlier file has left behind the last record is taken for records.
+    #[test]
+    fn records_of_another_file_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = std::fs::read(written_on(dir.path(), b"was state")).unwrap();
+        let new = std::fs::read(written_on(dir.path(), b"the state")).unwrap();
+        let left = |bytes: &[u8]| {
+            Left::parse(tempfile::tempfile().unwrap(), bytes.to_vec(), &BOOT).unwrap()
+        };
+        let (records, mut at) = (bodies(&left(&new)), place(9));
+        for (count, (body, _)) in records.iter().enumerate() {
+            let both = [&new[..at], &old[at..]].concat();
+            assert_eq!(bodies(&left(&both)), records[..count]);
+            at = (at + PREFIX + body.len()).next_multiple_of(8);
+        }
     }
 
     // Fails if a journal that is full is written beyond its end.

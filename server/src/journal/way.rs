@@ -63,8 +63,12 @@ pub(crate) fn set_out(io: &mut IoState, (indices, settled): (Indices, Settled)) 
 }
 
 impl Way {
-    /// That of a connection as it is in a state.
+    /// That of a connection as it is in a state. One that has failed begins at the start of its ring,
+    /// when its guest lets it.
     pub(super) fn of(io: &IoState) -> Way {
+        if io.broken {
+            return Way::default();
+        }
         let (consumed, written) = io.indices.unwrap_or_default();
         Way {
             consumed,

@@ -177,13 +177,26 @@ impl Incoming {
         }
     }
 
+    /// A state from a program of this process, with nobody to be answered.
+    #[cfg(test)]
+    pub(crate) fn handed_over(config: &Config, bytes: &[u8], clock: Millis) -> Incoming {
+        let (state, engine) = engine_of(config, bytes, true).unwrap();
+        let stopped = errand::now();
+        let (previous, asker, failed, args) = (None, None, None, Vec::new());
+        let errand = Some(Errand { stopped, previous, clock, asker, failed, args });
+        let (stream, file, begun) = (None, None, Instant::now());
+        Incoming { from: "xenstored", state, engine, errand, stream, file, begun }
+    }
+
     /// Did another program hand it over? Otherwise a process ended, and its descriptors with it.
     pub(crate) fn is_handed_over(&self) -> bool {
         self.from != JOURNAL
     }
 
-    /// What the pages of rings have said about their connections.
+    /// What the pages of rings have said about their connections. Those that start anew do so here: a
+    /// journal that begins with the state would not say it otherwise.
     pub(crate) fn set_out(&mut self, rings: &Resumed) {
+        let mut restarts = false;
         for connection in &mut self.state.connections {
             // Both are in the order of connections.
             let at = rings.binary_search_by_key(&connection.id, |(id, ..)| *id);
@@ -192,6 +205,17 @@ impl Incoming {
                 && let Place::Ring(indices) = ring.place()
             {
                 set_out(&mut connection.io, (indices, *settled));
+                if *settled != Settled::Goes {
+                    self.engine.restart(connection.id);
+                    restarts = true;
+                }
+            }
+        }
+        if restarts {
+            let before = std::mem::replace(&mut self.state, self.engine.dump());
+            self.state.io = before.io;
+            for (now, before) in self.state.connections.iter_mut().zip(before.connections) {
+                now.io = before.io;
             }
         }
     }
@@ -251,7 +275,6 @@ impl Taken {
             if let Some((ring, settled)) = rings.remove(&id) {
                 if settled != Settled::Goes {
                     warn!(conn = %id, who = ?connection.caller, ?settled, "this ring starts anew");
-                    server.restart(id);
                 }
                 tasks.spawn(server.serve_as(id, ring, start));
                 continue;

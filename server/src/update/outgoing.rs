@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
+use smol::Timer;
 use smol::lock::Mutex;
-use smol::{Timer, unblock};
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Caller, ConnId, Host, State};
@@ -26,7 +26,7 @@ use super::for_c;
 use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
-use crate::journal::Journal;
+use crate::journal::{Journal, unblock};
 use crate::place::run_dir;
 use crate::server::Server;
 use crate::xen::{Bound, Rings};

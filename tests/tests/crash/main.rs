@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stderr)] // figures
 
+mod calls;
 mod systemd;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

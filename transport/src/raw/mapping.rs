@@ -63,6 +63,12 @@ impl Mapping {
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
+    /// The two words at `offset`, which must be a multiple of 8 and inside.
+    pub(crate) fn pair(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "two words at {offset}");
+        self.eight(offset)
+    }
+
     fn byte(&self, offset: usize) -> &AtomicU8 {
         debug_assert!(offset < self.len);
         // SAFETY: callers have checked that it is inside; otherwise as in `word`.

@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 
 use xenstore_protocol::ring::{Side, Word};
 
+use crate::crash;
 use crate::driver::Driver;
 use crate::raw::Mapping;
 use crate::ring::{self, Doorbell, Line, Page, Ring};
@@ -110,7 +111,9 @@ impl Page for SharedPage {
     }
 
     fn store(&self, word: Word, value: u32) {
-        self.mapping.word(word.offset()).store(value, ring::WRITE);
+        if crash::point() {
+            self.mapping.word(word.offset()).store(value, ring::WRITE);
+        }
     }
 
     fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
@@ -118,7 +121,7 @@ impl Page for SharedPage {
     }
 
     fn write(&self, side: Side, at: usize, bytes: &[u8]) {
-        self.mapping.write(side.offset() + at, bytes);
+        crash::in_parts(bytes, |from, part| self.mapping.write(side.offset() + at + from, part));
     }
 }
 

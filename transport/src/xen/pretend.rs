@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
+use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::inherit;
 use crate::raw::Mapping;
@@ -46,13 +47,13 @@ pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Res
         Some(number) => File::from(inherit::fifo(number)?),
         None => files.fifo("events")?,
     };
-    if inherited.is_none() {
+    if inherited.is_none() && crash::point() {
         // Events for an earlier daemon.
         let mut rest = [0; RECORDS];
         while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     }
     let mut open = OpenOptions::new();
-    open.read(true).write(true).create(true).truncate(inherited.is_none());
+    open.read(true).write(true).create(true).truncate(inherited.is_none() && crash::point());
     let table = open.open(dir.join("ports"))?;
     let ports = Mutex::new(Ports::load(&table)?);
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
@@ -177,6 +178,9 @@ impl Channels {
     /// Tests count bound ports in the table.
     fn tell(&self, number: u32, [kind, domid, remote]: [u32; 3]) -> io::Result<()> {
         let entry = [kind, domid, remote, 0].map(u32::to_le_bytes);
+        if !crash::point() {
+            return Ok(());
+        }
         self.table.write_all_at(&entry.concat(), u64::from(number) * 16)
     }
 
@@ -196,14 +200,18 @@ impl Channels {
 impl Evtchn for Channels {
     fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
         let (words, fifo) = self.files.guest(domid.into())?;
-        words.word(TO_GUEST).store(0, Ordering::SeqCst);
-        // A new channel is pending at once: the guest may have rung before.
-        words.word(TO_DAEMON).store(1, Ordering::SeqCst);
+        // The hypervisor does this at once. A new channel is pending: the guest may have rung before.
+        if crash::point() {
+            words.word(TO_GUEST).store(0, Ordering::SeqCst);
+            words.word(TO_DAEMON).store(1, Ordering::SeqCst);
+        }
         let domid = u32::from(domid);
         let guest = OnceCell::from((words, fifo));
         let number = self.add(Port { kind: INTERDOMAIN, domid, remote, guest })?;
         let record = [domid, remote].map(u32::to_le_bytes).concat();
-        self.fifo.get().write_all(&record)?;
+        if crash::point() {
+            self.fifo.get().write_all(&record)?;
+        }
         Ok(number)
     }
 
@@ -233,7 +241,7 @@ impl Evtchn for Channels {
         let ports = self.ports();
         let port = ports.by_number.get(&port).ok_or(io::ErrorKind::InvalidInput)?;
         let (words, fifo) = port.guest(&self.files)?;
-        if words.word(TO_GUEST).swap(1, Ordering::SeqCst) == 0 {
+        if crash::point() && words.word(TO_GUEST).swap(1, Ordering::SeqCst) == 0 {
             // A guest whose FIFO is full has plenty to wake up for.
             let _ = (&*fifo).write(&port.remote.to_le_bytes());
         }
@@ -241,6 +249,9 @@ impl Evtchn for Channels {
     }
 
     fn poll_ports(&self, cx: &mut Context<'_>, found: &mut Vec<u32>) -> Poll<io::Result<()>> {
+        if !crash::point() {
+            return Poll::Pending;
+        }
         let mut records = [0; RECORDS];
         let count = ready!(self.fifo.poll_read(cx, |mut fifo| fifo.read(&mut records)))?;
         if count < RECORDS {

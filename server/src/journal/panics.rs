@@ -1,0 +1,126 @@
+//! Requests that end in a mistake of ours.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use xenstore_protocol::HEADER_LEN;
+use xenstore_store::Caller;
+use xenstore_transport::Peer;
+use xenstore_transport::memory::{self, Pipe};
+
+use super::tests::{Kept, kept};
+use super::*;
+
+/// What is said in the log meanwhile.
+fn log_of(run: impl FnOnce()) -> String {
+    let mut file = tempfile::tempfile().unwrap();
+    let writer = Arc::new(file.try_clone().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Asks; the type and payload of the answer, or nothing if the connection has ended.
+async fn ask(client: &mut Pipe, op: Operation, payload: &str) -> Option<(Operation, String)> {
+    let payload = payload.replace('|', "\0");
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = Header { ty: op.as_wire(), len, ..Header::default() };
+    client.write_all(&[&header.emit()[..], payload.as_bytes()].concat()).await.ok()?;
+    let mut header = [0; HEADER_LEN];
+    client.read_exact(&mut header).await.ok()?;
+    let header = Header::parse(&header);
+    let mut payload = vec![0; header.len as usize];
+    client.read_exact(&mut payload).await.unwrap();
+    let payload = String::from_utf8(payload).unwrap().replace('\0', "|");
+    Some((Operation::from_wire(header.ty).unwrap(), payload))
+}
+
+/// Lets two clients ask, as dom0.
+fn with_clients(kept: &Kept, talk: impl AsyncFnOnce(Pipe, Pipe)) {
+    let [(one, served), (other, also)] =
+        [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
+    smol::block_on(futures_lite::future::or(talk(one, other), async {
+        futures_lite::future::zip(kept.server.serve(served), kept.server.serve(also)).await;
+        panic!("all connections have ended");
+    }));
+}
+
+fn eio() -> Option<(Operation, String)> {
+    Some((Operation::Error, "EIO|".into()))
+}
+
+// Fails if a mistake in one request leaves anything of it behind, is the end of the connection, or
+// of what comes after it: also for the next process; or if the log does not have the request.
+#[test]
+fn a_request_that_cannot_be_answered_leaves_nothing_behind() {
+    let kept = kept();
+    kept.ask(Operation::Write, "/a|1");
+    kept.ask(Operation::Introduce, "4|7|8|");
+    kept.ask(Operation::Write, "/local/domain/4|");
+    kept.ask(Operation::SetPerms, "/local/domain/4|n4|");
+    let log = log_of(|| {
+        with_clients(&kept, async |mut one, mut other| {
+            assert_eq!(ask(&mut one, Operation::Control, "boom|").await, eio());
+            assert_eq!(ask(&mut one, Operation::Read, "/a|").await.unwrap().1, "1");
+            assert_eq!(ask(&mut one, Operation::Write, "/a|2").await.unwrap().1, "OK|");
+            // After its nodes have been removed.
+            assert_eq!(ask(&mut one, Operation::Release, "4|").await, eio());
+            let home = ask(&mut other, Operation::GetPerms, "/local/domain/4|").await.unwrap();
+            assert_eq!(home, (Operation::GetPerms, "n4|".into()));
+            kept.server.with(|engine, _| engine.check().unwrap());
+            kept.is_exact();
+        });
+    });
+    assert!(log.contains("panic while answering this request") && log.contains("boom"), "{log}");
+    assert!(log.contains("RELEASE"), "{log}");
+    assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
+}
+
+// Fails if a request that is not in the journal and cannot be answered takes back the one before it.
+#[test]
+fn a_request_that_is_not_journaled_refuses_no_other() {
+    let kept = kept();
+    kept.ask(Operation::Write, "/a|1");
+    let conn = kept.server.connect(Caller::Socket);
+    let payload = b"/a\x002";
+    let header = Header { ty: Operation::Write.as_wire(), len: 4, ..Header::default() };
+    let _ = kept.server.handle(conn, &header, payload, 0, &mut Vec::new());
+    // As after a READ.
+    assert!(kept.server.repair());
+    kept.is_exact();
+    assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
+}
+
+// Fails if, without a journal, such a mistake ends more than its connection, or is not told.
+#[test]
+fn without_a_journal_it_ends_its_connection() {
+    let kept = kept();
+    kept.server.leave_journal(false);
+    let log = log_of(|| {
+        with_clients(&kept, async |mut one, mut other| {
+            assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
+            assert_eq!(ask(&mut other, Operation::Write, "/a|1").await.unwrap().1, "OK|");
+        });
+    });
+    assert!(log.contains("the request could not be answered") && log.contains("boom"), "{log}");
+    assert_eq!(kept.ask(Operation::Read, "/a|"), "1");
+}
+
+// Fails if a journal goes on behind a request that was neither done nor refused.
+#[test]
+fn a_journal_that_cannot_be_read_is_begun_anew() {
+    let kept = kept();
+    remove(kept.dir.path());
+    let log = log_of(|| {
+        with_clients(&kept, async |mut one, _other| {
+            assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
+            let full = futures_lite::future::poll_once(kept.server.journal_is_full()).await;
+            assert_eq!(full, Some(()));
+        });
+    });
+    assert!(log.contains("the store cannot be made again"), "{log}");
+}

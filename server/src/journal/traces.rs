@@ -1,0 +1,206 @@
+//! Random traces, journaled, and what is made of files that are cut or damaged.
+
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenstore_protocol::DomId;
+use xenstore_store::{Caller, DomainInfo};
+
+use super::segment::{DONE, HEADER, PREFIX};
+use super::tests::{Kept, kept};
+use super::*;
+
+const DOMAINS: [DomId; 3] = [DomId(1), DomId(2), DomId(3)];
+/// Bytes of the header that mean something.
+const HEAD: usize = 40;
+
+/// Of a state as bytes.
+type Digest = u32;
+
+/// Something that happens to a server; connections by their place among those that are there.
+#[derive(Clone, Debug)]
+enum Step {
+    Connect(Caller),
+    Disconnect(usize),
+    Restart(usize),
+    Events(usize),
+    /// A domain is gone, or there again.
+    Domain(DomId, bool),
+    Ask(usize, Operation, u32, String),
+}
+
+fn path() -> impl Strategy<Value = String> {
+    prop_oneof!["[ab]", "/[ab]/[ab]", "/local/domain/[123]/[ab]", Just("@releaseDomain".into())]
+}
+
+/// Requests that mean something, mostly: of those that mean nothing, nothing comes.
+fn request() -> impl Strategy<Value = (Operation, String)> {
+    let domain = || 1..=3_u16;
+    prop_oneof![
+        8 => (path(), "[a-z]{0,40}").prop_map(|(at, v)| (Operation::Write, format!("{at}|{v}"))),
+        2 => path().prop_map(|at| (Operation::Rm, format!("{at}|"))),
+        2 => path().prop_map(|at| (Operation::Read, format!("{at}|"))),
+        2 => path().prop_map(|at| (Operation::Directory, format!("{at}|"))),
+        2 => (path(), domain()).prop_map(|(at, d)| (Operation::SetPerms, format!("{at}|n{d}|r0|"))),
+        4 => (path(), "[xy]").prop_map(|(at, t)| (Operation::Watch, format!("{at}|{t}|"))),
+        1 => (path(), "[xy]").prop_map(|(at, t)| (Operation::Unwatch, format!("{at}|{t}|"))),
+        3 => Just((Operation::TransactionStart, "|".into())),
+        3 => "[TF]".prop_map(|how| (Operation::TransactionEnd, format!("{how}|"))),
+        // These ask the machine, whose answers are records of their own.
+        3 => (domain(), 0..3_u32).prop_map(|(d, p)| (Operation::Introduce, format!("{d}|7|{p}|"))),
+        1 => domain().prop_map(|d| (Operation::Release, format!("{d}|"))),
+        1 => Just((Operation::Control, "quota|set|nodes|500|".into())),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let conn = || any::<usize>();
+    let caller = prop_oneof![
+        Just(Caller::Socket),
+        prop::sample::select(&DOMAINS[..]).prop_map(Caller::Domain)
+    ];
+    prop_oneof![
+        1 => caller.prop_map(Step::Connect),
+        1 => conn().prop_map(Step::Disconnect),
+        1 => conn().prop_map(Step::Restart),
+        3 => conn().prop_map(Step::Events),
+        1 => (prop::sample::select(&DOMAINS[..]), any::<bool>())
+            .prop_map(|(domid, there)| Step::Domain(domid, there)),
+        20 => (conn(), request(), 0..4_u32).prop_map(|(conn, (op, payload), tx)| {
+            // Ids are given one after the other.
+            Step::Ask(conn, op, tx % 3, payload)
+        }),
+    ]
+}
+
+impl Kept {
+    fn take(&self, step: &Step) {
+        let server = &self.server;
+        let conns = server.with(|engine, _| engine.connections());
+        let conn = |at: usize| conns.get(at % conns.len().max(1)).copied().unwrap_or(ConnId(0));
+        match step {
+            Step::Connect(caller) => drop(server.connect(*caller)),
+            Step::Disconnect(at) => server.disconnect(conn(*at)),
+            Step::Restart(at) => server.restart(conn(*at)),
+            Step::Events(at) => drop(server.emit_events(conn(*at), &mut Vec::new())),
+            Step::Domain(domid, there) => {
+                server.with(|_, machine| match there {
+                    true => {
+                        let unique_id = 200 + u64::from(domid.0);
+                        machine.0.insert(*domid, DomainInfo { unique_id, shutdown: false });
+                    }
+                    false => drop(machine.0.remove(domid)),
+                });
+                server.domains_changed();
+            }
+            Step::Ask(..) if conns.is_empty() => {}
+            Step::Ask(at, op, tx_id, payload) => {
+                let payload = payload.replace('|', "\0").into_bytes();
+                let len = u32::try_from(payload.len()).unwrap();
+                let header = Header { ty: op.as_wire(), req_id: 1, tx_id: *tx_id, len };
+                let _ = server.handle(conn(*at), &header, &payload, 0, &mut Vec::new());
+            }
+        }
+    }
+
+    fn left(&self) -> Left {
+        let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
+        Left::read(File::open(file(self.dir.path(), newest)).unwrap(), &boot_id()).unwrap()
+    }
+
+    fn state(&self) -> Vec<u8> {
+        self.server.with(|engine, _| engine.dump()).encode()
+    }
+
+    /// Where the records ended after each step, and what the engine was then.
+    fn play(&self, steps: &[Step]) -> Vec<(usize, Digest)> {
+        let now = || (self.left().end(), crc32fast::hash(&self.state()));
+        let mut known = vec![now()];
+        for step in steps {
+            self.take(step);
+            known.push(now());
+        }
+        known
+    }
+}
+
+/// Three guests with a home, and somebody on the socket.
+fn begin() -> Vec<Step> {
+    let mut steps = vec![Step::Connect(Caller::Socket)];
+    for domid in DOMAINS {
+        let mut ask = |op, payload: String| steps.push(Step::Ask(0, op, 0, payload));
+        ask(Operation::Introduce, format!("{domid}|7|8|"));
+        ask(Operation::Mkdir, format!("/local/domain/{domid}|"));
+        ask(Operation::SetPerms, format!("/local/domain/{domid}|n{domid}|"));
+        steps.push(Step::Connect(Caller::Domain(domid)));
+    }
+    steps
+}
+
+/// Bytes between records, which mean nothing.
+fn padding(left: &Left, mut at: usize) -> BTreeSet<usize> {
+    let mut bytes = BTreeSet::new();
+    for (body, _) in left.records() {
+        let end = at + PREFIX + body.len();
+        at = end.next_multiple_of(8);
+        bytes.extend(end..at);
+    }
+    bytes
+}
+
+/// The engine that is made of these bytes, and whether it is said that something is lost.
+fn made(bytes: &[u8]) -> Result<(Digest, bool), String> {
+    let left = Left::parse(tempfile::tempfile().unwrap(), bytes.to_vec(), &boot_id())?;
+    let replay = Replay::of(&Config::default(), &left)?;
+    replay.engine.check().map_err(|violation| violation.to_string())?;
+    assert_eq!(replay.interrupted, None);
+    Ok((crc32fast::hash(&replay.engine.dump().encode()), left.is_damaged()))
+}
+
+/// Of what was known, that which is to be made of a file whose first `whole` bytes are sound.
+fn expected(known: &[(usize, Digest)], whole: usize) -> (Digest, bool) {
+    let (_, digest) = known.iter().rfind(|(end, _)| *end <= whole).unwrap();
+    (*digest, known.last().unwrap().0 > whole)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    // Fails if of a file that is cut, or in which a byte is another, anything is made but the engine
+    // after the last whole record; or if it is not said that something is lost.
+    #[test]
+    fn what_is_whole_is_made_again(
+        steps in vec(step(), 1..40),
+        flips in vec((any::<prop::sample::Index>(), 1..=255_u8), 100),
+    ) {
+        let kept = kept();
+        let known = kept.play(&[begin(), steps].concat());
+        let (records, (end, last)) = (known[0].0, *known.last().unwrap());
+        let left = kept.left();
+        let (file, padding) = (&left.bytes[..end], padding(&left, records));
+        prop_assert_eq!(made(file), Ok((last, false)));
+        for cut in (0..records).step_by(1 + records / 50) {
+            prop_assert!(made(&file[..cut]).is_err(), "of {} bytes of the state", cut);
+        }
+        for cut in (records.next_multiple_of(16)..end).step_by(16) {
+            prop_assert_eq!(made(&file[..cut]), Ok(expected(&known, cut)), "cut at {}", cut);
+        }
+        let flips = flips.iter().map(|(at, bits)| (at.index(end), *bits));
+        for (at, bits) in flips.chain((0..HEAD + 32).map(|at| (at, 1 << (at % 8)))) {
+            let mut bytes = file.to_vec();
+            bytes[at] ^= bits;
+            let got = made(&bytes);
+            let what = format!("byte {at} of {end}");
+            if at < HEAD || (HEADER..records).contains(&at) {
+                prop_assert!(got.is_err(), "{}", what);
+            } else if (DONE..DONE + 8).contains(&at) {
+                prop_assert_eq!(got, Ok((last, true)), "{}", what);
+            } else if at < HEADER || padding.contains(&at) {
+                prop_assert_eq!(got, Ok(expected(&known, end)), "{}", what);
+            } else {
+                prop_assert_eq!(got, Ok(expected(&known, at)), "{}", what);
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The daemon in one thread with all that is around it, ending between any two of its operations.
+//!
+//! Everything but the process is real or pretend files: pages of rings, event channels, the journal,
+//! a socket. A process that has come to its end goes on for a moment without any effect
+//! (`transport/src/crash.rs`), and is dropped; the next one finds what it has left. Guests do not
+//! notice, the tool connects again.
+
+mod clients;
+mod script;
+mod world;
+
+use std::fs::File;
+use std::future::poll_fn;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+
+use futures_lite::future;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use smol::lock::Mutex;
+use xenstore_store::{Config, Host, Millis};
+use xenstore_transport::driver::Driver;
+use xenstore_transport::socket::Socket;
+use xenstore_transport::{crash, inherit};
+
+use crate::daemon::serving;
+use crate::journal::{self, Journal};
+
+use crate::log::Trace;
+use crate::options::Options;
+use crate::server::Server;
+use crate::surroundings::Surroundings;
+use crate::tasks::Tasks;
+use crate::update::{Incoming, Outgoing, Updatable, Update};
+use crate::xen::introduce_all;
+
+use script::{DOMIDS, Step, script};
+use world::World;
+
+/// Turns without anything after which everybody has come to rest.
+const REST: u32 = 4;
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Killed when it has done so many operations.
+    Killed(u64),
+    /// Another one takes its place then.
+    Updated(u64),
+}
+
+/// What came of a process.
+enum Ended {
+    Killed,
+    /// The state for the next one, and what the clock says.
+    Updated(Vec<u8>, Millis),
+    /// The script is at its end; operations.
+    Done(u64),
+}
+
+/// Waits until everything has been looked at once.
+async fn turn(server: &Server<Box<dyn Host>>) {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        server.later(cx.waker());
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A copy of a descriptor that the next process is given: this one closes its own.
+fn passed_on(number: RawFd) -> RawFd {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let copy = pidfd_getfd(own, number, PidfdGetfdFlags::empty()).unwrap().into_raw_fd();
+    inherit::let_through(&[copy], true).unwrap();
+    copy
+}
+
+/// All that a live update does until the other program runs.
+async fn hand_over(outgoing: &Outgoing<'_>) -> Ended {
+    let held = outgoing.server.hold_all(false).await;
+    let mut state = outgoing.state(held);
+    let clock = outgoing.server.clock().now();
+    crash::start(0);
+    state.io.evtchn = state.io.evtchn.map(passed_on);
+    for connection in &mut state.connections {
+        connection.io.fd = connection.io.fd.map(passed_on);
+    }
+    Ended::Updated(state.encode(), clock)
+}
+
+/// The life of a process, as in `daemon.rs`.
+fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, Millis)>) -> Ended {
+    crash::start(if let Some(End::Killed(after)) = end { after } else { u64::MAX });
+    let dir = world.run_dir();
+    let config = Config::default();
+    let mut options = Options::default();
+    (options.pretend_xen, options.require_xen) = (Some(world.xen()), true);
+    let mut incoming = match handed_over {
+        None => journal::recover(&dir, &config).unwrap().map(Incoming::recovered),
+        Some((state, clock)) => Some(Incoming::handed_over(&config, &state, clock)),
+    };
+    let (trace, driver) = (Trace::new(), Driver::new().unwrap());
+    let (fresh, rings) = smol::channel::unbounded();
+    let state = incoming.as_ref().map(|incoming| &incoming.state);
+    let found = Surroundings::find(&options, &config, state, (fresh, &trace, &driver));
+    if crash::is_over() {
+        // The kernel closes also what it has not come to.
+        let connections = incoming.iter().flat_map(|incoming| &incoming.state.connections);
+        let sockets = connections.filter_map(|connection| connection.io.fd);
+        sockets.for_each(|number| drop(inherit::any(number)));
+        return Ended::Killed;
+    }
+    let found = found.unwrap();
+    if let Some(incoming) = incoming.as_mut().filter(|incoming| !incoming.is_handed_over()) {
+        incoming.set_out(&found.resumed);
+    }
+    let update = Update::default();
+    let host: Box<dyn Host> = Box::new(Updatable { host: found.host, update: update.clone() });
+    let (server, taken) = serving(incoming, host, &config, Some(dir));
+    let server = server.driven(driver.clone()).updated(update.clone());
+    let events = found.events.unwrap();
+    let xen = Some((events.bound.clone(), found.rings));
+    let tasks = Tasks::new();
+    let ended = driver.block_on(tasks.run(async {
+        if let Some(taken) = taken {
+            taken.adopt(&server, found.resumed, &tasks, &driver);
+        }
+        introduce_all(&server, &found.waiting);
+        tasks.spawn(events.deliver(&server));
+        let program = File::open("/proc/self/exe").unwrap();
+        let (server, update, holding) = (&server, &update, Mutex::default());
+        let outgoing = Outgoing { server, update, listener: None, xen, holding, program };
+        let serve_rings = async {
+            while let Ok(ring) = rings.recv().await {
+                tasks.spawn(server.serve(ring));
+            }
+            future::pending().await
+        };
+        let keep = async {
+            outgoing.keep_journal().await;
+            future::pending().await
+        };
+        let played = play(world, end, &outgoing, &tasks, &driver);
+        future::or(played, future::or(serve_rings, keep)).await
+    }));
+    // What it does at its end has no effect.
+    crash::start(0);
+    ended
+}
+
+/// Goes on with the script.
+async fn play<'a>(
+    world: &mut World<'_>,
+    end: Option<End>,
+    outgoing: &Outgoing<'a>,
+    tasks: &Tasks<'a>,
+    driver: &Driver,
+) -> Ended {
+    let (server, mut quiet) = (outgoing.server, 0);
+    loop {
+        let before = crash::count();
+        if let Some(client) = world.connects() {
+            tasks.spawn(server.serve(Socket::adopt(client, driver).unwrap()));
+        }
+        let active = world.turn(|| _ = server.with_journal(Journal::renew));
+        turn(server).await;
+        if crash::is_over() {
+            return Ended::Killed;
+        }
+        if let Some(End::Updated(after)) = end
+            && crash::count() >= after
+        {
+            return hand_over(outgoing).await;
+        }
+        quiet = if active || crash::count() != before { 0 } else { quiet + 1 };
+        if quiet == REST {
+            if !world.rests() {
+                return Ended::Done(crash::count());
+            }
+            quiet = 0;
+        }
+    }
+}
+
+/// What all guests have got in the end, and how many operations the last process did, if those before
+/// it end like this.
+fn run(script: &[Step], ends: &[End]) -> ([Vec<u8>; 3], u64) {
+    let mut world = World::new(script);
+    let (mut ends, mut handed_over) = (ends.iter(), None);
+    loop {
+        match live(&mut world, ends.next().copied(), handed_over.take()) {
+            Ended::Killed => {}
+            Ended::Updated(state, clock) => handed_over = Some((state, clock)),
+            Ended::Done(operations) => return (world.guests.map(|guest| guest.seen), operations),
+        }
+    }
+}
+
+/// Bytes as messages, for people.
+fn readable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace('\0', "|")
+}
+
+/// Runs the script with each of these ends; guests must not notice any.
+fn nobody_notices(ends: impl Fn(u64) -> Vec<End> + Sync) {
+    let script = script();
+    let (expected, operations) = run(&script, &[]);
+    let all: usize = expected.iter().map(Vec::len).sum();
+    assert!(all > 9_000 && operations > 1_000, "{all} bytes, {operations} operations");
+    let next = AtomicU64::new(0);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at > operations {
+                return;
+            }
+            let ends = ends(at);
+            let (seen, _) = run(&script, &ends);
+            for ((seen, expected), domid) in seen.iter().zip(&expected).zip(DOMIDS) {
+                let same = seen.iter().zip(expected).take_while(|(a, b)| a == b).count();
+                assert!(
+                    seen == expected,
+                    "{ends:?}: domain {domid} from byte {same} on\n{}\nin place of\n{}",
+                    readable(&seen[same.saturating_sub(40)..]),
+                    readable(&expected[same.saturating_sub(40)..]),
+                );
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        work();
+    });
+}
+
+// Fails if a process that is killed between any two operations takes anything of a guest with it, or
+// if a request is executed twice.
+#[test]
+fn a_process_can_be_killed_between_any_two_operations() {
+    nobody_notices(|at| vec![End::Killed(at)]);
+}
+
+// Fails if a process that is killed while it comes back does.
+#[test]
+fn and_so_can_the_next_one_while_it_comes_back() {
+    nobody_notices(|at| vec![End::Killed(at), End::Killed(at % 61)]);
+}
+
+// Fails if anything is lost by a live update, whenever it is asked for, or when the program that goes on
+// is killed.
+#[test]
+fn another_program_can_go_on_at_any_time() {
+    nobody_notices(|at| match at % 2 {
+        0 => vec![End::Updated(at)],
+        _ => vec![End::Updated(at), End::Killed(at % 211)],
+    });
+}
