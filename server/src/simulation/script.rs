@@ -151,10 +151,13 @@ impl Script {
         self.send(KERNEL, Write, 0, "/w/n|not heard of");
         let broken = Header { ty: Read.as_wire(), req_id: 1, tx_id: 0, len: 5000 };
         self.steps.push(Step::Send(LATE, broken.emit().to_vec()));
-        // While it has failed.
+        // While it has failed, and is not heard.
+        self.send(LATE, Write, 0, "w|1");
         self.steps.push(Step::Renew);
         self.steps.push(Step::Reset(LATE));
+        self.send(LATE, Watch, 0, "x|t|");
         self.send(LATE, Write, 0, "x|1");
+        self.send(LATE, Read, 0, "w|");
     }
 
     fn lives(&mut self) {
