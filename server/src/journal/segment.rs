@@ -86,7 +86,7 @@ impl Segment {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write(at + PREFIX, body)?;
-        self.file.write(at + 4, &check(at, body).to_ne_bytes())?;
+        self.file.publish(at + 4, check(at, body))?;
         self.file.publish(at, u32::try_from(body.len()).map_err(io::Error::other)?)?;
         self.at = end;
         Ok(())
