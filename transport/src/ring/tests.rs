@@ -1,5 +1,7 @@
 //! The ring with a page in memory, a bell that counts, and a guest that does what a test says.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
@@ -219,14 +221,16 @@ fn requests_are_taken_as_they_come() {
     assert_eq!(ends.read(1000), Poll::Pending);
 }
 
+type Then = Box<dyn FnOnce()>;
+
 /// A page whose guest does something right after it has been looked for requests.
-struct Late(InMemory, Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct Late(InMemory, Rc<RefCell<Option<Then>>>);
 
 impl Page for Late {
     fn load(&self, word: Word) -> u32 {
         let value = self.0.load(word);
         if word == Word::ReqProd
-            && let Some(then) = self.1.lock().unwrap().take()
+            && let Some(then) = self.1.take()
         {
             then();
         }
@@ -247,10 +251,10 @@ impl Page for Late {
 // has not said yet whom to wake: its guest would wait for ever.
 #[test]
 fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
-    let (page, then) = (InMemory::new(), Arc::new(Mutex::new(None)));
+    let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
     let line = Line::new(Late(page.clone(), then.clone()), Count::default(), 0);
     let mut ring = Ring::new(line.clone(), 5);
-    *then.lock().unwrap() = Some(Box::new(move || {
+    *then.borrow_mut() = Some(Box::new(move || {
         page.send(b"late");
         line.rang();
     }));

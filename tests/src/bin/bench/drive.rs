@@ -217,3 +217,68 @@ impl<L: Link, S: Script> Client<L, S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use xenstore_tests::raw::frame;
+
+    use super::*;
+
+    const LEN: usize = 21;
+
+    /// A daemon that answers one request whenever it is looked at.
+    struct OneByOne {
+        fd: OwnedFd,
+        /// Requests that were sent, and those that were answered.
+        counts: Rc<Cell<(usize, usize)>>,
+    }
+
+    impl Link for OneByOne {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.fd.as_fd()
+        }
+        fn wait(&self) -> Result<()> {
+            Ok(())
+        }
+        fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+            let (sent, answered) = self.counts.get();
+            if answered == sent {
+                return Err(io::Error::other("nothing is under way"));
+            }
+            self.counts.set((sent, answered + 1));
+            let answer = frame(op::WRITE, 1, 0, b"OK\0");
+            room[..answer.len()].copy_from_slice(&answer);
+            Ok(answer.len())
+        }
+        fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+            let (sent, answered) = self.counts.get();
+            self.counts.set((sent + bytes.len() / LEN, answered));
+            Ok(())
+        }
+    }
+
+    // Fails if a daemon still has something to do when its clients rest, or if a request is lost or
+    // made anew by that.
+    #[test]
+    fn nothing_is_under_way_while_clients_rest() {
+        let counts = Rc::<Cell<(usize, usize)>>::default();
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let frame = frame(op::WRITE, 1, 0, b"/a\0bc");
+        assert_eq!(frame.len(), LEN);
+        let link = OneByOne { fd, counts: counts.clone() };
+        let mut driver = Driver::new(vec![(link, Repeat { ty: op::WRITE, frame })], 3).unwrap();
+        let mut tally = Tally::default();
+        for round in 1..=2 {
+            let mut looks = 0..10;
+            driver.drive(&mut tally, || looks.next().is_some()).unwrap();
+            let done = (round - 1) * 13;
+            assert_eq!(counts.get(), (done + 13, done + 10));
+            driver.rest().unwrap();
+            assert_eq!(counts.get(), (done + 13, done + 13));
+        }
+        assert_eq!(tally.ops, 20);
+    }
+}
