@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
+use smol::channel::Sender;
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
 use xenstore_store::{Config, Host};
@@ -204,9 +205,12 @@ fn run(settings: Settings) -> Result<(), String> {
             }
             future::pending().await
         };
+        // In a task of its own, since waiting for a signal takes a call of the kernel each time.
+        let (stop, stopped) = smol::channel::bounded(1);
+        tasks.spawn(until_stopped(&mut signals, &trace, stop));
+        let stopped = async { _ = stopped.recv().await };
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
-        let stop = until_stopped(&mut signals, &trace);
-        future::or(future::or(accept, stop), future::or(serve_rings, keep)).await;
+        future::or(future::or(accept, stopped), future::or(serve_rings, keep)).await;
         // On a Xen host the next process goes on: its guests are still there. That their connections
         // end with this process is nothing that it is to know.
         server.leave_journal(outgoing.xen.is_some());
@@ -254,8 +258,8 @@ pub(crate) fn serving(
     (server.journaled(journal), taken)
 }
 
-/// Waits for the signal to stop.
-async fn until_stopped(signals: &mut Signals, trace: &Trace) {
+/// Waits for the signal to stop, and says so by dropping the sender.
+async fn until_stopped(signals: &mut Signals, trace: &Trace, _stop: Sender<()>) {
     while let Some(Ok(signal)) = signals.next().await {
         if signal != Signal::Hup {
             info!(?signal, "stopping");

@@ -16,9 +16,7 @@ use xenstore_protocol::ring::Word;
 use xenstore_protocol::{DomId, ErrorName, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Indices, Line, Page};
-use xenstore_transport::xen::{
-    Bell, Channel, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing,
-};
+use xenstore_transport::xen::{Bell, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing};
 
 use crate::journal::{Settled, settle};
 use crate::log::Trace;
@@ -69,7 +67,7 @@ impl Ringed {
         if let Some(port) = self.port.take() {
             ports.borrow_mut().remove(&port);
         }
-        self.line.doorbell().replace(None);
+        self.line.doorbell().unbind();
     }
 }
 
@@ -145,9 +143,9 @@ impl Xen {
     /// that is when it begins to ask, and from then on the next process must know of it.
     pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
-        let channel = Channel::bind(&self.machine.evtchn, domid.0, remote)
+        let bell = Bell::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        let line = self.add(domid, page, channel, feature::ALL, (0, remote));
+        let line = self.add(domid, page, bell, feature::ALL, (0, remote));
         let _ = self.fresh.try_send(XenRing::resume(line, domid.0, Indices::default(), false));
         Ok(())
     }
@@ -176,17 +174,14 @@ impl Xen {
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
         };
         let evtchn = &self.machine.evtchn;
-        let channel = match (port, remote) {
-            (Some(port), _) => Some(Channel::adopt(evtchn, port)),
+        let bell = Bell::adopt(evtchn, port);
+        if let (None, Some(remote)) = (port, remote)
+            && let Err(error) = bell.rebind(domid.0, remote)
+        {
             // As in `again`: it can be introduced once more.
-            (None, Some(remote)) => Channel::bind(evtchn, domid.0, remote)
-                .inspect_err(|error| {
-                    warn!(%domid, port = remote, %error, "cannot bind the event channel");
-                })
-                .ok(),
-            (None, None) => None,
-        };
-        let port = channel.as_ref().map(Channel::port);
+            warn!(%domid, port = remote, %error, "cannot bind the event channel");
+        }
+        let port = bell.port();
         // One of ours that has handed over has told everybody all that it had done.
         let told = indices.is_some() && tail.is_none();
         let known = Indices::of(&page);
@@ -194,7 +189,7 @@ impl Xen {
             (Some(before), Some(tail)) => settle(before, tail, known),
             (indices, _) => (indices.unwrap_or(known), Settled::Goes),
         };
-        let line = Line::resume(page, Bell::new(channel), features);
+        let line = Line::resume(page, bell, features);
         if let Some(port) = port {
             self.ports.borrow_mut().insert(port, line.clone());
             // The other may have taken an event and not come to it.
@@ -224,14 +219,14 @@ impl Xen {
         &mut self,
         domid: DomId,
         page: SharedPage,
-        channel: Channel,
+        bell: Bell,
         features: u32,
         (gfn, remote): (u64, u32),
     ) -> Arc<XenLine> {
-        let port = channel.port();
-        let line = Line::new(page, Bell::new(channel), features);
-        self.ports.borrow_mut().insert(port, line.clone());
-        let ringed = Ringed { line: line.clone(), port: Some(port), remote: Some(remote), gfn };
+        let port = bell.port();
+        let line = Line::new(page, bell, features);
+        self.ports.borrow_mut().extend(port.map(|port| (port, line.clone())));
+        let ringed = Ringed { line: line.clone(), port, remote: Some(remote), gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         line
     }
@@ -243,11 +238,10 @@ impl Xen {
         ringed.unplug(&self.ports);
         ringed.remote = Some(remote);
         let Ringed { line, port, .. } = ringed;
-        match Channel::bind(&self.machine.evtchn, domid.0, remote) {
-            Ok(channel) => {
-                *port = Some(channel.port());
-                self.ports.borrow_mut().insert(channel.port(), line.clone());
-                line.doorbell().replace(Some(channel));
+        match line.doorbell().rebind(domid.0, remote) {
+            Ok(bound) => {
+                *port = Some(bound);
+                self.ports.borrow_mut().insert(bound, line.clone());
             }
             // As C xenstored: the domain can be introduced once more.
             Err(error) => warn!(%domid, port = remote, %error, "cannot bind the event channel"),
@@ -298,11 +292,11 @@ impl Host for Xen {
             ErrorName::Einval
         })?;
         let port = Some(page.load(Word::EvtchnPort)).filter(|port| *port != 0).unwrap_or(port);
-        let channel = Channel::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
+        let bell = Bell::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
             warn!(%domid, port, %error, "cannot bind the event channel of this domain");
             ErrorName::Einval
         })?;
-        let line = self.add(domid, page, channel, features, (gfn, port));
+        let line = self.add(domid, page, bell, features, (gfn, port));
         let _ = self.fresh.try_send(XenRing::new(line, domid.0));
         Ok(())
     }

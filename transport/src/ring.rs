@@ -66,7 +66,9 @@ impl Indices {
         let [first, second] = stretches(self.req_cons, count);
         let (head, tail) = bytes[..count as usize].split_at_mut(first.len());
         page.read(Side::Requests, first.start, head);
-        page.read(Side::Requests, second.start, tail);
+        if !tail.is_empty() {
+            page.read(Side::Requests, second.start, tail);
+        }
         self.req_cons = self.req_cons.wrapping_add(count);
         Ok(count as usize)
     }
@@ -83,7 +85,9 @@ impl Indices {
         let [first, second] = stretches(self.rsp_prod, count);
         let (head, tail) = bytes[..count as usize].split_at(first.len());
         page.write(Side::Replies, first.start, head);
-        page.write(Side::Replies, second.start, tail);
+        if !tail.is_empty() {
+            page.write(Side::Replies, second.start, tail);
+        }
         if count > 0 {
             self.rsp_prod = self.rsp_prod.wrapping_add(count);
             page.store(Word::RspProd, self.rsp_prod);
@@ -185,14 +189,25 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         Ring { line, domid, indices, start, moved: !told }
     }
 
-    /// Does what `copy` does, unless the rings start anew.
+    /// Does what `copy` does, unless the rings start anew; waits if there is nothing.
     fn transfer(
         &mut self,
         cx: &mut Context<'_>,
-        copy: impl FnOnce(&mut Indices, &P) -> Result<usize, Garbage>,
+        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, Garbage>,
     ) -> Poll<io::Result<usize>> {
-        // Before looking, so that nothing that comes afterwards is missed.
+        let done = self.attempt(&mut copy);
+        if done.is_ready() {
+            return done;
+        }
+        // What comes from here on wakes us; what came before that is seen now.
         self.line.waker.register(cx.waker());
+        self.attempt(copy)
+    }
+
+    fn attempt(
+        &mut self,
+        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, Garbage>,
+    ) -> Poll<io::Result<usize>> {
         if self.line.closed.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }

@@ -81,34 +81,51 @@ impl Mapping {
         unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
-    /// Where the stretches of eight in a copy begin and end, relative to its start.
+    /// How many bytes of a copy come before the first eight that are aligned, and how many are in
+    /// such.
     fn eights(&self, offset: usize, len: usize) -> (usize, usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
         let head = (offset.next_multiple_of(8) - offset).min(len);
-        (head, head + (len - head) / 8 * 8)
+        (head, (len - head) / 8 * 8)
     }
 
     /// Copies bytes from `offset` on out of the mapping.
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
-        let (head, tail) = self.eights(offset, bytes.len());
-        for at in (0..head).chain(tail..bytes.len()) {
-            bytes[at] = self.byte(offset + at).load(Ordering::Relaxed);
+        let (head, middle) = self.eights(offset, bytes.len());
+        let (head, rest) = bytes.split_at_mut(head);
+        let (middle, tail) = rest.split_at_mut(middle);
+        let mut at = offset;
+        for byte in head {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+            at += 1;
         }
-        for at in (head..tail).step_by(8) {
-            let eight = self.eight(offset + at).load(Ordering::Relaxed);
-            bytes[at..at + 8].copy_from_slice(&eight.to_ne_bytes());
+        for bytes in middle.as_chunks_mut::<8>().0 {
+            *bytes = self.eight(at).load(Ordering::Relaxed).to_ne_bytes();
+            at += 8;
+        }
+        for byte in tail {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+            at += 1;
         }
     }
 
     /// Copies bytes into the mapping from `offset` on.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
-        let (head, tail) = self.eights(offset, bytes.len());
-        for at in (0..head).chain(tail..bytes.len()) {
-            self.byte(offset + at).store(bytes[at], Ordering::Relaxed);
+        let (head, middle) = self.eights(offset, bytes.len());
+        let (head, rest) = bytes.split_at(head);
+        let (middle, tail) = rest.split_at(middle);
+        let mut at = offset;
+        for byte in head {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+            at += 1;
         }
-        for (at, eight) in (head..tail).step_by(8).zip(bytes[head..].chunks_exact(8)) {
-            let eight = u64::from_ne_bytes(eight.try_into().expect("chunks of eight"));
-            self.eight(offset + at).store(eight, Ordering::Relaxed);
+        for bytes in middle.as_chunks::<8>().0 {
+            self.eight(at).store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            at += 8;
+        }
+        for byte in tail {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+            at += 1;
         }
     }
 }

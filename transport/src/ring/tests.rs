@@ -1,5 +1,7 @@
 //! The ring with a page in memory, a bell that counts, and a guest that does what a test says.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
@@ -219,6 +221,48 @@ fn requests_are_taken_as_they_come() {
     assert_eq!(ends.read(1000), Poll::Pending);
 }
 
+type Then = Box<dyn FnOnce()>;
+
+/// A page whose guest does something right after it has been looked for requests.
+struct Late(InMemory, Rc<RefCell<Option<Then>>>);
+
+impl Page for Late {
+    fn load(&self, word: Word) -> u32 {
+        let value = self.0.load(word);
+        if word == Word::ReqProd
+            && let Some(then) = self.1.take()
+        {
+            then();
+        }
+        value
+    }
+    fn store(&self, word: Word, value: u32) {
+        self.0.store(word, value);
+    }
+    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
+        self.0.read(side, at, bytes);
+    }
+    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
+        self.0.write(side, at, bytes);
+    }
+}
+
+// Fails if a request is missed that comes, and is rung for, while the server has looked in vain and
+// has not said yet whom to wake: its guest would wait for ever.
+#[test]
+fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
+    let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
+    let line = Line::new(Late(page.clone(), then.clone()), Count::default(), 0);
+    let mut ring = Ring::new(line.clone(), 5);
+    *then.borrow_mut() = Some(Box::new(move || {
+        page.send(b"late");
+        line.rang();
+    }));
+    let mut bytes = [0; 8];
+    let read = Pin::new(&mut ring).poll_read(&mut Context::from_waker(Waker::noop()), &mut bytes);
+    assert!(matches!(read, Poll::Ready(Ok(4))), "{read:?}");
+}
+
 // Fails if the guest is told of every byte, or of nothing, or when nothing has moved: each event
 // costs both sides, and a guest that is not told of free space waits for ever.
 #[test]
@@ -350,8 +394,10 @@ fn a_reconnect_ends_an_error() {
 fn being_introduced_again_starts_anew() {
     for failed in [false, true] {
         let mut ends = ends();
-        ends.page.send(b"old");
+        ends.page.send(b"x");
         assert!(ends.read(1).is_ready());
+        assert!(ends.read(10).is_pending());
+        ends.page.send(b"old");
         let told = u32::from(failed);
         if failed {
             assert!(ends.recover(Failure::Protocol).is_pending());

@@ -12,7 +12,8 @@ mod pretend;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use xenstore_protocol::ring::{Side, Word};
@@ -35,8 +36,8 @@ pub trait Evtchn: Debug + Send + Sync {
     fn unbind(&self, port: u32) -> io::Result<()>;
     /// Sends an event to the other end of a port.
     fn notify(&self, port: u32) -> io::Result<()>;
-    /// Waits for events and appends the ports that got some, each once. They get no more until they
-    /// are unmasked.
+    /// Waits for events and appends the ports that got some. They get no more until they are
+    /// unmasked.
     fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>>;
     /// What all ports are bound to, to be handed on.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -125,58 +126,59 @@ impl Page for SharedPage {
     }
 }
 
-/// An event channel to a domain, given back when dropped.
+/// The doorbell of a domain: our end of an event channel to it, which may change or be gone. It is
+/// given back when this is dropped.
 #[derive(Debug)]
-pub struct Channel {
+pub struct Bell {
     evtchn: Arc<dyn Evtchn>,
-    port: u32,
+    /// 0, which is no port, if there is no channel.
+    port: AtomicU32,
 }
-
-impl Channel {
-    /// Connects to the port of a domain.
-    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<Channel> {
-        let port = evtchn.bind(domid, remote)?;
-        Ok(Channel { evtchn: evtchn.clone(), port })
-    }
-
-    /// A channel that is connected already, at this port of ours.
-    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: u32) -> Channel {
-        Channel { evtchn: evtchn.clone(), port }
-    }
-
-    /// The port at our end.
-    pub fn port(&self) -> u32 {
-        self.port
-    }
-}
-
-impl Drop for Channel {
-    fn drop(&mut self) {
-        // A domain that is gone has taken its end along; ours is free either way.
-        let _ = self.evtchn.unbind(self.port);
-    }
-}
-
-/// The doorbell of a domain: its event channel, which may change or be gone.
-#[derive(Debug)]
-pub struct Bell(Mutex<Option<Channel>>);
 
 impl Bell {
-    /// A bell at the end of this channel, or for now of none.
-    pub fn new(channel: impl Into<Option<Channel>>) -> Bell {
-        Bell(Mutex::new(channel.into()))
+    /// Connects to the port of a domain.
+    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<Bell> {
+        Ok(Bell::adopt(evtchn, Some(evtchn.bind(domid, remote)?)))
     }
 
-    /// Uses another channel from now on, or none. The old one is given back.
-    pub fn replace(&self, channel: Option<Channel>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+    /// At the end of a channel that is connected already, at this port of ours, or for now of none.
+    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: Option<u32>) -> Bell {
+        Bell { evtchn: evtchn.clone(), port: port.unwrap_or(0).into() }
+    }
+
+    /// The port at our end, if there is a channel.
+    pub fn port(&self) -> Option<u32> {
+        Some(self.port.load(Ordering::Acquire)).filter(|port| *port != 0)
+    }
+
+    /// Gives the channel back and connects to another port of the domain; ours.
+    pub fn rebind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+        self.unbind();
+        let port = self.evtchn.bind(domid, remote)?;
+        self.port.store(port, Ordering::Release);
+        Ok(port)
+    }
+
+    /// Gives the channel back, if there is one.
+    pub fn unbind(&self) {
+        let port = self.port.swap(0, Ordering::AcqRel);
+        if port != 0 {
+            // A domain that is gone has taken its end along; ours is free either way.
+            let _ = self.evtchn.unbind(port);
+        }
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.unbind();
     }
 }
 
 impl Doorbell for Bell {
     fn ring(&self) {
-        if let Some(channel) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = channel.evtchn.notify(channel.port);
+        if let Some(port) = self.port() {
+            let _ = self.evtchn.notify(port);
         }
     }
 }

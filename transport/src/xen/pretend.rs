@@ -5,16 +5,18 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, mkfifoat, openat, readlinkat, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
 
 use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
 use crate::crash;
@@ -33,8 +35,9 @@ const VIRQ_DOM_EXC: u32 = 3;
 const FREE: u32 = 0;
 const INTERDOMAIN: u32 = 1;
 const VIRQ: u32 = 2;
-/// Ports that there can be.
+/// Ports that there can be, and bytes of the entry of each in the table.
 const PORTS: u32 = 32767;
+const ENTRY: usize = 16;
 /// Bytes of the records that are read at once.
 const RECORDS: usize = 4096;
 
@@ -42,7 +45,7 @@ const RECORDS: usize = 4096;
 /// of a program before this one, which has left this descriptor of its FIFO.
 pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
-    let files = Files(dir.to_owned());
+    let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
     let fifo = match inherited {
         Some(number) => File::from(inherit::fifo(number)?),
         None => files.fifo("events")?,
@@ -52,31 +55,50 @@ pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Res
         let mut rest = [0; RECORDS];
         while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     }
-    let mut open = OpenOptions::new();
-    open.read(true).write(true).create(true).truncate(inherited.is_none() && crash::point());
-    let table = open.open(dir.join("ports"))?;
+    let anew = inherited.is_none() && crash::point();
+    let anew = if anew { OFlags::TRUNC } else { OFlags::empty() };
+    let table = files.open("ports", OFlags::CREATE | anew)?;
+    let size = PORTS as usize * ENTRY;
+    table.set_len(size as u64)?;
     let ports = Mutex::new(Ports::load(&table)?);
+    let table = Mapping::shared(&table, 0, size)?;
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
+    let ids = BTreeMap::new();
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
-        domains: Box::new(Lives(files)),
+        domains: Box::new(Lives { files, dir: dir.to_owned(), ids }),
     })
 }
 
+/// The directory. Names of files are relative to it, so that finding one costs little.
 #[derive(Clone, Debug)]
-struct Files(PathBuf);
+struct Files(Arc<OwnedFd>);
 
 impl Files {
+    fn open(&self, name: &str, flags: OFlags) -> rustix::io::Result<File> {
+        let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
+        openat(&*self.0, name, flags, Mode::from(0o600)).map(File::from)
+    }
+
     /// Opened at both ends, so that it never blocks and never ends.
-    fn fifo(&self, name: &str) -> io::Result<File> {
-        let path = self.0.join(name);
-        match mknodat(CWD, &path, FileType::Fifo, Mode::from(0o600), 0) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
+    fn fifo(&self, name: &str) -> rustix::io::Result<File> {
+        let there = self.open(name, OFlags::NONBLOCK);
+        if !matches!(there, Err(Errno::NOENT)) {
+            return there;
         }
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+        match mkfifoat(&*self.0, name, Mode::from(0o600)) {
+            Ok(()) | Err(Errno::EXIST) => self.open(name, OFlags::NONBLOCK),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn text(&self, name: &str) -> io::Result<String> {
+        io::read_to_string(self.open(name, OFlags::empty())?)
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        statat(&*self.0, name, AtFlags::empty()).is_ok()
     }
 
     fn guest(&self, domid: u32) -> io::Result<Guest> {
@@ -85,9 +107,7 @@ impl Files {
 
     /// The page of a domain, or the one behind it.
     fn page(&self, domid: u32, number: u64) -> io::Result<Mapping> {
-        let path = self.0.join(domid.to_string()).join("ring");
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = self.open(&format!("{domid}/ring"), OFlags::CREATE)?;
         let two = 2 * PAGE_SIZE as u64;
         if file.seek(SeekFrom::End(0))? < two {
             file.set_len(two)?;
@@ -98,7 +118,7 @@ impl Files {
 
 impl Memory for Files {
     fn own_ring(&mut self) -> io::Result<(SharedPage, u32)> {
-        let port = fs::read_to_string(self.0.join("0/port"))?;
+        let port = self.text("0/port")?;
         let port = port.trim().parse().map_err(io::Error::other)?;
         Ok((SharedPage { mapping: self.page(0, 0)?, _grant: None }, port))
     }
@@ -138,6 +158,8 @@ struct Ports {
     by_number: BTreeMap<u32, Port>,
     by_remote: BTreeMap<(u32, u32), u32>,
     last: u32,
+    /// What records are read into.
+    records: Vec<u8>,
 }
 
 impl Ports {
@@ -145,8 +167,8 @@ impl Ports {
     fn load(mut table: &File) -> io::Result<Ports> {
         let mut bytes = Vec::new();
         table.read_to_end(&mut bytes)?;
-        let mut ports = Ports::default();
-        for (number, entry) in (0..).zip(bytes.as_chunks::<16>().0) {
+        let mut ports = Ports { records: vec![0; RECORDS], ..Ports::default() };
+        for (number, entry) in (0..).zip(bytes.as_chunks::<ENTRY>().0) {
             let [kind, domid, remote] = [0, 4, 8].map(|at| {
                 u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
             });
@@ -166,7 +188,8 @@ impl Ports {
 struct Channels {
     files: Files,
     fifo: Source<File>,
-    table: File,
+    /// What tests and a program after this one know the ports by.
+    table: Mapping,
     ports: Mutex<Ports>,
 }
 
@@ -175,13 +198,13 @@ impl Channels {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tests count bound ports in the table.
-    fn tell(&self, number: u32, [kind, domid, remote]: [u32; 3]) -> io::Result<()> {
-        let entry = [kind, domid, remote, 0].map(u32::to_le_bytes);
+    fn tell(&self, number: u32, entry: [u32; 3]) {
         if !crash::point() {
-            return Ok(());
+            return;
         }
-        self.table.write_all_at(&entry.concat(), u64::from(number) * 16)
+        for (at, word) in (number as usize * ENTRY..).step_by(4).zip(entry) {
+            self.table.word(at).store(word.to_le(), Ordering::Relaxed);
+        }
     }
 
     fn add(&self, port: Port) -> io::Result<u32> {
@@ -190,7 +213,7 @@ impl Channels {
         let free = (after..PORTS).chain(1..after).find(|n| !ports.by_number.contains_key(n));
         let number = free.ok_or(io::ErrorKind::StorageFull)?;
         ports.last = number;
-        self.tell(number, [port.kind, port.domid, port.remote])?;
+        self.tell(number, [port.kind, port.domid, port.remote]);
         ports.by_remote.insert((port.domid, port.remote), number);
         ports.by_number.insert(number, port);
         Ok(number)
@@ -234,7 +257,8 @@ impl Evtchn for Channels {
         if ports.by_remote.get(&(gone.domid, gone.remote)) == Some(&port) {
             ports.by_remote.remove(&(gone.domid, gone.remote));
         }
-        self.tell(port, [FREE; 3])
+        self.tell(port, [FREE; 3]);
+        Ok(())
     }
 
     fn notify(&self, port: u32) -> io::Result<()> {
@@ -252,21 +276,20 @@ impl Evtchn for Channels {
         if !crash::point() {
             return Poll::Pending;
         }
-        let mut records = [0; RECORDS];
-        let count = ready!(self.fifo.poll_read(cx, |mut fifo| fifo.read(&mut records)))?;
+        let mut ports = self.ports();
+        let Ports { by_number, by_remote, records, .. } = &mut *ports;
+        let count = ready!(self.fifo.poll_read(cx, |mut fifo| fifo.read(records)))?;
         if count < RECORDS {
             self.fifo.drained();
         }
-        let ports = self.ports();
         for record in records[..count].as_chunks::<8>().0 {
             let [domid, remote] = [&record[..4], &record[4..]]
                 .map(|word| word.try_into().map_or(0, u32::from_le_bytes));
-            let Some(number) = ports.by_remote.get(&(domid, remote)) else { continue };
-            let port = ports.by_number.get(number);
-            if let Some((words, _)) = port.and_then(|port| port.guest(&self.files).ok()) {
-                words.word(TO_DAEMON).store(0, Ordering::SeqCst);
-            }
-            if !found.contains(number) {
+            let Some(number) = by_remote.get(&(domid, remote)) else { continue };
+            let port = by_number.get(number);
+            let words = port.and_then(|port| port.guest(&self.files).ok());
+            // An event that has been taken already is not told once more.
+            if words.is_none_or(|(words, _)| words.word(TO_DAEMON).swap(0, Ordering::SeqCst) != 0) {
                 found.push(*number);
             }
         }
@@ -286,7 +309,29 @@ impl Evtchn for Channels {
 /// other files until it is seen gone: the next daemon knows it by the same id. It is what a link
 /// says, which is read in one call, as the hypervisor is asked in one.
 #[derive(Debug)]
-struct Lives(Files);
+struct Lives {
+    files: Files,
+    dir: PathBuf,
+    /// Those that have been read or written.
+    ids: BTreeMap<u16, u64>,
+}
+
+impl Lives {
+    fn id(&mut self, domid: u16) -> io::Result<u64> {
+        if let Some(id) = self.ids.get(&domid) {
+            return Ok(*id);
+        }
+        let name = format!("{domid}/id");
+        let link = readlinkat(&*self.files.0, &name, Vec::new());
+        let known = link.ok().and_then(|id| id.to_str().ok()?.parse().ok());
+        let id = known.unwrap_or_else(fresh_id);
+        if known.is_none() {
+            symlinkat(id.to_string(), &*self.files.0, &name)?;
+        }
+        self.ids.insert(domid, id);
+        Ok(id)
+    }
+}
 
 /// A number that no domain has had.
 fn fresh_id() -> u64 {
@@ -296,32 +341,23 @@ fn fresh_id() -> u64 {
 
 impl Domains for Lives {
     fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>> {
-        let dir = self.0.0.join(domid.to_string());
-        let known = fs::read_link(dir.join("id")).ok().and_then(|id| id.to_str()?.parse().ok());
-        let state = match fs::read_to_string(dir.join("state")) {
+        let state = match self.files.text(&format!("{domid}/state")) {
             Ok(state) => state,
-            Err(_) if known.is_some() || dir.exists() => "running".into(),
+            Err(_) if self.files.exists(&domid.to_string()) => "running".into(),
             Err(_) => "gone".into(),
         };
         if state.starts_with("gone") || state.starts_with("dying") {
-            let _ = fs::remove_file(dir.join("id"));
+            self.ids.remove(&domid);
+            let _ = unlinkat(&*self.files.0, format!("{domid}/id"), AtFlags::empty());
             return Ok(None);
         }
-        let unique_id = match known {
-            Some(id) => id,
-            None => {
-                let id = fresh_id();
-                symlink(id.to_string(), dir.join("id"))?;
-                id
-            }
-        };
         let shutdown = ["shutdown", "crashed"].iter().any(|word| state.starts_with(word));
-        Ok(Some(DomainState { unique_id: Some(unique_id), shutdown }))
+        Ok(Some(DomainState { unique_id: Some(self.id(domid)?), shutdown }))
     }
 
     fn all(&mut self) -> io::Result<Vec<u16>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.0.0)? {
+        for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             if let Some(domid) = name.to_str().and_then(|name| name.parse().ok())
                 && self.domain(domid)?.is_some()

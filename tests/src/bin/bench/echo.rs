@@ -1,4 +1,5 @@
-//! The floor: a server that reads a header and a payload and answers, and does nothing else.
+//! The floor: a server that reads a header and a payload and answers, and does nothing else. Beside
+//! sockets, it serves rings in the same way.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,6 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use tempfile::TempDir;
+
+use crate::ring_echo::Rings;
+
+/// In place of descriptors of clients.
+const LISTENER: u64 = u64::MAX;
+const RINGS: u64 = u64::MAX - 1;
 
 /// Makes this program the server.
 pub(crate) const ARGUMENT: &str = "--echo-server";
@@ -66,13 +73,15 @@ pub(crate) fn serve(path: PathBuf) -> ExitCode {
     }
 }
 
-fn serve_on(path: &Path) -> std::io::Result<()> {
+fn serve_on(path: &Path) -> crate::meter::Result<()> {
+    let mut rings = Rings::new(&path.with_file_name("xen"))?;
     let listener = UnixListener::bind(path)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let interest = |fd: &dyn AsFd, id: u64| {
         epoll::add(&epoll, fd.as_fd(), epoll::EventData::new_u64(id), epoll::EventFlags::IN)
     };
-    interest(&listener, u64::MAX)?;
+    interest(&listener, LISTENER)?;
+    interest(&rings.fd(), RINGS)?;
     let mut clients: Vec<Option<UnixStream>> = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut events = Vec::with_capacity(64);
@@ -81,7 +90,11 @@ fn serve_on(path: &Path) -> std::io::Result<()> {
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None)?;
         for event in &events {
             let id = event.data.u64();
-            if id == u64::MAX {
+            if id == RINGS {
+                rings.answer()?;
+                continue;
+            }
+            if id == LISTENER {
                 let (client, _) = listener.accept()?;
                 let at = usize::try_from(client.as_raw_fd()).map_err(std::io::Error::other)?;
                 clients.resize_with(clients.len().max(at + 1), || None);
@@ -101,7 +114,7 @@ fn serve_on(path: &Path) -> std::io::Result<()> {
 }
 
 /// For each request `OK`, as WRITE is answered; the loads never cut a frame.
-fn answers(mut requests: &[u8]) -> Vec<u8> {
+pub(crate) fn answers(mut requests: &[u8]) -> Vec<u8> {
     let mut answers = Vec::new();
     while let Some((header, rest)) = requests.split_first_chunk::<16>() {
         let len = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;

@@ -16,6 +16,7 @@ mod page;
 mod plot;
 mod report;
 mod ring;
+mod ring_echo;
 mod ring_loads;
 mod rows;
 mod socket_loads;

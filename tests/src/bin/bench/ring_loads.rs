@@ -20,7 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ]
         .map(|(count, guests, ratio)| {
             let name = format!("ring {name}, {guests}");
-            let row = row(name, move |stage| active(stage, ty, count, count));
+            let row = row(name, move |stage| active(stage, ty, count, count)).floor();
             ratio.map(RateOfPeers).into_iter().fold(row, Row::bar)
         })
     };

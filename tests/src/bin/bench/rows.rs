@@ -17,7 +17,8 @@ pub(crate) trait Load {
 
 impl<L: Link, S: Script> Load for Driver<L, S> {
     fn round(&mut self, meter: &mut Meter) -> Result<()> {
-        meter.round(|tally, until| self.drive(tally, || Instant::now() < until))
+        meter.round(|tally, until| self.drive(tally, || Instant::now() < until))?;
+        self.rest()
     }
 }
 

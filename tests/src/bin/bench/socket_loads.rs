@@ -176,7 +176,8 @@ impl Load for Quiet {
                 // Errors of other threads are not of a kind that can be handed over.
                 let drive = || -> Result<()> {
                     let mut others = repeat(socket, op::READ, 64, 64)?;
-                    others.drive(&mut Tally::default(), || !stop.load(Ordering::Relaxed))
+                    others.drive(&mut Tally::default(), || !stop.load(Ordering::Relaxed))?;
+                    others.rest()
                 };
                 drive().map_err(|error| error.to_string())
             });
