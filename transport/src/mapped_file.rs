@@ -101,7 +101,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut file = create(&path).unwrap();
-        (&mut file).write_all(b"first").unwrap();
+        file.write_all(b"first").unwrap();
         let mut mapped = MappedFile::of(file, 8192).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
         mapped.publish(8, 0x0102_0304).unwrap();
