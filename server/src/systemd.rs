@@ -20,23 +20,27 @@ pub(crate) enum Given {
     Kept(OwnedFd),
 }
 
-/// The names of all descriptors that it gives.
+/// The names of all descriptors that it gives, which are those from 3 on. The variables stay, also for
+/// another program in the place of this one: it is the same process.
 fn names() -> Vec<String> {
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    names.split(':').map(str::to_owned).collect()
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let for_us = variable("LISTEN_PID").parse() == Ok(std::process::id());
+    let count = variable("LISTEN_FDS").parse().unwrap_or(0);
+    let names = variable("LISTEN_FDNAMES");
+    let names = names.split(':').map(str::to_owned).chain(std::iter::repeat_with(String::new));
+    names.take(if for_us { count } else { 0 }).collect()
 }
 
 /// Is the listening socket that of a socket unit, which stays when we end?
 pub(crate) fn is_activated() -> bool {
-    std::env::var_os("LISTEN_PID").is_some() && names().iter().any(|name| name != KEPT)
+    names().iter().any(|name| name != KEPT)
 }
 
 /// The listening socket that it gives, if it does. An error is one line.
 pub(crate) fn given() -> Result<Option<Given>, String> {
-    let (names, mut activated, mut kept) = (names(), Vec::new(), None);
-    let count = listenfd::ListenFd::from_env().len();
-    for (number, at) in (3..).zip(0..count) {
-        let is_ours = names.get(at).is_some_and(|name| name == KEPT);
+    let (mut activated, mut kept) = (Vec::new(), None);
+    for (number, name) in (3..).zip(names()) {
+        let is_ours = name == KEPT;
         match inherit::socket(number, true) {
             Ok(socket) if is_ours => kept = Some(socket),
             Ok(socket) => activated.push(socket),
