@@ -35,8 +35,15 @@ counter_here() {
 }
 seq_of() { xenstore-read "$1/seq" 2>/dev/null || echo 0; }
 seq_above() { [ "$(seq_of "$1")" -gt "$2" ]; }
-# goes_on BASE STEPS: so many more numbers come.
-goes_on() { wait_for 60 seq_above "$1" $(($(seq_of "$1") + $2)); }
+# go_on STEPS BASE...: so many more numbers come from each.
+go_on() {
+	local steps=$1 base marks=
+	shift
+	for base; do marks="$marks $base=$(seq_of "$base")"; done
+	for base in $marks; do
+		wait_for 60 seq_above "${base%=*}" $((${base#*=} + steps - 1)) || return 1
+	done
+}
 
 # counter_ends NAME BASE DIR: ends it; its log comes into DIR, from the domU if it is one.
 counter_ends() {

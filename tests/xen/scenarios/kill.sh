@@ -41,16 +41,15 @@ for n in $(seq "$kills"); do
 	twice=
 	[ $((n % 5)) != 0 ] || twice=twice
 	hit "kill $n $twice" $twice
-	check "kill $n: the domU counts on" goes_on "$home/data" 2
-	check "kill $n: dom0's ring counts on" goes_on /local/domain/0/ring 2
+	check "kill $n: the domU and dom0's ring count on" go_on 2 "$home/data" /local/domain/0/ring
 done
-console_again
 check "xenstore-control check" eq "$(xenstore-control check)" OK
 tell "$(subject_fds) descriptors, $(subject_rss) KiB"
 
 # xl may fail, and mostly does; the host may not.
 echo 'xenstore-write data/state ready; while :; do sleep 1; done' >/tmp/job
 for delay in 0.5 2; do
+	console_again
 	timeout 90 sh -c '. /lib/xen-vm/dom0.sh; domu_start lost /tmp/job' >/tmp/create 2>&1 &
 	create=$!
 	sleep $delay
@@ -60,7 +59,7 @@ for delay in 0.5 2; do
 	sed 's/^/    | /' /tmp/create
 	if domu_id lost; then check "xl destroy of what is left" xl destroy lost; fi
 	check "kill $delay s into xl create: it is gone" wait_for 30 domu_gone lost
-	check "kill $delay s into xl create: the domU counts on" goes_on "$home/data" 2
+	check "kill $delay s into xl create: the domU counts on" go_on 2 "$home/data"
 done
 
 counter_ends domu "$home/data" /tmp/domu
@@ -75,8 +74,9 @@ if domu_id d1; then check "xl destroy of the rest" xl destroy d1; fi
 check "its home is gone" wait_for 20 fails xenstore-exists "$home"
 check "xl create of a new one" domu_start d2 /tmp/job
 check "it uses its store" wait_for 180 xenstore-exists "$(domu_home d2)/data/state"
+home=$(domu_home d2)
 check "xl destroy" xl destroy d2
-check "its home is gone" wait_for 20 fails xenstore-exists "$(domu_home d2)"
+check "its home is gone" wait_for 20 fails xenstore-exists "$home"
 check "xenstore-control check at the end" eq "$(xenstore-control check)" OK
 grep -a "going on from\|taken over\|carried out this\|starts anew" "$SUBJECT_LOG"
 summary

@@ -19,9 +19,7 @@ update() {
 	check "$1: xenstore-control live-update" xenstore-control live-update -t 60 "$2"
 	subject_is "$2"
 	check "$1: it is the same process" eq "$(subject_pid)" "$pid"
-	check "$1: the domU counts on" goes_on "$home/data" 5
-	check "$1: dom0's ring counts on" goes_on /local/domain/0/ring 5
-	check "$1: dom0's socket counts on" goes_on /local/domain/0/socket 5
+	check "$1: all three count on" go_on 5 "$home/data" /local/domain/0/ring /local/domain/0/socket
 	check "$1: xl list" xl list
 	[ "$2" = $c ] || check "$1: xenstore-control check" eq "$(xenstore-control check)" OK
 	tell "$1: $(subject_fds) descriptors, $(subject_rss) KiB"
