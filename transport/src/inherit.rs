@@ -13,15 +13,30 @@ use crate::xen::EVTCHN_DEVICE;
 
 /// Lets descriptors through to the next program, or no longer. All or none.
 pub fn let_through(numbers: &[RawFd], through: bool) -> io::Result<()> {
+    all_or_none(numbers, through, crate::raw::let_through)
+}
+
+/// Changes something of each descriptor; if one cannot be changed, those before it are changed back.
+fn all_or_none(
+    numbers: &[RawFd],
+    to: bool,
+    change: fn(RawFd, bool) -> io::Result<()>,
+) -> io::Result<()> {
     for (done, number) in numbers.iter().enumerate() {
-        if let Err(error) = crate::raw::let_through(*number, through) {
+        if let Err(error) = change(*number, to) {
             for undone in &numbers[..done] {
-                let _ = crate::raw::let_through(*undone, !through);
+                let _ = change(*undone, !to);
             }
             return Err(error);
         }
     }
     Ok(())
+}
+
+/// Has reads and writes of descriptors wait, for a program that does not make them so itself; or no
+/// longer. All or none.
+pub fn set_waiting(numbers: &[RawFd], waits: bool) -> io::Result<()> {
+    all_or_none(numbers, waits, crate::raw::set_waiting)
 }
 
 /// Takes any descriptor that was let through, by its number, once.

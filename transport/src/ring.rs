@@ -7,11 +7,15 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(not(all(test, xenstore_loom)))]
+use std::sync::atomic::fence;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use futures_io::{AsyncRead, AsyncWrite};
+#[cfg(all(test, xenstore_loom))]
+use loom::sync::atomic::fence;
 use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
 
 use crate::{Failure, Peer, Place, Transport};
@@ -91,6 +95,9 @@ impl Indices {
         if count > 0 {
             self.rsp_prod = self.rsp_prod.wrapping_add(count);
             page.store(Word::RspProd, self.rsp_prod);
+            // Linux rings when it takes from a ring that it sees to be full. So either it sees these,
+            // or we see what it has taken when we next look for room.
+            fence(Ordering::SeqCst);
         }
         Ok(count as usize)
     }
@@ -285,11 +292,18 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
     }
 
     /// Tells the guest, once, of all that has been read and written since the last time.
-    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
         if std::mem::take(&mut self.moved) && !over {
             self.indices.taken(&self.line.page);
             self.line.doorbell.ring();
+            // Linux does not ring while the page says that there are requests to be taken. Those
+            // that it has put down since we last looked, and before it could see the above, are to
+            // be found without.
+            fence(Ordering::SeqCst);
+            if self.line.page.load(Word::ReqProd) != self.indices.req_cons {
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Ready(Ok(()))
     }

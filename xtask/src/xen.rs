@@ -6,8 +6,45 @@ use std::process::{Command, ExitCode};
 use crate::steps::Verdict;
 use crate::{cargo, packages, project};
 
-/// Scenarios of `tests/xen/scenarios` that `cargo xtask test` runs.
-pub const SCENARIOS: &[&str] = &["smoke", "lifecycle", "transaction", "devices", "hostile"];
+/// How a scenario of `tests/xen/scenarios` is run.
+pub struct Scenario {
+    pub name: &'static str,
+    start: Start,
+}
+
+/// What runs when it begins.
+enum Start {
+    Ours,
+    /// Ours, started again whenever it ends.
+    Restarted,
+    /// A program of Debian's; ours is there to take over.
+    Debian(&'static [&'static str]),
+}
+
+/// Those that `cargo xtask test` runs.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "smoke", start: Start::Ours },
+    Scenario { name: "lifecycle", start: Start::Ours },
+    Scenario { name: "transaction", start: Start::Ours },
+    Scenario { name: "devices", start: Start::Ours },
+    Scenario { name: "hostile", start: Start::Ours },
+    Scenario { name: "kill", start: Start::Restarted },
+    Scenario { name: "update", start: Start::Debian(&["@xenstored", "-N"]) },
+    Scenario { name: "update", start: Start::Debian(&["@oxenstored", "--no-fork"]) },
+];
+
+impl Scenario {
+    /// With what it begins, if that is not ours.
+    pub fn title(&self) -> String {
+        match self.start {
+            Start::Debian(command) => format!("{} from {}", self.name, &command[0][1..]),
+            _ => self.name.to_owned(),
+        }
+    }
+}
+
+/// Options of our daemon.
+const OPTIONS: &[&str] = &["-N", "--require-xen"];
 
 /// What `tests/xen/run` exits with where this machine lacks something that it takes.
 const LACKING: i32 = 77;
@@ -30,8 +67,8 @@ fn harness() -> Command {
     command
 }
 
-/// Runs a scenario with our daemon; what it prints goes to `target/xen/NAME.log`.
-pub fn scenario(name: &str) -> Verdict {
+/// Runs a scenario with our daemon; what it prints goes to `target/xen/TITLE.log`.
+pub fn scenario(scenario: &Scenario) -> Verdict {
     if let Err(why) = packages::install(packages::FOR_XEN) {
         return Verdict::Skip(why);
     }
@@ -39,7 +76,8 @@ pub fn scenario(name: &str) -> Verdict {
         Ok(daemon) => daemon,
         Err(why) => return Verdict::Fail(why),
     };
-    let log = project().join("target/xen").join(format!("{name}.log"));
+    let log =
+        project().join("target/xen").join(format!("{}.log", scenario.title().replace(' ', "-")));
     let output = std::fs::create_dir_all(project().join("target/xen"))
         .and_then(|()| std::fs::File::create(&log));
     let (out, errors) = match output.and_then(|file| Ok((file.try_clone()?, file))) {
@@ -47,7 +85,12 @@ pub fn scenario(name: &str) -> Verdict {
         Err(error) => return Verdict::Fail(format!("{}: {error}", log.display())),
     };
     let mut command = harness();
-    command.args(["-s", name]).arg(daemon).args(["-N", "--require-xen"]);
+    command.args(["-s", scenario.name]);
+    match scenario.start {
+        Start::Ours => command.arg(daemon).args(OPTIONS),
+        Start::Restarted => command.arg("-r").arg(daemon).args(OPTIONS),
+        Start::Debian(program) => command.arg("-d").arg(daemon).args(program),
+    };
     match command.stdin(std::process::Stdio::null()).stdout(out).stderr(errors).status() {
         Ok(status) if status.success() => Verdict::Pass,
         Ok(status) if status.code() == Some(LACKING) => {
@@ -69,12 +112,12 @@ pub fn scenario(name: &str) -> Verdict {
 pub fn run(args: &[String]) -> ExitCode {
     let mut command = harness();
     command.args(args);
-    // Options come with a value each, but for -i.
+    // Options come with a value each, but for these two.
     let mut rest = args.iter();
     let mut named = false;
     while let Some(arg) = rest.next() {
         match arg.as_str() {
-            "-i" => {}
+            "-i" | "-r" => {}
             option if option.starts_with('-') => drop(rest.next()),
             _ => {
                 named = true;
@@ -84,7 +127,7 @@ pub fn run(args: &[String]) -> ExitCode {
     }
     if !named {
         match our_daemon() {
-            Ok(daemon) => command.arg(daemon).args(["-N", "--require-xen"]),
+            Ok(daemon) => command.arg(daemon).args(OPTIONS),
             Err(why) => {
                 eprintln!("xtask: {why}");
                 return ExitCode::FAILURE;

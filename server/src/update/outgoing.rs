@@ -256,7 +256,11 @@ impl Outgoing<'_> {
             command.args(for_c::options(args));
             // C xenstored may have none of these, and does not say.
             self.offer(|_| 0);
-            let result = exec(command, &descriptors(&state));
+            // A read that would have to wait is the end of a connection to it.
+            let through = descriptors(&state);
+            let result =
+                inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
+            let _ = inherit::set_waiting(&through, false);
             self.offer(|domid| {
                 let domain = state.domains.iter().find(|domain| domain.domid == domid);
                 domain.map_or(feature::ALL, |domain| domain.features)

@@ -9,6 +9,7 @@ use xenstore_tests::peers::{self, Kind};
 use xenstore_tests::raw::{op, text};
 use xenstore_tests::skip;
 
+use crate::takeover::sockets;
 use crate::{Host, ours};
 
 /// A program of this text, as a shell script in the daemon's directory.
@@ -64,6 +65,14 @@ fn a_program_that_cannot_go_on_changes_nothing() {
         assert_eq!((host.daemon.pid(), host.updates()), (pid, 0));
     }
     client.end(tx, "T|", "OK|").unwrap();
+    // C xenstored is given descriptors at which one waits; ours must not wait at any.
+    let like_c = script(&host, "like-c", "echo 'xenstored <options>'; rm \"$0\"");
+    let answer = host.update_to(&like_c);
+    assert!(answer.contains("cannot be run"), "{answer}");
+    assert_eq!(sockets(pid, true), [""; 0]);
+    client.gives(op::READ, "/a|", "in|").unwrap();
+    host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
+    guest.event("x|t|").unwrap();
     host.is_sound();
     host.update();
     guest.gives(op::READ, "x|", "1").unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 
 /// Takes a descriptor, by its number, that whoever ran this program has left open, and sets its
 /// close-on-exec flag. It can be taken once: what this program opens is close-on-exec from the
@@ -37,6 +37,16 @@ pub(crate) fn let_through(number: RawFd, through: bool) -> io::Result<()> {
     // SAFETY: borrowed for this call only, which changes a flag, and nothing of a number that is
     // not open.
     Ok(fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags)?)
+}
+
+/// Has reads and writes of a descriptor wait, or not.
+pub(crate) fn set_waiting(number: RawFd, waits: bool) -> io::Result<()> {
+    if number < 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: borrowed for this call only, which changes a flag, and nothing of a number that is
+    // not open.
+    Ok(ioctl_fionbio(unsafe { BorrowedFd::borrow_raw(number) }, !waits)?)
 }
 
 #[cfg(test)]

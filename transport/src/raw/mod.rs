@@ -20,7 +20,7 @@ mod model;
 mod sealed;
 
 pub use heap::give_back_free_memory;
-pub(crate) use inherited::{let_through, take};
+pub(crate) use inherited::{let_through, set_waiting, take};
 pub(crate) use ioctl::{call, hypercall, map_frame};
 pub(crate) use mapping::Mapping;
 #[cfg(all(test, xenstore_loom))]

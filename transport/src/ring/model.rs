@@ -6,7 +6,7 @@
 //! Event channels are flags that stay up until they are seen. A server that misses one waits for
 //! ever, which the model finds as well.
 
-use std::task::Waker;
+use std::task::{Wake, Waker};
 
 use loom::sync::atomic::AtomicU32;
 use loom::sync::{Arc, Notify};
@@ -83,8 +83,18 @@ impl Doorbell for Model {
     }
 }
 
-/// A guest that keeps to the protocol, of which it has its own idea: it sends [`SENT`], as much at
-/// a time as there is room for.
+/// Whoever serves the ring has been woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A guest as Linux, which rings only for a server that may have seen all that was there before. It
+/// sends [`SENT`], as much at a time as there is room for.
 fn guest_sends(page: &Model) {
     let mut rest = &SENT[..];
     while !rest.is_empty() {
@@ -100,12 +110,15 @@ fn guest_sends(page: &Model) {
         }
         let count = u32::try_from(now.len()).unwrap();
         page.word(Word::ReqProd).store(prod.wrapping_add(count), Ordering::Release);
-        page.0.to_server.notify();
+        fence(Ordering::SeqCst);
+        if prod <= page.word(Word::ReqCons).load(Ordering::Acquire) {
+            page.0.to_server.notify();
+        }
         rest = later;
     }
 }
 
-/// And takes `wanted` bytes of replies.
+/// And takes `wanted` bytes of replies; it rings only if there was no room for more.
 fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
     let mut taken = Vec::new();
     while taken.len() < wanted {
@@ -121,7 +134,10 @@ fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
             taken.push(byte[0]);
         }
         page.word(Word::RspCons).store(cons.wrapping_add(there), Ordering::Release);
-        page.0.to_server.notify();
+        fence(Ordering::SeqCst);
+        if page.word(Word::RspProd).load(Ordering::Acquire).wrapping_sub(cons) >= SIZE {
+            page.0.to_server.notify();
+        }
     }
     taken
 }
@@ -136,15 +152,20 @@ fn requests_are_ordered() {
             let page = page.clone();
             move || guest_sends(&page)
         });
-        let (mut indices, mut got) = (Indices::default(), Vec::new());
+        let line = Line::resume(page.clone(), page.clone(), 0);
+        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default()), Vec::new());
+        let woken = std::sync::Arc::<Woken>::default();
+        let waker = Waker::from(woken.clone());
+        let cx = &mut Context::from_waker(&waker);
         while got.len() < FULL as usize + WATCHED {
             let mut bytes = [0; SIZE as usize];
-            match indices.read(&page, &mut bytes).unwrap() {
-                0 => page.0.to_server.wait(),
-                count => {
-                    got.extend_from_slice(&bytes[..count]);
-                    indices.taken(&page);
-                    page.ring();
+            match Pin::new(&mut ring).poll_read(cx, &mut bytes) {
+                Poll::Ready(count) => got.extend_from_slice(&bytes[..count.unwrap()]),
+                Poll::Pending => {
+                    assert!(Pin::new(&mut ring).poll_flush(cx).is_ready());
+                    if !woken.0.swap(false, Ordering::Relaxed) {
+                        page.0.to_server.wait();
+                    }
                 }
             }
         }
