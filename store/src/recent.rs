@@ -69,6 +69,10 @@ impl<K: Ord + Copy, V> Recent<K, V> {
         self.values[place].take().map(|value| *value)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Recent::new();
     }
@@ -90,6 +94,12 @@ impl<K: Ord + Copy, V> Recent<K, V> {
     /// In any order, for changes that are the same in each.
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.values.iter_mut().filter_map(Option::as_deref_mut)
+    }
+}
+
+impl<K: Ord + Copy, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Recent::new()
     }
 }
 

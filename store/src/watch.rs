@@ -10,6 +10,7 @@ use xenstore_protocol::DomId;
 
 use crate::connection::ConnId;
 use crate::node::Node;
+use crate::recent::Recent;
 use crate::tree::{components, parent};
 
 /// A watch, by number, in order of registration.
@@ -36,19 +37,22 @@ pub(crate) struct Watch {
     pub(crate) collapsed: bool,
 }
 
+/// The watches on one path, and the depth of each.
+type Found = BTreeMap<WatchId, Option<u32>>;
+
 /// All watches. They are found by path in one ordered map, so that a watch costs the same however
 /// deep its path is (XSA-326), and those below a path are next to each other.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
-    pub(crate) all: BTreeMap<WatchId, Watch>,
-    by_path: BTreeMap<Arc<str>, BTreeSet<WatchId>>,
+    pub(crate) all: Recent<WatchId, Watch>,
+    by_path: BTreeMap<Arc<str>, Found>,
     pub(crate) last: u64,
 }
 
 /// Watches exactly on a node that was there and is there no more.
 pub(crate) struct Removed<'a> {
     pub(crate) path: &'a Arc<str>,
-    pub(crate) ids: &'a BTreeSet<WatchId>,
+    pub(crate) ids: &'a Found,
     /// The node, and the one above it, as they were.
     pub(crate) nodes: [&'a triomphe::Arc<Node>; 2],
 }
@@ -57,7 +61,7 @@ impl Watches {
     pub(crate) fn add(&mut self, watch: Watch) -> WatchId {
         self.last += 1;
         let id = WatchId(self.last);
-        self.by_path.entry(watch.path.clone()).or_default().insert(id);
+        self.by_path.entry(watch.path.clone()).or_default().insert(id, watch.depth);
         self.all.insert(id, watch);
         id
     }
@@ -73,22 +77,21 @@ impl Watches {
         Some(watch)
     }
 
-    fn at(&self, path: &str) -> impl Iterator<Item = &WatchId> {
+    fn at(&self, path: &str) -> impl Iterator<Item = (&WatchId, &Option<u32>)> {
         self.by_path.get(path).into_iter().flatten()
     }
 
     /// Watches that a change of the node at `path` fires, in order of registration.
     pub(crate) fn matching(&self, path: &str) -> Vec<WatchId> {
         if path.starts_with('@') {
-            return self.at(path).copied().collect();
+            return self.at(path).map(|(id, _)| *id).collect();
         }
         let mut found = Vec::new();
         let mut distance = 0;
         let mut above = Some(path);
         while let Some(path) = above {
-            let near =
-                |id: &&WatchId| self.all[*id].depth.is_none_or(|depth| depth as usize >= distance);
-            found.extend(self.at(path).filter(near));
+            let near = |depth: Option<u32>| depth.is_none_or(|depth| depth as usize >= distance);
+            found.extend(self.at(path).filter(|(_, depth)| near(**depth)).map(|(id, _)| *id));
             distance += 1;
             above = parent(path);
         }
@@ -101,12 +104,12 @@ impl Watches {
     pub(crate) fn matching_special(&self, name: &str, domid: DomId) -> Vec<(WatchId, Arc<str>)> {
         let with_domid: Arc<str> = alloc::format!("{name}/{domid}").into();
         let mut found = Vec::new();
-        for id in self.at(name) {
-            let watch = &self.all[id];
-            let bare = watch.depth.is_none_or(|depth| depth == 0);
-            found.push((*id, if bare { watch.path.clone() } else { with_domid.clone() }));
+        for (id, depth) in self.at(name) {
+            let bare = depth.is_none_or(|depth| depth == 0);
+            let path = || self.all[id].path.clone();
+            found.push((*id, if bare { path() } else { with_domid.clone() }));
         }
-        for id in self.at(&with_domid) {
+        for (id, _) in self.at(&with_domid) {
             found.push((*id, with_domid.clone()));
         }
         found.sort_unstable_by_key(|(id, _)| *id);
@@ -147,9 +150,12 @@ impl Watches {
 
     /// Watches by path, for the invariant checker.
     pub(crate) fn indexed(&self) -> Vec<WatchId> {
-        let of = |(path, ids): (&Arc<str>, &BTreeSet<WatchId>)| {
-            let agree = |id: &WatchId| self.all.get(id).is_none_or(|watch| watch.path == *path);
-            ids.iter().copied().filter(agree).collect::<Vec<_>>()
+        let of = |(path, found): (&Arc<str>, &Found)| {
+            let agree = |(id, depth): &(&WatchId, &Option<u32>)| {
+                let watch = self.all.get(id);
+                watch.is_none_or(|watch| watch.path == *path && watch.depth == **depth)
+            };
+            found.iter().filter(agree).map(|(id, _)| *id).collect::<Vec<_>>()
         };
         let mut found: Vec<WatchId> = self.by_path.iter().flat_map(of).collect();
         found.sort_unstable();

@@ -157,7 +157,7 @@ impl Engine {
                         (
                             gone.path.clone(),
                             gone.nodes.map(|n| n.acl().clone()),
-                            gone.ids.iter().copied().collect::<Vec<_>>(),
+                            gone.ids.keys().copied().collect::<Vec<_>>(),
                         )
                     })
                     .collect();
