@@ -291,8 +291,8 @@ impl Taken {
                 }
             }
         }
-        // Deaths that nobody has heard of.
-        server.domains_changed();
+        // Deaths that nobody has heard of. After everybody's first turn: asking about all takes time.
+        tasks.spawn(async { server.domains_changed() });
         self.finish(lost, server.with(|engine, _| engine.node_count()));
     }
 
