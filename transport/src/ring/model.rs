@@ -153,7 +153,7 @@ fn requests_are_ordered() {
             move || guest_sends(&page)
         });
         let line = Line::resume(page.clone(), page.clone(), 0);
-        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default()), Vec::new());
+        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default(), false), Vec::new());
         let woken = std::sync::Arc::<Woken>::default();
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
