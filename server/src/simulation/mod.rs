@@ -25,7 +25,6 @@ use xenstore_transport::{crash, inherit};
 
 use crate::daemon::serving;
 use crate::journal::{self, Journal};
-
 use crate::log::Trace;
 use crate::options::Options;
 use crate::server::Server;
