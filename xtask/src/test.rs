@@ -36,14 +36,7 @@ pub fn run() -> ExitCode {
     steps.command("example", &mut cargo(&example));
     steps.step("xs against a daemon", xs);
     for scenario in xen::SCENARIOS {
-        steps.step(&format!("real Xen: {}", scenario.title()), || match xen::scenario(scenario) {
-            // The emulated processor is not perfect: programs in dom0 die now and then.
-            Verdict::Fail(why) => {
-                println!("{why}; trying once more");
-                xen::scenario(scenario)
-            }
-            verdict => verdict,
-        });
+        steps.step(&format!("real Xen: {}", scenario.title()), || xen::scenario(scenario));
     }
     deb_check::steps(&mut steps);
     match fuzz::available() {

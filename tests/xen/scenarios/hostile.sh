@@ -37,35 +37,48 @@ check "it is answered" wait_for 120 windows_above 1
 fds=$(subject_fds)
 rss=$(subject_rss) log=$(wc -c <"$SUBJECT_LOG")
 
-for attack in $attacks; do
+# The emulated processor loses its way now and then: a triple fault, which nothing in a store page
+# can make.  An attacker that it happened to was no test of anything.
+lost() { xl dmesg | grep "d${home##*/}v0 Triple fault"; }
+attacks() { xenstore-exists "$home/data/state" || lost; }
+is_anew() { above "$home/data/rounds" 3 || lost; }
+# attack NAME: fails if its domU was lost; `home` is where it was.
+attack() {
+	local state
+	check "$1: xl create" ring_guest "$1" "$1" "on_reboot='destroy'"
+	home=$(domu_home "$1")
+	check "$1: it attacks" wait_for 120 attacks
+	check "$1: the other domU goes on" latencies
+	tell "LATENCY $1: domU mean $mean longest $longest, dom0 $own"
+	check "$1: its latency is bounded" [ "$mean" -le $((mean0 * 10 + 50000)) ]
+	check "$1: its longest one too" [ "$longest" -le $((longest0 * 10 + 2000000)) ]
+	check "$1: and that of dom0" [ "$own" -le $((own0 * 10 + 500000)) ]
+	state=$(xenstore-read "$home/data/state")
+	case $state in *anew) check "$1: it starts anew and is answered well" wait_for 120 is_anew ;; esac
+	lost && return 1
+	check "$1: its state can be read" [ -n "$state" ]
+	check "$1: it is still there" eq "$(domu_home "$1")" "$home"
+	check "$1: xl destroy" xl destroy "$1"
+}
+
+for name in $attacks; do
 	# Before each, what a guest costs that only takes a processor: machines differ, and one hour
 	# from the next. The bounds tell somebody who is slowed from somebody who is not served.
-	check "$attack: a domU that only spins" ring_guest spin spin
-	check "$attack: it spins" wait_for 120 xenstore-exists "$(domu_home spin)/data/state"
+	check "$name: a domU that only spins" ring_guest spin spin
+	check "$name: it spins" wait_for 120 xenstore-exists "$(domu_home spin)/data/state"
 	latencies
-	tell "LATENCY before $attack: domU mean $mean longest $longest, dom0 $own"
+	tell "LATENCY before $name: domU mean $mean longest $longest, dom0 $own"
 	mean0=$mean longest0=$longest own0=$own
 	xl destroy spin
-	check "$attack: xl create" ring_guest "$attack" "$attack"
-	home=$(domu_home "$attack")
-	check "$attack: it attacks" wait_for 120 xenstore-exists "$home/data/state"
-	check "$attack: the other domU goes on" latencies
-	tell "LATENCY $attack: domU mean $mean longest $longest, dom0 $own"
-	check "$attack: its latency is bounded" [ "$mean" -le $((mean0 * 10 + 50000)) ]
-	check "$attack: its longest one too" [ "$longest" -le $((longest0 * 10 + 2000000)) ]
-	check "$attack: and that of dom0" [ "$own" -le $((own0 * 10 + 500000)) ]
-	# One that has died does not attack any more: what it cannot be asked was not tested.
-	check "$attack: it is still there" eq "$(domu_home "$attack")" "$home"
-	state=$(xenstore-read "$home/data/state")
-	check "$attack: its state can be read" [ -n "$state" ]
-	case $state in *anew)
-		check "$attack: it starts anew and is answered well" wait_for 120 above "$home/data/rounds" 3 ;;
-	esac
-	check "$attack: the store works" test-xenstore
-	check "$attack: xl destroy" xl destroy "$attack"
-	check "$attack: nothing of it stays" wait_for 60 gone "$home"
-	check "$attack: descriptors are back to $fds" wait_for 60 same_fds
-	tell "MEMORY after $attack: $(subject_rss) KiB"
+	tries=1
+	until attack "$name" || [ "$((tries += 1))" -gt 5 ]; do
+		tell "LOST $name: the domU of domid ${home##*/}; once more"
+	done
+	check "$name: it came to an end" [ "$tries" -le 5 ]
+	check "$name: the store works" test-xenstore
+	check "$name: nothing of it stays" wait_for 60 gone "$home"
+	check "$name: descriptors are back to $fds" wait_for 60 same_fds
+	tell "MEMORY after $name: $(subject_rss) KiB"
 done
 check "no answer was wrong" fails grep 'wrong [^0]' "$(domu_log victim)"
 check "the other domU is still there" wait_for 60 windows_above "$(windows)"
