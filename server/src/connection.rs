@@ -116,6 +116,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// Writes what is there to write; pending while the other side has no room for all of it.
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.state.unsent().is_empty() {
+            self.server.commit();
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, self.state.unsent()))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -233,6 +234,7 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
         if end.is_pending() && this.has_unexecuted() {
             this.server.left_over(this.conn, || this.unexecuted());
         }
+        this.server.commit();
         // Once a turn, after all that has been read and written.
         match Pin::new(&mut this.transport).poll_flush(cx) {
             Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),

@@ -311,7 +311,8 @@ impl<H: Host + 'static> Server<H> {
         outcome
     }
 
-    /// Does something to the engine that is in the journal first, if there is one.
+    /// Does something to the engine and records it, if there is a journal; to be followed by
+    /// [`Server::commit`].
     fn run<T>(&self, input: &Input<'_>, run: impl FnOnce(&mut Engine, &mut dyn Host) -> T) -> T {
         let shared = &self.0;
         let mut engine = shared.engine.borrow_mut();
@@ -326,6 +327,13 @@ impl<H: Host + 'static> Server<H> {
         result
     }
 
+    /// What has happened so far is kept for the next process: to be called before anybody hears of it.
+    pub(crate) fn commit(&self) {
+        if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
+            journal.commit();
+        }
+    }
+
     /// Must this request be in the journal? On a socket, which does not outlive the process, not if
     /// it only asks and brings no events.
     fn is_journaled(&self, conn: ConnId, header: &Header) -> bool {
@@ -337,8 +345,8 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// What was taken from a ring and is not executed yet goes into the journal, before the guest is
-    /// told that it was taken.
+    /// What was taken from a ring and is not executed yet; to be followed by [`Server::commit`] before
+    /// the guest is told that it was taken.
     pub(crate) fn left_over(&self, conn: ConnId, bytes: impl FnOnce() -> Vec<u8>) {
         if let Some(journal) = self.0.journal.borrow_mut().as_mut()
             && matches!(self.0.engine.borrow().caller(conn), Some(Caller::Domain(_)))
@@ -360,10 +368,10 @@ impl<H: Host + 'static> Server<H> {
 
     /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
     pub(crate) fn leave_journal(&self, stays: bool) {
-        if let Some(journal) = self.0.journal.borrow_mut().take()
-            && !stays
-        {
-            journal.end();
+        let Some(mut journal) = self.0.journal.borrow_mut().take() else { return };
+        match stays {
+            true => journal.commit(),
+            false => journal.end(),
         }
     }
 
@@ -375,22 +383,27 @@ impl<H: Host + 'static> Server<H> {
     /// Asks the machine about every domain.
     pub(crate) fn domains_changed(&self) {
         self.run(&Input::DomainsChanged, Engine::domains_changed);
+        self.commit();
         self.wake();
     }
 
     /// Begins a connection, which nobody serves yet.
     pub(crate) fn connect(&self, caller: Caller) -> ConnId {
-        self.run(&Input::Connect(caller), |engine, _| engine.connect(caller))
+        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
+        self.commit();
+        conn
     }
 
     /// A connection starts anew.
     pub(crate) fn restart(&self, conn: ConnId) {
         self.run(&Input::Restart(conn), |engine, _| engine.restart(conn));
+        self.commit();
     }
 
     /// Ends a connection.
     pub(crate) fn disconnect(&self, conn: ConnId) {
         self.run(&Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
+        self.commit();
     }
 
     /// Lets the engine and the machine change together, then wakes those whom it concerns. The

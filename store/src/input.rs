@@ -44,6 +44,9 @@ pub enum Input<'a> {
     DomainsChanged,
 }
 
+/// Bytes of a request before its payload.
+const REQUEST_FRONT: usize = 1 + 8 + 8 + HEADER_LEN;
+
 /// Takes the front of some bytes.
 pub(crate) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (front, rest) = bytes.split_first_chunk()?;
@@ -73,10 +76,12 @@ impl<'a> Input<'a> {
                 out.extend_from_slice(&conn.0.to_le_bytes());
             }
             Input::Request { conn, now, header, payload } => {
-                out.push(4);
-                out.extend_from_slice(&conn.0.to_le_bytes());
-                out.extend_from_slice(&now.to_le_bytes());
-                out.extend_from_slice(&header.emit());
+                // At once: most inputs are requests.
+                let mut front = [4; REQUEST_FRONT];
+                front[1..9].copy_from_slice(&conn.0.to_le_bytes());
+                front[9..17].copy_from_slice(&now.to_le_bytes());
+                front[17..].copy_from_slice(&header.emit());
+                out.extend_from_slice(&front);
                 out.extend_from_slice(payload);
             }
             Input::Events { conn, limit } => {

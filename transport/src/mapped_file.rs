@@ -2,7 +2,7 @@
 //! written is there for the next program however this one ends.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,7 @@ use crate::raw::Mapping;
 
 /// Bytes that are asked for at once.
 const STEP: usize = 1 << 20;
+const PAGE: usize = 4096;
 
 /// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
 /// file system is an error and not a signal.
@@ -26,13 +27,14 @@ pub struct MappedFile {
     room: usize,
 }
 
-/// Makes an empty file that only its owner may read, and locks it. A file of that name is emptied.
+/// Makes a file that only its owner may read, and locks it. What is in a file of that name stays there, to
+/// be written over: its memory is at hand.
 pub fn create(path: &Path) -> io::Result<File> {
     if !crash::point() {
         return Err(io::ErrorKind::Other.into());
     }
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path)?;
     lock(&file)?;
     Ok(file)
@@ -40,9 +42,10 @@ pub fn create(path: &Path) -> io::Result<File> {
 
 impl MappedFile {
     /// Maps a file of one's own, with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It can get at most `len` bytes long; what is new is 0.
-    pub fn of(file: File, len: usize) -> io::Result<MappedFile> {
-        let room = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    /// [`MappedFile::write`]. It can get at most `len` bytes long; what comes behind what has been
+    /// written is 0 or anything that was in the file before.
+    pub fn of(mut file: File, len: usize) -> io::Result<MappedFile> {
+        let room = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
         file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
         let mapping = Mapping::shared(&file, 0, len)?;
         Ok(MappedFile { file, mapping, len, room })
@@ -63,6 +66,8 @@ impl MappedFile {
         let room = end.next_multiple_of(STEP).min(self.len);
         let (offset, len) = (self.room as u64, (room - self.room) as u64);
         fallocate(&self.file, FallocateFlags::empty(), offset, len)?;
+        let page = self.room.next_multiple_of(PAGE).min(room);
+        self.mapping.have_at_hand(page, room - page);
         self.room = room;
         Ok(())
     }
@@ -72,6 +77,13 @@ impl MappedFile {
         self.reserve(at + bytes.len())?;
         crash::in_parts(bytes, |from, part| self.mapping.write(at + from, part));
         Ok(())
+    }
+
+    /// Writes two words, at a multiple of 8, and bytes after them: the words at once, when all the bytes
+    /// are there. Fails, having written nothing, if there is no room.
+    pub fn append(&mut self, at: usize, words: [u32; 2], bytes: &[u8]) -> io::Result<()> {
+        self.write(at + 8, bytes)?;
+        self.publish(at, words)
     }
 
     /// Reads bytes back.

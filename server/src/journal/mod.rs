@@ -5,9 +5,11 @@
 //! it again from there ([`replay`]), however this one ends: killed, aborted, out of memory. It does
 //! not survive the machine.
 //!
-//! An input is recorded before it is carried out, and marked as done before anybody hears of it. A
-//! request that was being carried out at the end is carried out again; one that has ended the process
-//! four times is answered with EIO instead.
+//! What is done is recorded before anybody hears of it, a turn of a connection at once: what
+//! is lost with a process has not happened, and the requests are still in their rings. A process that
+//! comes after another also records each input before it carries it out, at first: the request at
+//! which it ends is carried out again, and answered with EIO instead when it has been the end of
+//! four such.
 //!
 //! When a file is long enough, all connections stand still for a moment, in which the state is taken:
 //! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
@@ -42,19 +44,23 @@ use crate::place;
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
-use segment::{Left, Segment};
+use segment::{Group, Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun, if the state that it begins with is not
 /// longer.
-const FULL: usize = 16 << 20;
+const FULL: usize = 8 << 20;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(5);
-/// How often a process ends in the same request until it is refused. A process that is killed while
+/// How often a process that looks out ends in the same request until it is refused. A process that is killed while
 /// it has just come back is killed in the request with which it begins, and that twice is chance.
 const TRIES: u8 = 4;
+
+/// Inputs of which a process that comes after another records each before it carries it out: more than
+/// the requests that wait in 1,000 rings, of which one may have been the end of that other.
+const LOOKED_OUT_FOR: u32 = 1 << 17;
 
 /// The journal of a server.
 #[derive(Debug)]
@@ -71,7 +77,12 @@ pub(crate) struct Journal {
     draft: Option<Since>,
     /// When it may be tried again.
     rests_until: Instant,
-    body: Vec<u8>,
+    /// What has been recorded and not written.
+    group: Group,
+    /// The last input is being carried out.
+    open: bool,
+    /// Inputs that are still to be looked out for.
+    look_out: u32,
     waiter: Option<Waker>,
 }
 
@@ -82,14 +93,20 @@ type Since = Option<usize>;
 /// The next file, for any thread to write.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    path: PathBuf,
+    dir: PathBuf,
     boot: [u8; 16],
+    number: u64,
 }
 
 impl Draft {
     /// Writes it with this state, which `write` gives to its argument in pieces.
     pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> Drafted {
-        Drafted(Segment::create(&self.path, &self.boot, FULL, write))
+        let path = new_file(&self.dir);
+        remove_file(&path);
+        if crash::point() {
+            let _ = std::fs::rename(old_file(&self.dir), &path);
+        }
+        Drafted(Segment::create(&path, &self.boot, self.number, FULL, write))
     }
 }
 
@@ -130,6 +147,20 @@ fn new_file(dir: &Path) -> PathBuf {
     dir.join("journal.new")
 }
 
+/// One that is not needed any more, to be written over: its memory is at hand, which to get anew for each
+/// page would be a third of what a record costs.
+fn old_file(dir: &Path) -> PathBuf {
+    dir.join("journal.old")
+}
+
+/// The next file is written over this one, unless another process has not let go of it yet.
+fn keep_for_later(dir: &Path, file: &Path) {
+    let is_free = File::open(file).and_then(|file| mapped_file::lock(&file)).is_ok();
+    if !is_free || std::fs::rename(file, old_file(dir)).is_err() {
+        let _ = std::fs::remove_file(file);
+    }
+}
+
 /// Numbers of the files that are there, the newest first.
 fn numbers(dir: &Path) -> Vec<u64> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
@@ -151,6 +182,7 @@ fn remove(dir: &Path) {
         remove_file(&file(dir, number));
     }
     remove_file(&new_file(dir));
+    remove_file(&old_file(dir));
 }
 
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
@@ -255,7 +287,9 @@ impl Journal {
             is_void: false,
             draft: None,
             rests_until: Instant::now(),
-            body: Vec::new(),
+            group: Group::default(),
+            open: false,
+            look_out: if number > 0 { LOOKED_OUT_FOR } else { 0 },
             waiter: None,
         };
         let draft = journal.draft();
@@ -271,9 +305,10 @@ impl Journal {
 
     /// The next file, which is to be written with the state as it is now.
     pub(crate) fn draft(&mut self) -> Draft {
+        self.commit();
         let goes_on = self.segment.as_ref().filter(|_| self.is_valid());
         self.draft = Some(goes_on.map(Segment::end));
-        Draft { path: new_file(&self.dir), boot: self.boot }
+        Draft { dir: self.dir.clone(), boot: self.boot, number: self.number + 1 }
     }
 
     /// Could the next process go on from here?
@@ -308,7 +343,7 @@ impl Journal {
                 let remove = move || {
                     drop(old);
                     for old in numbers(&dir).into_iter().filter(|old| *old < number) {
-                        let _ = std::fs::remove_file(file(&dir, old));
+                        keep_for_later(&dir, &file(&dir, old));
                     }
                 };
                 if crash::point() {
@@ -344,6 +379,7 @@ impl Journal {
     /// Nobody is to go on from here until the next file.
     pub(crate) fn interrupt(&mut self) {
         (self.segment, self.draft) = (None, None);
+        self.group.clear();
         self.rests_until = Instant::now();
         remove(&self.dir);
         self.wake();
@@ -359,27 +395,45 @@ impl Journal {
         );
     }
 
-    fn write(&mut self, record: &Record<'_>) {
-        let Some(segment) = &mut self.segment else { return };
-        self.body.clear();
-        record.emit(&mut self.body);
-        if let Err(error) = segment.record(&self.body) {
-            self.suspend(&error);
+    fn record(&mut self, record: &Record<'_>) {
+        if self.segment.is_some() {
+            self.group.push(|out| record.emit(out));
         }
     }
 
     /// Something is about to be done.
     pub(crate) fn input(&mut self, input: &Input<'_>) {
-        self.write(&Record::Input(*input));
+        if self.segment.is_some() {
+            self.group.push(|out| input.emit(out));
+        }
+        self.open = true;
+        if self.look_out > 0 {
+            self.look_out -= 1;
+            self.commit();
+        }
     }
 
     /// It has been done, and the machine has answered this meanwhile.
     pub(crate) fn done(&mut self, answers: &[u8]) {
         if !answers.is_empty() {
-            self.write(&Record::Answers(answers));
+            self.record(&Record::Answers(answers));
         }
+        self.open = false;
+        if self.look_out > 0 {
+            self.commit();
+        }
+    }
+
+    /// These bytes were taken from a ring, besides requests that were executed.
+    pub(crate) fn left_over(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.record(&Record::LeftOver { conn, bytes });
+    }
+
+    /// The next process knows of all that has happened: to be called before anybody hears of any of
+    /// it.
+    pub(crate) fn commit(&mut self) {
         let Some(segment) = &mut self.segment else { return };
-        if let Err(error) = segment.done() {
+        if let Err(error) = segment.write(&mut self.group, self.open) {
             return self.suspend(&error);
         }
         if segment.is_full() {
@@ -387,26 +441,22 @@ impl Journal {
         }
     }
 
-    /// These bytes were taken from a ring, besides requests that were executed.
-    pub(crate) fn left_over(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.write(&Record::LeftOver { conn, bytes });
-        self.done(&[]);
-    }
-
     /// Makes the engine again as it was before the last input, which is refused.
     pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
         if self.segment.is_none() {
             return Err("there is no journal".into());
         }
+        self.commit();
         let file = File::open(file(&self.dir, self.number)).map_err(|error| error.to_string())?;
         let left = Left::read(file, &self.boot)?;
         let replay = Replay::of(&self.config, &left)?;
         replay.engine.check().map_err(|violation| violation.to_string())?;
         // One that is not in the journal leaves nothing that is to be refused.
         if replay.interrupted.is_some() {
-            self.write(&Record::Refused);
-            self.done(&[]);
+            self.record(&Record::Refused);
         }
+        self.open = false;
+        self.commit();
         Ok(replay.engine)
     }
 }

@@ -1,15 +1,17 @@
 //! One file of the journal: a state, and what was done to it since.
 //!
 //! ```text
-//! header  magic, version, boot id, length and checksum of the state, checksum of all that
+//! header  magic, version, boot id, number, length and checksum of the state, checksum of all that
 //!         done: everything before this byte has been carried out; and its complement
 //! state   a migration stream
-//! records length, checksum, body; each at a multiple of 8; a length of 0 ends them
+//! groups  length, checksum, records; a length of 0 ends them
+//! records length, body; a length of 0 ends them, so that lengths of groups are multiples of 8
 //! ```
 //!
-//! The checksum of a record is that of the header, its place and its body, so that none from another
-//! file or place is taken. It is there as soon as its length is, which is written last. All words are
-//! in the order of this machine: no other reads them.
+//! Checksums are the low half of XXH3. That of a group is seeded with that of the header and the
+//! group's place, so that none from another place is taken, nor from the file over which this one is
+//! written. It is there as soon as its length is, which is written last. All words are in the order
+//! of this machine: no other reads them.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,42 +19,69 @@ use std::path::Path;
 
 use xenstore_protocol::stream::Sink;
 use xenstore_transport::mapped_file::{self, MappedFile};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
-const MAGIC: [u8; 8] = *b"xsjourn\x02";
+const MAGIC: [u8; 8] = *b"xsjourn\x03";
 pub(super) const HEADER: usize = 4096;
 /// Where `done` is.
 pub(super) const DONE: usize = 64;
+/// Bytes of a group before its records.
+const PREFIX: usize = 8;
 /// Bytes of a record before its body.
-pub(super) const PREFIX: usize = 8;
+const LEN: usize = 4;
 
-/// Bytes that are read at once, more than the longest record has.
+/// Bytes that are read at once, more than there are zeroes in a row in any group.
 const PIECE: u64 = 1 << 20;
 
 fn place(len: usize) -> usize {
     (HEADER + len).next_multiple_of(8)
 }
 
-/// Where the record comes that follows one of this length.
-fn after(at: usize, len: usize) -> usize {
-    (at + PREFIX + len).next_multiple_of(8)
+#[expect(clippy::cast_possible_truncation)]
+pub(super) fn low_half(sum: u64) -> u32 {
+    sum as u32
 }
 
 /// The part of the header that does not change, and its checksum, with which it ends.
-fn head(boot: &[u8; 16], len: usize, state: u32) -> (Vec<u8>, u32) {
-    let mut head = [&MAGIC[..], boot].concat();
+fn head(boot: &[u8; 16], number: u64, len: usize, state: u32) -> (Vec<u8>, u32) {
+    let mut head = [&MAGIC[..], boot, &number.to_ne_bytes()].concat();
     head.extend_from_slice(&(len as u64).to_ne_bytes());
     head.extend_from_slice(&state.to_ne_bytes());
-    let check = crc32fast::hash(&head);
+    let check = low_half(xxh3_64(&head));
     head.extend_from_slice(&check.to_ne_bytes());
     (head, check)
 }
 
-/// The checksum of a record at its place, in the file that begins like this.
-fn check(head: u32, at: usize, body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(head);
-    hasher.update(&(at as u64).to_ne_bytes());
-    hasher.update(body);
-    hasher.finalize()
+/// The checksum of a group at its place, in the file that begins like this.
+fn check(head: u32, at: u32, records: &[u8]) -> u32 {
+    low_half(xxh3_64_with_seed(records, u64::from(head) << 32 | u64::from(at)))
+}
+
+fn word(at: usize) -> io::Result<u32> {
+    u32::try_from(at).map_err(io::Error::other)
+}
+
+/// Records that are to be written together.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    bytes: Vec<u8>,
+    /// Where the last of them begins.
+    last: usize,
+}
+
+impl Group {
+    /// Adds a record, whose body `emit` appends to its argument.
+    pub(super) fn push(&mut self, emit: impl FnOnce(&mut Vec<u8>)) {
+        self.last = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LEN]);
+        emit(&mut self.bytes);
+        let len = u32::try_from(self.bytes.len() - self.last - LEN).unwrap_or(u32::MAX);
+        self.bytes[self.last..self.last + LEN].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+    }
 }
 
 /// A file that is being written.
@@ -63,37 +92,41 @@ pub(super) struct Segment {
     head: u32,
     start: usize,
     at: usize,
+    /// Everything before has been carried out.
+    done: usize,
     /// Bytes of records after which another is to be begun.
     full: usize,
 }
 
 impl Segment {
-    /// Makes a file with a state, which `write` gives to its argument in pieces. It is full after
-    /// `full` bytes of records, or as many as the state has, so that writing states is always the
-    /// smaller part of the work; there is as much room again for what comes until then.
+    /// Makes a file with a state, which `write` gives to its argument in pieces; its number is that
+    /// of no other with groups. It is full after `full` bytes of records, or as many as the state
+    /// has, so that writing states is always the smaller part of the work; there is as much room
+    /// again for what comes until then.
     pub(super) fn create(
         path: &Path,
         boot: &[u8; 16],
+        number: u64,
         full: usize,
         write: impl FnOnce(&mut Sink<'_>),
     ) -> io::Result<Segment> {
         let mut file = mapped_file::create(path)?;
         let mut written = file.write_all(&[0; HEADER]);
-        let (mut len, mut check) = (0, crc32fast::Hasher::new());
+        let (mut len, mut sum) = (0, Xxh3::new());
         write(&mut |piece| {
             if written.is_ok() {
                 written = file.write_all(piece);
             }
             len += piece.len();
-            check.update(piece);
+            sum.update(piece);
         });
         written?;
         let (start, full) = (place(len), full.max(len));
         let mut file = MappedFile::of(file, start + 2 * full)?;
-        let (head, check) = head(boot, len, check.finalize());
+        let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
-        let mut segment = Segment { file, head: check, start, at: start, full };
-        segment.done()?;
+        let mut segment = Segment { file, head: check, start, at: start, done: 0, full };
+        segment.done(start)?;
         Ok(segment)
     }
 
@@ -102,43 +135,60 @@ impl Segment {
         self.at - self.start >= self.full
     }
 
-    /// Where the next record comes.
+    /// Where the next group comes.
     pub(super) fn end(&self) -> usize {
         self.at
     }
 
-    /// Takes all records of another that begin at `since` or later. They have been carried out.
+    /// Takes all groups of another that begin at `since` or later. They have been carried out.
     pub(super) fn take(&mut self, other: &Segment, since: usize) -> io::Result<()> {
-        let (mut at, mut body) = (since, Vec::new());
+        let (mut at, mut records) = (since, Vec::new());
         while at < other.at {
             let mut len = [0; 4];
             other.file.read(at, &mut len);
-            body.resize(u32::from_ne_bytes(len) as usize, 0);
-            other.file.read(at + PREFIX, &mut body);
-            self.record(&body)?;
-            at = after(at, body.len());
+            records.resize(u32::from_ne_bytes(len) as usize, 0);
+            other.file.read(at + PREFIX, &mut records);
+            self.append(&records)?;
+            at += PREFIX + records.len();
         }
-        self.done()
+        self.done(self.at)
     }
 
-    /// Writes a record.
-    pub(super) fn record(&mut self, body: &[u8]) -> io::Result<()> {
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
         let at = self.at;
-        let end = after(at, body.len());
+        let end = at + PREFIX + records.len();
         // Room for the length of the next, which says that there is none.
         if end + PREFIX > self.file.limit() {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.file.write(at + PREFIX, body)?;
-        let len = u32::try_from(body.len()).map_err(io::Error::other)?;
-        self.file.publish(at, [len, check(self.head, at, body)])?;
+        let words = [word(records.len())?, check(self.head, word(at)?, records)];
+        self.file.append(at, words, records)?;
         self.at = end;
         Ok(())
     }
 
-    /// What has been recorded so far has been carried out.
-    pub(super) fn done(&mut self) -> io::Result<()> {
-        let at = u32::try_from(self.at).map_err(io::Error::other)?;
+    /// Writes what is in the group, which is empty then. All that was written so far has been carried
+    /// out, but for the last of it, if that is `open`.
+    pub(super) fn write(&mut self, group: &mut Group, open: bool) -> io::Result<()> {
+        let (last, begun) = (self.at + PREFIX + group.last, !group.bytes.is_empty());
+        if begun {
+            group.bytes.resize(group.bytes.len().next_multiple_of(8), 0);
+            self.append(&group.bytes)?;
+            group.clear();
+        }
+        match open {
+            false => self.done(self.at),
+            true if begun => self.done(last),
+            true => Ok(()),
+        }
+    }
+
+    fn done(&mut self, done: usize) -> io::Result<()> {
+        if done == self.done {
+            return Ok(());
+        }
+        self.done = done;
+        let at = word(done)?;
         self.file.publish(DONE, [at, !at])
     }
 }
@@ -162,8 +212,9 @@ impl Left {
     }
 
     pub(super) fn parse(file: File, bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
-        let len = bytes.get(24..32).and_then(|len| len.try_into().ok()).map(u64::from_ne_bytes);
-        let len = len.and_then(|len| usize::try_from(len).ok()).ok_or("it is too short")?;
+        let number = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let (this, len) = number(24).zip(number(32)).ok_or("it is too short")?;
+        let len = usize::try_from(len).map_err(|_| "its state is not whole")?;
         let end = HEADER.checked_add(len).filter(|end| *end <= bytes.len());
         let state = HEADER..end.ok_or("its state is not whole")?;
         if bytes[..8] != MAGIC {
@@ -172,7 +223,7 @@ impl Left {
         if bytes[8..24] != *boot {
             return Err("it is from before the machine was started".into());
         }
-        let (head, check) = head(boot, len, crc32fast::hash(&bytes[state.clone()]));
+        let (head, check) = head(boot, this, len, low_half(xxh3_64(&bytes[state.clone()])));
         if bytes[..head.len()] != head {
             return Err("its state is damaged".into());
         }
@@ -195,25 +246,39 @@ impl Left {
         (done == !self.word(DONE + 4)).then_some(done as usize)
     }
 
-    /// The records in order: body, and whether it was carried out. Ends at the first that is not
-    /// whole. If it is not known what was carried out, all was: what is written was about to be.
-    pub(super) fn records(&self) -> impl Iterator<Item = (&[u8], bool)> {
-        let done = self.done().unwrap_or(usize::MAX);
+    /// The groups in order: where their records are. Ends at the first that is not whole.
+    pub(super) fn groups(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let mut at = place(self.state.len());
         std::iter::from_fn(move || {
-            let len = self.word(at) as usize;
-            let end = at.checked_add(PREFIX)?.checked_add(len)?;
-            let body = self.bytes.get(at + PREFIX..end).filter(|body| !body.is_empty())?;
-            let whole = self.word(at + 4) == check(self.head, at, body);
-            at = end.next_multiple_of(8);
-            whole.then_some((body, at <= done))
+            let start = at.checked_add(PREFIX)?;
+            let end = start.checked_add(self.word(at) as usize)?;
+            let records = self.bytes.get(start..end).filter(|records| !records.is_empty())?;
+            let whole = self.word(at + 4) == check(self.head, word(at).ok()?, records);
+            at = end;
+            whole.then_some(start..end)
         })
     }
 
-    /// Where the last whole record ends.
+    /// The records in order: body, and whether it was carried out. If that is not known, all were:
+    /// what is written had been done or was about to be.
+    pub(super) fn records(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        let done = self.done().unwrap_or(usize::MAX);
+        self.groups().flat_map(move |group| {
+            let mut at = group.start;
+            std::iter::from_fn(move || {
+                let start = at + LEN;
+                let len = self.word(at) as usize;
+                let body = self.bytes[..group.end].get(start..start + len)?;
+                at = start + len;
+                (len > 0).then_some((body, at <= done))
+            })
+        })
+    }
+
+    /// Where the last whole group ends.
     pub(super) fn end(&self) -> usize {
-        let whole = self.records().map(|(body, _)| (PREFIX + body.len()).next_multiple_of(8));
-        place(self.state.len()) + whole.sum::<usize>()
+        let last = self.groups().last();
+        last.map_or(place(self.state.len()), |group| group.end)
     }
 
     /// Was more carried out than what can be read here, or is that not known?
@@ -228,7 +293,7 @@ fn front(file: &File) -> io::Result<Vec<u8>> {
     loop {
         let at = bytes.len();
         let count = file.take(PIECE).read_to_end(&mut bytes)?;
-        // Records are shorter than this, and there is no room between them.
+        // There is no room between groups.
         if count == 0 || bytes[at..].iter().all(|byte| *byte == 0) {
             bytes.truncate(at);
             return Ok(bytes);
@@ -242,25 +307,29 @@ mod tests {
 
     const BOOT: [u8; 16] = *b"0123456789abcdef";
 
-    fn segment(path: &Path, state: &[u8], full: usize) -> Segment {
+    fn segment(path: &Path, number: u64, state: &[u8], full: usize) -> Segment {
         let halves = state.split_at(state.len() / 2);
         let write = |sink: &mut Sink<'_>| [halves.0, halves.1].into_iter().for_each(sink);
-        Segment::create(path, &BOOT, full, write).unwrap()
+        Segment::create(path, &BOOT, number, full, write).unwrap()
     }
 
     fn written(dir: &Path) -> std::path::PathBuf {
-        written_on(dir, b"the state")
+        let path = dir.join("segment");
+        write_some(segment(&path, 1, b"the state", 2048));
+        path
     }
 
-    fn written_on(dir: &Path, state: &[u8]) -> std::path::PathBuf {
-        let path = dir.join("segment");
-        let mut segment = segment(&path, state, 2048);
-        for body in [&b"one"[..], b"two two", &[3; 100]] {
-            segment.record(body).unwrap();
-            segment.done().unwrap();
-        }
-        segment.record(b"not done").unwrap();
-        path
+    fn write_some(mut segment: Segment) {
+        write(&mut segment, &[b"one"], false);
+        write(&mut segment, &[b"two two", &[3; 100]], false);
+        write(&mut segment, &[b"done", b"not done"], true);
+    }
+
+    fn write(segment: &mut Segment, bodies: &[&[u8]], open: bool) {
+        let mut group = Group::default();
+        bodies.iter().for_each(|body| group.push(|out| out.extend_from_slice(body)));
+        segment.write(&mut group, open).unwrap();
+        assert!(group.bytes.is_empty());
     }
 
     fn bodies(left: &Left) -> Vec<(Vec<u8>, bool)> {
@@ -273,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let left = Left::read(File::open(written(dir.path())).unwrap(), &BOOT).unwrap();
         assert_eq!(left.state(), b"the state");
-        let expected = [(&b"one"[..], true), (b"two two", true), (&[3; 100], true)];
+        let expected = [&b"one"[..], b"two two", &[3; 100], b"done"].map(|body| (body, true));
         let mut expected: Vec<_> = expected.map(|(body, done)| (body.to_vec(), done)).into();
         expected.push((b"not done".to_vec(), false));
         assert_eq!(bodies(&left), expected);
@@ -321,15 +390,15 @@ mod tests {
     fn records_go_on_in_the_next_file() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (dir.path().join("old"), dir.path().join("new"));
-        let mut first = segment(&old, b"the state", 4096);
-        first.record(b"before").unwrap();
+        let mut first = segment(&old, 1, b"the state", 4096);
+        write(&mut first, &[b"before"], false);
         let since = first.end();
         let after = [&b"a"[..], b"12345678", &[9; 1000]];
-        after.iter().for_each(|body| first.record(body).unwrap());
-        first.done().unwrap();
-        let mut next = segment(&new, b"another", 4096);
+        write(&mut first, &after[..1], false);
+        write(&mut first, &after[1..], false);
+        let mut next = segment(&new, 2, b"another", 4096);
         next.take(&first, since).unwrap();
-        next.record(b"more").unwrap();
+        write(&mut next, &[b"more"], true);
         let left = Left::read(File::open(&new).unwrap(), &BOOT).unwrap();
         let mut expected: Vec<_> = after.iter().map(|body| (body.to_vec(), true)).collect();
         expected.push((b"more".to_vec(), false));
@@ -337,21 +406,23 @@ mod tests {
         assert!(!left.is_damaged());
     }
 
-    // Fails if what an earlier file has left behind the last record is taken for records.
+    // Fails if anything of a file is taken for part of the one that is written over it.
     #[test]
     fn records_of_another_file_are_none() {
         let dir = tempfile::tempdir().unwrap();
-        let old = std::fs::read(written_on(dir.path(), b"was state")).unwrap();
-        let new = std::fs::read(written_on(dir.path(), b"the state")).unwrap();
-        let left = |bytes: &[u8]| {
-            Left::parse(tempfile::tempfile().unwrap(), bytes.to_vec(), &BOOT).unwrap()
-        };
-        let (records, mut at) = (bodies(&left(&new)), place(9));
-        for (count, (body, _)) in records.iter().enumerate() {
-            let both = [&new[..at], &old[at..]].concat();
-            assert_eq!(bodies(&left(&both)), records[..count]);
-            at = (at + PREFIX + body.len()).next_multiple_of(8);
+        let path = written(dir.path());
+        let left = || Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        let groups: Vec<_> = left().groups().collect();
+        assert_eq!(groups.len(), 3);
+        let mut over = segment(&path, 2, b"the state", 2048);
+        for (count, group) in groups.iter().enumerate() {
+            assert!(left().groups().eq(groups[..count].iter().cloned()));
+            assert_eq!(left().end(), group.start - PREFIX);
+            let mut same = vec![0; group.len()];
+            over.file.read(group.start, &mut same);
+            over.append(&same).unwrap();
         }
+        assert!(left().groups().eq(groups));
     }
 
     // Fails if a journal that is full is written beyond its end.
@@ -359,8 +430,13 @@ mod tests {
     fn a_full_journal_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("segment");
-        let mut segment = segment(&path, b"", 512);
-        let count = (0..).take_while(|_| segment.record(&[7; 92]).is_ok()).count();
+        let mut segment = segment(&path, 1, b"", 512);
+        let fits = |_: &i32| {
+            let mut group = Group::default();
+            group.push(|out| out.extend_from_slice(&[7; 88]));
+            segment.write(&mut group, false).is_ok()
+        };
+        let count = (0..).take_while(fits).count();
         assert_eq!(count, 9);
         assert_eq!(Left::read(File::open(&path).unwrap(), &BOOT).unwrap().records().count(), 9);
     }
