@@ -67,6 +67,11 @@ impl Ringed {
         if let Some(port) = self.port.take() {
             ports.borrow_mut().remove(&port);
         }
+        self.unbind();
+    }
+
+    /// The same at the end of everything.
+    pub(crate) fn unbind(&self) {
         self.line.doorbell().unbind();
     }
 }
@@ -119,14 +124,15 @@ pub(crate) struct Progress {
 
 impl Xen {
     /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
-    /// ours already. An error is one line.
+    /// ours already, or was kept. An error is one line.
     pub(crate) fn new(
-        machine: Machine,
+        mut machine: Machine,
         fresh: Sender<XenRing>,
         trace: Trace,
         bound: Option<u32>,
     ) -> Result<(Xen, Events), String> {
         let evtchn = machine.evtchn.clone();
+        let bound = bound.or_else(|| machine.kept.as_mut()?.take_domain_exc());
         let domain_exc = bound.map_or_else(|| evtchn.bind_domain_exc(), Ok).map_err(|error| {
             format!("VIRQ_DOM_EXC: {error}; does another XenStore run on this host?")
         })?;
@@ -173,8 +179,11 @@ impl Xen {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
         };
-        let evtchn = &self.machine.evtchn;
-        let bell = Bell::adopt(evtchn, port);
+        // What a guest has made of a channel that was kept is not known here: some bind their end anew.
+        let kept = self.machine.kept.as_mut().and_then(|kept| kept.take(domid.0));
+        let port = port.or(kept.map(|kept| kept.port));
+        let remote = kept.map(|kept| kept.remote).or(remote);
+        let bell = Bell::adopt(&self.machine.evtchn, port);
         if let (None, Some(remote)) = (port, remote)
             && let Err(error) = bell.rebind(domid.0, remote)
         {
@@ -198,6 +207,11 @@ impl Xen {
         let ringed = Ringed { line: line.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         Ok((XenRing::resume(line, domid.0, indices, told), settled))
+    }
+
+    /// All channels that are needed have been taken of those that were kept.
+    pub(crate) fn give_back_rest(&mut self) {
+        give_back(&mut self.machine);
     }
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page
@@ -318,6 +332,16 @@ impl Host for Xen {
     }
 }
 
+/// Gives back all channels that were kept and that nobody has taken.
+pub(crate) fn give_back(machine: &mut Machine) {
+    let Some(kept) = machine.kept.take() else { return };
+    let (taken, error) = kept.give_back(&*machine.evtchn);
+    if let Some(error) = error {
+        warn!(%error, "the hypervisor does not tell about event channels: they are bound anew");
+    }
+    info!(taken, "event channels were kept");
+}
+
 impl Events {
     /// Passes events on, for ever: those of rings to whoever serves them, and those about domains
     /// to the store.
@@ -326,10 +350,17 @@ impl Events {
         let mut ports = Vec::new();
         loop {
             ports.clear();
-            if let Err(error) = poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
-                error!(%error, "cannot read events; trying again");
-                Timer::after(EVENTS_PAUSE).await;
-                continue;
+            match poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    ports.extend(self.ports.borrow().keys());
+                    ports.push(domain_exc.get());
+                }
+                Err(error) => {
+                    error!(%error, "cannot read events; trying again");
+                    Timer::after(EVENTS_PAUSE).await;
+                    continue;
+                }
             }
             for port in &ports {
                 if let Some(line) = self.ports.borrow().get(port) {

@@ -7,7 +7,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
+use super::kept::OtherEnd;
+use super::{
+    DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC,
+};
 use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::inherit;
@@ -30,7 +33,6 @@ const TO_DAEMON: usize = 0;
 const TO_GUEST: usize = 4;
 /// In place of a domid in a record, for a virtual interrupt.
 const VIRQ_SENDER: u32 = u32::MAX;
-const VIRQ_DOM_EXC: u32 = 3;
 /// Kinds of entries in the table of ports.
 const FREE: u32 = 0;
 const INTERDOMAIN: u32 = 1;
@@ -42,25 +44,28 @@ const ENTRY: usize = 16;
 const RECORDS: usize = 4096;
 
 /// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
-/// of a program before this one, which has left this descriptor of its FIFO.
-pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
+/// of a program before this one, which has left its FIFO.
+pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
-    let fifo = match inherited {
-        Some(number) => File::from(inherit::fifo(number)?),
+    let (is_kept, is_new) = (matches!(left, Some(Left::Kept(_))), left.is_none());
+    let fifo = match left {
+        Some(Left::HandedOver(fifo) | Left::Kept(fifo)) => File::from(inherit::fifo(fifo)?),
         None => files.fifo("events")?,
     };
-    if inherited.is_none() && crash::point() {
+    rustix::io::ioctl_fionbio(&fifo, true)?;
+    if is_new && crash::point() {
         // Events for an earlier daemon.
         let mut rest = [0; RECORDS];
         while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     }
-    let anew = inherited.is_none() && crash::point();
-    let anew = if anew { OFlags::TRUNC } else { OFlags::empty() };
+    let anew = if is_new && crash::point() { OFlags::TRUNC } else { OFlags::empty() };
     let table = files.open("ports", OFlags::CREATE | anew)?;
     let size = PORTS as usize * ENTRY;
     table.set_len(size as u64)?;
-    let ports = Mutex::new(Ports::load(&table)?);
+    let ports = Ports::load(&table)?;
+    let kept = is_kept.then(|| ports.kept());
+    let ports = Mutex::new(ports);
     let table = Mapping::shared(&table, 0, size)?;
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
     let ids = BTreeMap::new();
@@ -68,6 +73,7 @@ pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Res
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
         domains: Box::new(Lives { files, dir: dir.to_owned(), ids }),
+        kept,
     })
 }
 
@@ -182,6 +188,19 @@ impl Ports {
         }
         Ok(ports)
     }
+
+    /// All of them, for whoever does not know them.
+    fn kept(&self) -> Kept {
+        let mut kept = Kept::below(self.last + 1);
+        for (port, Port { kind, domid, remote, .. }) in &self.by_number {
+            let end = match u16::try_from(*domid) {
+                Ok(domid) if *kind == INTERDOMAIN => OtherEnd::Domain(domid, *remote),
+                _ => OtherEnd::DomainExc,
+            };
+            kept.add(*port, end);
+        }
+        kept
+    }
 }
 
 #[derive(Debug)]
@@ -222,6 +241,10 @@ impl Channels {
 
 impl Evtchn for Channels {
     fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+        // As the hypervisor: the other end is bound once.
+        if self.ports().by_remote.contains_key(&(domid.into(), remote)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let (words, fifo) = self.files.guest(domid.into())?;
         // The hypervisor does this at once. A new channel is pending: the guest may have rung before.
         if crash::point() {
