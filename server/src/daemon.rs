@@ -329,7 +329,10 @@ fn listen(
     let kept = kept.filter(|kept| kept.path().as_ref() == Some(&path) && path.exists());
     let listener = match kept {
         Some(kept) => Ok(kept.owns_file()),
-        None => Listener::bind(&path, 0o600, driver),
+        None => {
+            systemd::forget(&[Keep::Listener]);
+            Listener::bind(&path, 0o600, driver)
+        }
     };
     let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
     Ok(Some((listener, path.display().to_string())))

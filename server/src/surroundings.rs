@@ -54,7 +54,9 @@ impl Surroundings {
             None => host(driver, left),
         };
         let machine = match (device, kept) {
-            (Some(number), _) => inherit::any(number).and_then(|fd| open(Some(Left::HandedOver(fd)))),
+            (Some(number), _) => {
+                inherit::any(number).and_then(|fd| open(Some(Left::HandedOver(fd))))
+            }
             (None, Some(kept)) => open(Some(Left::Kept(kept))).or_else(|error| {
                 warn!(%error, "systemd has not kept the event channels: they are bound anew");
                 systemd::forget(&[Keep::Evtchn]);

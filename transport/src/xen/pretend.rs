@@ -19,9 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::kept::OtherEnd;
-use super::{
-    DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC,
-};
+use super::{DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC};
 use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::inherit;
