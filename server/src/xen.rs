@@ -335,11 +335,11 @@ impl Host for Xen {
 /// Gives back all channels that were kept and that nobody has taken.
 pub(crate) fn give_back(machine: &mut Machine) {
     let Some(kept) = machine.kept.take() else { return };
-    let (taken, error) = kept.give_back(&*machine.evtchn);
+    let (taken, given_back, error) = kept.give_back(&*machine.evtchn);
     if let Some(error) = error {
         warn!(%error, "the hypervisor does not tell about event channels: they are bound anew");
     }
-    info!(taken, "event channels were kept");
+    info!(taken, given_back, "event channels were kept");
 }
 
 impl Events {
@@ -389,5 +389,87 @@ pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, u
             true => warn!(%domid, port, %reply, "a domain that waits cannot be introduced"),
             false => info!(%domid, port, "introduced a domain that was waiting"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll};
+
+    use futures_lite::future;
+    use xenstore_store::Config;
+    use xenstore_transport::driver::Driver;
+    use xenstore_transport::xen::pretend;
+
+    use super::*;
+    use crate::server::Clock;
+    use crate::standalone::Standalone;
+
+    /// A device that has lost events.
+    #[derive(Debug)]
+    struct Full {
+        device: Arc<dyn Evtchn>,
+        told: AtomicBool,
+        unmasked: Mutex<Vec<u32>>,
+    }
+
+    impl Evtchn for Full {
+        fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+            self.device.bind(domid, remote)
+        }
+        fn bind_domain_exc(&self) -> io::Result<u32> {
+            self.device.bind_domain_exc()
+        }
+        fn unbind(&self, port: u32) -> io::Result<()> {
+            self.device.unbind(port)
+        }
+        fn notify(&self, port: u32) -> io::Result<()> {
+            self.device.notify(port)
+        }
+        fn poll_ports(&self, _: &mut Context<'_>, _: &mut Vec<u32>) -> Poll<io::Result<()>> {
+            match self.told.swap(true, Ordering::Relaxed) {
+                false => Poll::Ready(Err(io::Error::from(rustix::io::Errno::FBIG))),
+                true => Poll::Pending,
+            }
+        }
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            self.device.descriptor()
+        }
+        fn unmask(&self, ports: &[u32]) -> io::Result<()> {
+            self.unmasked.lock().unwrap().extend(ports);
+            Ok(())
+        }
+    }
+
+    // Fails if guests whose events the device had no room for are not looked at, or are not heard any
+    // more.
+    #[test]
+    fn when_events_are_lost_everybody_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine = pretend(dir.path(), &Driver::new().unwrap(), None).unwrap();
+        let (told, unmasked) = (AtomicBool::new(false), Mutex::default());
+        let full = Arc::new(Full { device: machine.evtchn.clone(), told, unmasked });
+        machine.evtchn = full.clone();
+        let (fresh, _rings) = smol::channel::unbounded();
+        let (mut xen, events) = Xen::new(machine, fresh, Trace::new(), None).unwrap();
+        for domid in [1, 2] {
+            std::fs::create_dir(dir.path().join(domid.to_string())).unwrap();
+            xen.introduce(DomId(domid), 0, 1, 0).unwrap();
+        }
+        let host: Box<dyn Host> = Box::new(Standalone::default());
+        let server = Server::new(&Config::default(), host, Clock::Manual(0.into()));
+        future::block_on(async {
+            let mut deliver = std::pin::pin!(events.deliver(&server));
+            // The second turn comes after everybody's first.
+            for _ in 0..2 {
+                assert!(future::poll_once(&mut deliver).await.is_none());
+            }
+        });
+        let mut unmasked = full.unmasked.lock().unwrap().clone();
+        unmasked.sort_unstable();
+        assert_eq!(unmasked, [1, 2, 3], "VIRQ_DOM_EXC and two rings");
     }
 }

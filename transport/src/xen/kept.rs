@@ -33,93 +33,94 @@ pub struct Channel {
 }
 
 /// Ports that are bound. Each can be taken once; the others are to be given back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Kept {
     /// By domid: nobody has two to a domain.
     channels: BTreeMap<u16, Channel>,
     domain_exc: Option<u32>,
-    /// All ports are below this.
-    end: u32,
-    /// Why nothing is known from some port on.
+    /// All that have not been taken.
+    rest: BTreeSet<u32>,
+    taken: usize,
+    /// Why it is not known of all what they are connected to.
     error: Option<io::Error>,
-    taken: BTreeSet<u32>,
 }
 
 impl Kept {
-    /// Nothing is known yet, but that all ports are below this.
-    pub(super) fn below(end: u32) -> Kept {
-        let (channels, taken) = (BTreeMap::new(), BTreeSet::new());
-        Kept { channels, domain_exc: None, end, error: None, taken }
-    }
-
-    /// This port of ours is connected to that.
-    pub(super) fn add(&mut self, port: u32, end: OtherEnd) {
+    /// This port of ours is bound, to that if it is of any use.
+    pub(super) fn add(&mut self, port: u32, end: Option<OtherEnd>) {
+        self.rest.insert(port);
         match end {
-            OtherEnd::DomainExc => self.domain_exc = Some(port),
-            OtherEnd::Domain(domid, remote) => {
+            Some(OtherEnd::DomainExc) => self.domain_exc = Some(port),
+            Some(OtherEnd::Domain(domid, remote)) => {
                 self.channels.insert(domid, Channel { port, remote });
             }
+            None => {}
         }
     }
 
     /// The channel to a domain.
     pub fn take(&mut self, domid: u16) -> Option<Channel> {
         let channel = self.channels.remove(&domid)?;
-        self.taken.insert(channel.port);
+        self.is_taken(channel.port);
         Some(channel)
     }
 
     /// The port of `VIRQ_DOM_EXC`.
     pub fn take_domain_exc(&mut self) -> Option<u32> {
         let port = self.domain_exc.take()?;
-        self.taken.insert(port);
+        self.is_taken(port);
         Some(port)
     }
 
+    fn is_taken(&mut self, port: u32) {
+        self.rest.remove(&port);
+        self.taken += 1;
+    }
+
     /// Gives back whatever nobody has taken: a domain's end can be bound once, and so can
-    /// `VIRQ_DOM_EXC`. How many have been taken; an error says why not more are known.
-    pub fn give_back(self, evtchn: &dyn Evtchn) -> (usize, Option<io::Error>) {
-        for port in (1..self.end).filter(|port| !self.taken.contains(port)) {
-            // Of another program's, or of nobody's: nothing is done.
-            let _ = evtchn.unbind(port);
+    /// `VIRQ_DOM_EXC`. How many have been taken and given back; an error says why more could not be
+    /// taken.
+    pub fn give_back(self, evtchn: &dyn Evtchn) -> (usize, usize, Option<io::Error>) {
+        for port in &self.rest {
+            let _ = evtchn.unbind(*port);
         }
-        (self.taken.len(), self.error)
+        (self.taken, self.rest.len(), self.error)
     }
 
     /// What is bound in this device of the real hypervisor.
     pub(super) fn find(evtchn: &dyn Evtchn) -> Kept {
-        let mut kept = Kept::below(PORTS);
-        if let Err(error) = Hypercalls::open().and_then(|calls| kept.look(calls, evtchn)) {
-            kept.error = Some(error);
-        }
-        kept
-    }
-
-    fn look(&mut self, mut calls: Hypercalls, evtchn: &dyn Evtchn) -> io::Result<()> {
+        let (mut kept, mut calls) = (Kept::default(), Hypercalls::open());
         for port in 1..PORTS {
-            let mut status = question(port);
-            match calls.call(EVENT_CHANNEL_OP, Some(STATUS), &mut status) {
-                Ok(()) => {}
-                Err(error) if is(&error, Errno::INVAL) => {
-                    self.end = port;
-                    break;
-                }
+            let end = match calls.as_mut().map(|calls| status(calls, port)) {
+                Ok(Ok(status)) => OtherEnd::of(&status),
+                // There are no more.
+                Ok(Err(error)) if is(&error, Errno::INVAL) => break,
                 // One of the hypervisor's own.
-                Err(error) if is(&error, Errno::ACCESS) => continue,
-                Err(error) => return Err(error),
-            }
-            let Some(end) = OtherEnd::of(&status) else { continue };
-            // The ports of the whole domain are told; only its own can the device notify.
+                Ok(Err(error)) if is(&error, Errno::ACCESS) => continue,
+                Ok(Err(error)) => {
+                    calls = Err(error);
+                    None
+                }
+                Err(_) => None,
+            };
+            // The hypervisor tells of all ports of the domain; the device notifies only its own.
             if evtchn.notify(port).is_ok() {
-                self.add(port, end);
+                kept.add(port, end);
             }
         }
-        Ok(())
+        kept.error = calls.err();
+        kept
     }
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn status(calls: &mut Hypercalls, port: u32) -> io::Result<[u8; STATUS_SIZE]> {
+    let mut status = question(port);
+    calls.call(EVENT_CHANNEL_OP, Some(STATUS), &mut status)?;
+    Ok(status)
 }
 
 fn question(port: u32) -> [u8; STATUS_SIZE] {

@@ -161,7 +161,8 @@ impl Port {
 struct Ports {
     by_number: BTreeMap<u32, Port>,
     by_remote: BTreeMap<(u32, u32), u32>,
-    last: u32,
+    /// None below this is free.
+    free: u32,
     /// What records are read into.
     records: Vec<u8>,
 }
@@ -171,7 +172,7 @@ impl Ports {
     fn load(mut table: &File) -> io::Result<Ports> {
         let mut bytes = Vec::new();
         table.read_to_end(&mut bytes)?;
-        let mut ports = Ports { records: vec![0; RECORDS], ..Ports::default() };
+        let mut ports = Ports { records: vec![0; RECORDS], free: 1, ..Ports::default() };
         for (number, entry) in (0..).zip(bytes.as_chunks::<ENTRY>().0) {
             let [kind, domid, remote] = [0, 4, 8].map(|at| {
                 u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
@@ -179,7 +180,6 @@ impl Ports {
             if kind == FREE {
                 continue;
             }
-            ports.last = number;
             ports.by_remote.insert((domid, remote), number);
             let guest = OnceCell::new();
             ports.by_number.insert(number, Port { kind, domid, remote, guest });
@@ -189,13 +189,13 @@ impl Ports {
 
     /// All of them, for whoever does not know them.
     fn kept(&self) -> Kept {
-        let mut kept = Kept::below(self.last + 1);
+        let mut kept = Kept::default();
         for (port, Port { kind, domid, remote, .. }) in &self.by_number {
             let end = match u16::try_from(*domid) {
                 Ok(domid) if *kind == INTERDOMAIN => OtherEnd::Domain(domid, *remote),
                 _ => OtherEnd::DomainExc,
             };
-            kept.add(*port, end);
+            kept.add(*port, Some(end));
         }
         kept
     }
@@ -226,10 +226,10 @@ impl Channels {
 
     fn add(&self, port: Port) -> io::Result<u32> {
         let mut ports = self.ports();
-        let after = ports.last + 1;
-        let free = (after..PORTS).chain(1..after).find(|n| !ports.by_number.contains_key(n));
+        // As the hypervisor: the first that is free.
+        let free = (ports.free..PORTS).find(|n| !ports.by_number.contains_key(n));
         let number = free.ok_or(io::ErrorKind::StorageFull)?;
-        ports.last = number;
+        ports.free = number + 1;
         self.tell(number, [port.kind, port.domid, port.remote]);
         ports.by_remote.insert((port.domid, port.remote), number);
         ports.by_number.insert(number, port);
@@ -278,6 +278,7 @@ impl Evtchn for Channels {
         if ports.by_remote.get(&(gone.domid, gone.remote)) == Some(&port) {
             ports.by_remote.remove(&(gone.domid, gone.remote));
         }
+        ports.free = ports.free.min(port);
         self.tell(port, [FREE; 3]);
         Ok(())
     }
