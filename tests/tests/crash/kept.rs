@@ -183,6 +183,7 @@ fn another_descriptor_is_not_taken() {
     let before = host.killed();
     host.again();
     assert_eq!(table(&host.daemon), before);
+    host.expect("event channels were kept taken=4");
     host.goes_on();
 }
 
@@ -201,6 +202,8 @@ fn without_a_journal_nothing_is_kept() {
     let after = table(&host.daemon);
     let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
     assert_eq!(others.count(), 0, "{after:?}");
+    // Nor VIRQ_DOM_EXC: whoever binds it anew is told of all domains.
+    host.expect("event channels were kept taken=0");
     for domid in [5, 6] {
         // Whoever is bound already is refused.
         host.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();

@@ -72,7 +72,7 @@ counter_ends ring /local/domain/0/ring /tmp/ring
 console_again
 released=$(wc -l </tmp/release)
 check "xl shutdown of the domU" xl shutdown d1
-check "@releaseDomain fired" wait_for 60 fails eq "$(wc -l </tmp/release)" "$released"
+check "@releaseDomain fired" wait_for 60 more_released "$released"
 # The xl that waited for this was a client of the socket.
 if domu_id d1; then check "xl destroy of the rest" xl destroy d1; fi
 check "its home is gone" wait_for 20 fails xenstore-exists "$home"
