@@ -326,13 +326,16 @@ fn listen(
     };
     let path = socket_path(options.socket.as_deref())?;
     // One that clients do not find any more is of no use.
-    let kept = kept.filter(|kept| kept.path().as_ref() == Some(&path) && path.exists());
+    let kept = kept.filter(|kept| {
+        let is_found = kept.path().as_ref() == Some(&path) && path.exists();
+        if !is_found {
+            systemd::forget(&[Keep::Listener]);
+        }
+        is_found
+    });
     let listener = match kept {
         Some(kept) => Ok(kept.owns_file()),
-        None => {
-            systemd::forget(&[Keep::Listener]);
-            Listener::bind(&path, 0o600, driver)
-        }
+        None => Listener::bind(&path, 0o600, driver),
     };
     let listener = listener.map_err(|error| format!("socket {}: {error}", path.display()))?;
     Ok(Some((listener, path.display().to_string())))
