@@ -24,7 +24,7 @@ use crate::pid_file::PidFile;
 use crate::place::{in_memory, run_dir, socket_path};
 use crate::server::{Clock, Server};
 use crate::surroundings::Surroundings;
-use crate::systemd::{self, Given};
+use crate::systemd::{self, Given, Keep};
 use crate::tasks::Tasks;
 use crate::update::{self, Incoming, Outgoing, Taken, Updatable, Update};
 use crate::xen;
@@ -130,7 +130,7 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     // Before anything else has one of the descriptors.
     let handed_over = update::receive(&options, &config)?;
-    let given = if handed_over.is_none() { systemd::given()? } else { None };
+    let given = if handed_over.is_none() { systemd::given()? } else { Given::default() };
     let journal = journal_dir(&options)?;
     let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
@@ -149,6 +149,7 @@ fn run(settings: Settings) -> Result<(), String> {
         &options,
         &config,
         incoming.as_ref().map(|incoming| &incoming.state),
+        given.evtchn,
         (fresh, &trace, &driver),
     )?;
     let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
@@ -159,7 +160,7 @@ fn run(settings: Settings) -> Result<(), String> {
         Some(incoming) if incoming.is_handed_over() => {
             inherited_listener(incoming.state.io.listener, &driver)?
         }
-        _ => listen(&options, given, &driver)?,
+        _ => listen(&options, given.listener, &driver)?,
     };
     let update = Update::default();
     let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
@@ -180,7 +181,7 @@ fn run(settings: Settings) -> Result<(), String> {
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
         let listener = listener.as_ref().map(|(listener, _)| listener);
         if let Some(listener) = listener {
-            systemd::keep(listener.as_fd());
+            systemd::keep(Keep::Listener, listener.as_fd());
         }
         let outgoing = Outgoing {
             server: &server,
@@ -190,6 +191,7 @@ fn run(settings: Settings) -> Result<(), String> {
             holding: Mutex::default(),
             program,
         };
+        outgoing.keep_channels();
         let accept = async {
             match listener {
                 Some(listener) => server.accept(listener, &tasks).await,
@@ -214,8 +216,9 @@ fn run(settings: Settings) -> Result<(), String> {
         // On a Xen host the next process goes on: its guests are still there. That their connections
         // end with this process is nothing that it is to know.
         server.leave_journal(outgoing.xen.is_some());
-        // The socket's file goes.
-        systemd::forget();
+        // The socket's file goes, and ports are bound anew.
+        systemd::forget(&[Keep::Listener, Keep::Evtchn]);
+        outgoing.end_channels();
         Ok(())
     }))
 }
@@ -302,7 +305,7 @@ fn inherited_listener(
 /// A socket from systemd, or one of our own; and how to name it.
 fn listen(
     options: &Options,
-    given: Option<Given>,
+    given: Option<systemd::Listener>,
     driver: &Driver,
 ) -> Result<Option<(Listener, String)>, String> {
     if options.disable_socket {
@@ -313,17 +316,23 @@ fn listen(
         listener.map_err(|error| format!("socket from systemd: {error}"))
     };
     let kept = match given {
-        Some(Given::Activated(socket)) => {
+        Some(systemd::Listener::Activated(socket)) => {
             let listener = adopt(socket)?;
             let place = listener.path().map_or("?".into(), |path| path.display().to_string());
             return Ok(Some((listener, place)));
         }
-        Some(Given::Kept(socket)) => Some(adopt(socket)?),
+        Some(systemd::Listener::Kept(socket)) => Some(adopt(socket)?),
         None => None,
     };
     let path = socket_path(options.socket.as_deref())?;
     // One that clients do not find any more is of no use.
-    let kept = kept.filter(|kept| kept.path().as_ref() == Some(&path) && path.exists());
+    let kept = kept.filter(|kept| {
+        let is_found = kept.path().as_ref() == Some(&path) && path.exists();
+        if !is_found {
+            systemd::forget(&[Keep::Listener]);
+        }
+        is_found
+    });
     let listener = match kept {
         Some(kept) => Ok(kept.owns_file()),
         None => Listener::bind(&path, 0o600, driver),

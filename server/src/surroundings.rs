@@ -1,17 +1,21 @@
 //! Where the daemon runs: on Xen, on a pretend one, or on none.
 
+use std::os::fd::OwnedFd;
+
 use smol::channel::Sender;
 use tracing::warn;
 use xenstore_protocol::DomId;
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
 use xenstore_transport::driver::Driver;
+use xenstore_transport::inherit;
 use xenstore_transport::ring::Indices;
-use xenstore_transport::xen::{Machine, XenRing};
+use xenstore_transport::xen::{Left, Machine, XenRing, host, pretend};
 
 use crate::journal::Settled;
 use crate::log::Trace;
 use crate::options::Options;
 use crate::standalone::Standalone;
+use crate::systemd::{self, Keep};
 use crate::xen::{self, Progress, Rings, Xen};
 
 /// The machine, and what is there already.
@@ -35,18 +39,30 @@ type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
 
 impl Surroundings {
     /// Xen, a pretend one, or none: then every domain exists and there are no rings. With the state
-    /// that another program has left, that of this program.
+    /// that another program has left, that of this program; the event channels may have been `kept`.
     pub(crate) fn find(
         options: &Options,
         config: &Config,
         state: Option<&State>,
+        kept: Option<OwnedFd>,
         tools: Tools<'_>,
     ) -> Result<Surroundings, String> {
         let device = state.and_then(|state| state.io.evtchn);
         let (_, trace, driver) = &tools;
-        let machine = match &options.pretend_xen {
-            Some(dir) => xenstore_transport::xen::pretend(dir, driver, device),
-            None => xenstore_transport::xen::host(driver, device),
+        let open = |left| match &options.pretend_xen {
+            Some(dir) => pretend(dir, driver, left),
+            None => host(driver, left),
+        };
+        let machine = match (device, kept) {
+            (Some(number), _) => {
+                inherit::any(number).and_then(|fd| open(Some(Left::HandedOver(fd))))
+            }
+            (None, Some(kept)) => open(Some(Left::Kept(kept))).or_else(|error| {
+                warn!(%error, "systemd has not kept the event channels: they are bound anew");
+                systemd::forget(&[Keep::Evtchn]);
+                open(None)
+            }),
+            (None, None) => open(None),
         };
         match machine {
             Ok(machine) => Surroundings::with_xen(machine, config, state, tools),
@@ -70,20 +86,26 @@ impl Surroundings {
     }
 
     fn with_xen(
-        machine: Machine,
+        mut machine: Machine,
         config: &Config,
         state: Option<&State>,
         (fresh, trace, _): Tools<'_>,
     ) -> Result<Surroundings, String> {
+        let own = Caller::Domain(config.store);
+        let connections = state.map_or(&[][..], |state| &state.connections);
+        // Otherwise nobody has been here, or not long enough to come to this.
+        let goes_on = connections.iter().any(|connection| connection.caller == own);
+        if !goes_on {
+            // The hypervisor tells of all domains to whoever binds `VIRQ_DOM_EXC` anew.
+            xen::give_back(&mut machine);
+        }
         let bound = state.and_then(|state| state.io.virq_port);
         let (mut host, events) = Xen::new(machine, fresh, trace.clone(), bound)?;
         known(state, |domid, info| host.knows(domid, info));
         let resumed = state.map_or_else(Vec::new, |state| resume_rings(&mut host, config, state));
-        let own = Caller::Domain(config.store);
-        let connections = state.map_or(&[][..], |state| &state.connections);
-        let waiting = match connections.iter().any(|connection| connection.caller == own) {
+        host.give_back_rest();
+        let waiting = match goes_on {
             true => Vec::new(),
-            // Nobody has been here, or not long enough to come to this.
             false => {
                 host.connect_own_kernel(config.store)?;
                 let mut waiting = host.built_before(config.store);

@@ -1,19 +1,44 @@
 //! What systemd gives to the daemon, is told by it and keeps for it.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
 use xenstore_transport::inherit;
 
-/// What systemd calls the listening socket that it keeps, so that clients who come while there is no
-/// process wait instead of being refused. Event channels are not kept: they are bound anew to the same
-/// ports without losing an event, and would be taken from any other XenStore as long as systemd had
-/// them.
-const KEPT: &str = "xenstored-listener";
+/// What systemd keeps while there is no process, if it keeps anything (`FileDescriptorStoreMax`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The listening socket, so that clients who come meanwhile wait instead of being refused.
+    Listener,
+    /// The event channels. As long as it has them, no other XenStore can have them.
+    Evtchn,
+}
+
+impl Keep {
+    /// What systemd calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Keep::Listener => "xenstored-listener",
+            Keep::Evtchn => "xenstored-evtchn",
+        }
+    }
+
+    fn named(name: &str) -> Option<Keep> {
+        [Keep::Listener, Keep::Evtchn].into_iter().find(|keep| keep.name() == name)
+    }
+}
+
+/// What systemd gives.
+#[derive(Default)]
+pub(crate) struct Given {
+    pub(crate) listener: Option<Listener>,
+    /// Of a process of ours, which has ended; whatever it is.
+    pub(crate) evtchn: Option<OwnedFd>,
+}
 
 /// A listening socket from systemd.
-pub(crate) enum Given {
+pub(crate) enum Listener {
     /// Opened by it, of a socket unit.
     Activated(OwnedFd),
     /// Opened by a process of ours, which has ended.
@@ -33,39 +58,59 @@ fn names() -> Vec<String> {
 
 /// Is the listening socket that of a socket unit, which stays when we end?
 pub(crate) fn is_activated() -> bool {
-    names().iter().any(|name| name != KEPT)
+    names().iter().any(|name| Keep::named(name).is_none())
 }
 
-/// The listening socket that it gives, if it does. An error is one line.
-pub(crate) fn given() -> Result<Option<Given>, String> {
-    let (mut activated, mut kept) = (Vec::new(), None);
+/// Takes what it gives. An error is one line.
+pub(crate) fn given() -> Result<Given, String> {
+    let (mut activated, mut given) = (Vec::new(), Given::default());
     for (number, name) in (3..).zip(names()) {
-        let is_ours = name == KEPT;
-        match inherit::socket(number, true) {
-            Ok(socket) if is_ours => kept = Some(socket),
-            Ok(socket) => activated.push(socket),
-            Err(error) if is_ours => warn!(%error, "systemd has not kept the socket"),
-            Err(error) => return Err(format!("socket from systemd: {error}")),
+        match Keep::named(&name) {
+            None => {
+                let socket = inherit::socket(number, true);
+                activated.push(socket.map_err(|error| format!("socket from systemd: {error}"))?);
+            }
+            Some(keep) => given.take(keep, number),
         }
     }
     if activated.len() > 1 {
         return Err(format!("systemd gave {} sockets, one is wanted", activated.len()));
     }
-    Ok(activated.pop().map(Given::Activated).or(kept.map(Given::Kept)))
+    if let Some(socket) = activated.pop() {
+        given.listener = Some(Listener::Activated(socket));
+    }
+    Ok(given)
 }
 
-/// Has it keep the listening socket, if it keeps anything (`FileDescriptorStoreMax`) and has not
-/// opened it.
-pub(crate) fn keep(listener: BorrowedFd<'_>) {
-    let state = [NotifyState::FdStore, NotifyState::FdName(KEPT), NotifyState::Custom("FDPOLL=0")];
-    if !is_activated()
-        && let Err(error) = sd_notify::notify_with_fds(&state, &[listener])
-    {
-        debug!(%error, "systemd does not keep the socket");
+impl Given {
+    fn take(&mut self, keep: Keep, number: RawFd) {
+        let taken = match keep {
+            Keep::Listener => inherit::socket(number, true)
+                .map(|socket| self.listener = Some(Listener::Kept(socket))),
+            Keep::Evtchn => inherit::any(number).map(|evtchn| self.evtchn = Some(evtchn)),
+        };
+        if let Err(error) = taken {
+            warn!(%error, "systemd has not kept the {}", keep.name());
+            forget(&[keep]);
+        }
     }
 }
 
-/// It is not to keep the socket any more.
-pub(crate) fn forget() {
-    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(KEPT)]);
+/// Has it keep something. That it polls nothing of it means that it does not drop it either when there
+/// is an error to be read from it. A socket that it has opened stays anyway.
+pub(crate) fn keep(keep: Keep, descriptor: BorrowedFd<'_>) {
+    let state =
+        [NotifyState::FdStore, NotifyState::FdName(keep.name()), NotifyState::Custom("FDPOLL=0")];
+    if (keep != Keep::Listener || !is_activated())
+        && let Err(error) = sd_notify::notify_with_fds(&state, &[descriptor])
+    {
+        debug!(%error, "systemd does not keep the {}", keep.name());
+    }
+}
+
+/// It is not to keep these any more.
+pub(crate) fn forget(these: &[Keep]) {
+    for keep in these {
+        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(keep.name())]);
+    }
 }

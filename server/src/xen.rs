@@ -67,6 +67,11 @@ impl Ringed {
         if let Some(port) = self.port.take() {
             ports.borrow_mut().remove(&port);
         }
+        self.unbind();
+    }
+
+    /// The same at the end of everything.
+    pub(crate) fn unbind(&self) {
         self.line.doorbell().unbind();
     }
 }
@@ -119,14 +124,15 @@ pub(crate) struct Progress {
 
 impl Xen {
     /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
-    /// ours already. An error is one line.
+    /// ours already, or was kept. An error is one line.
     pub(crate) fn new(
-        machine: Machine,
+        mut machine: Machine,
         fresh: Sender<XenRing>,
         trace: Trace,
         bound: Option<u32>,
     ) -> Result<(Xen, Events), String> {
         let evtchn = machine.evtchn.clone();
+        let bound = bound.or_else(|| machine.kept.as_mut()?.take_domain_exc());
         let domain_exc = bound.map_or_else(|| evtchn.bind_domain_exc(), Ok).map_err(|error| {
             format!("VIRQ_DOM_EXC: {error}; does another XenStore run on this host?")
         })?;
@@ -173,8 +179,11 @@ impl Xen {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
         };
-        let evtchn = &self.machine.evtchn;
-        let bell = Bell::adopt(evtchn, port);
+        // What a guest has made of a channel that was kept is not known here: some bind their end anew.
+        let kept = self.machine.kept.as_mut().and_then(|kept| kept.take(domid.0));
+        let port = port.or(kept.map(|kept| kept.port));
+        let remote = kept.map(|kept| kept.remote).or(remote);
+        let bell = Bell::adopt(&self.machine.evtchn, port);
         if let (None, Some(remote)) = (port, remote)
             && let Err(error) = bell.rebind(domid.0, remote)
         {
@@ -198,6 +207,11 @@ impl Xen {
         let ringed = Ringed { line: line.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         Ok((XenRing::resume(line, domid.0, indices, told), settled))
+    }
+
+    /// All channels that are needed have been taken of those that were kept.
+    pub(crate) fn give_back_rest(&mut self) {
+        give_back(&mut self.machine);
     }
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page
@@ -318,6 +332,16 @@ impl Host for Xen {
     }
 }
 
+/// Gives back all channels that were kept and that nobody has taken.
+pub(crate) fn give_back(machine: &mut Machine) {
+    let Some(kept) = machine.kept.take() else { return };
+    let (taken, given_back, error) = kept.give_back(&*machine.evtchn);
+    if let Some(error) = error {
+        warn!(%error, "the hypervisor does not tell about event channels: they are bound anew");
+    }
+    info!(taken, given_back, "event channels were kept");
+}
+
 impl Events {
     /// Passes events on, for ever: those of rings to whoever serves them, and those about domains
     /// to the store.
@@ -326,10 +350,17 @@ impl Events {
         let mut ports = Vec::new();
         loop {
             ports.clear();
-            if let Err(error) = poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
-                error!(%error, "cannot read events; trying again");
-                Timer::after(EVENTS_PAUSE).await;
-                continue;
+            match poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    ports.extend(self.ports.borrow().keys());
+                    ports.push(domain_exc.get());
+                }
+                Err(error) => {
+                    error!(%error, "cannot read events; trying again");
+                    Timer::after(EVENTS_PAUSE).await;
+                    continue;
+                }
             }
             for port in &ports {
                 if let Some(line) = self.ports.borrow().get(port) {
@@ -358,5 +389,87 @@ pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, u
             true => warn!(%domid, port, %reply, "a domain that waits cannot be introduced"),
             false => info!(%domid, port, "introduced a domain that was waiting"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll};
+
+    use futures_lite::future;
+    use xenstore_store::Config;
+    use xenstore_transport::driver::Driver;
+    use xenstore_transport::xen::pretend;
+
+    use super::*;
+    use crate::server::Clock;
+    use crate::standalone::Standalone;
+
+    /// A device that has lost events.
+    #[derive(Debug)]
+    struct Full {
+        device: Arc<dyn Evtchn>,
+        told: AtomicBool,
+        unmasked: Mutex<Vec<u32>>,
+    }
+
+    impl Evtchn for Full {
+        fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+            self.device.bind(domid, remote)
+        }
+        fn bind_domain_exc(&self) -> io::Result<u32> {
+            self.device.bind_domain_exc()
+        }
+        fn unbind(&self, port: u32) -> io::Result<()> {
+            self.device.unbind(port)
+        }
+        fn notify(&self, port: u32) -> io::Result<()> {
+            self.device.notify(port)
+        }
+        fn poll_ports(&self, _: &mut Context<'_>, _: &mut Vec<u32>) -> Poll<io::Result<()>> {
+            match self.told.swap(true, Ordering::Relaxed) {
+                false => Poll::Ready(Err(io::Error::from(rustix::io::Errno::FBIG))),
+                true => Poll::Pending,
+            }
+        }
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            self.device.descriptor()
+        }
+        fn unmask(&self, ports: &[u32]) -> io::Result<()> {
+            self.unmasked.lock().unwrap().extend(ports);
+            Ok(())
+        }
+    }
+
+    // Fails if guests whose events the device had no room for are not looked at, or are not heard any
+    // more.
+    #[test]
+    fn when_events_are_lost_everybody_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine = pretend(dir.path(), &Driver::new().unwrap(), None).unwrap();
+        let (told, unmasked) = (AtomicBool::new(false), Mutex::default());
+        let full = Arc::new(Full { device: machine.evtchn.clone(), told, unmasked });
+        machine.evtchn = full.clone();
+        let (fresh, _rings) = smol::channel::unbounded();
+        let (mut xen, events) = Xen::new(machine, fresh, Trace::new(), None).unwrap();
+        for domid in [1, 2] {
+            std::fs::create_dir(dir.path().join(domid.to_string())).unwrap();
+            xen.introduce(DomId(domid), 0, 1, 0).unwrap();
+        }
+        let host: Box<dyn Host> = Box::new(Standalone::default());
+        let server = Server::new(&Config::default(), host, Clock::Manual(0.into()));
+        future::block_on(async {
+            let mut deliver = std::pin::pin!(events.deliver(&server));
+            // The second turn comes after everybody's first.
+            for _ in 0..2 {
+                assert!(future::poll_once(&mut deliver).await.is_none());
+            }
+        });
+        let mut unmasked = full.unmasked.lock().unwrap().clone();
+        unmasked.sort_unstable();
+        assert_eq!(unmasked, [1, 2, 3], "VIRQ_DOM_EXC and two rings");
     }
 }

@@ -4,6 +4,7 @@
 //!   cannot share its mistakes.
 //! * [`peers`]: runs C xenstored, oxenstored and our own daemon, without Xen.
 //! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
+//! * [`keeper`]: keeps descriptors while there is no process, as systemd does.
 //! * [`target`]: one face for all that can be tested.
 //! * [`conformance`]: the cases, and how they are run.
 //! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which holds ours against it.
@@ -12,6 +13,7 @@
 pub mod conformance;
 pub mod fake_guest;
 pub mod fuzzing;
+pub mod keeper;
 pub mod model;
 pub mod peers;
 pub mod raw;

@@ -6,6 +6,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::keeper::Keeper;
+use crate::raw::{Conn, op};
 
 /// Where Debian puts the programs of Xen 4.17.
 pub const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
@@ -54,9 +58,12 @@ pub struct Daemon {
     /// Which.
     pub kind: Kind,
     quotas: Quotas,
-    args: Vec<String>,
+    /// Options that it gets when it is started again.
+    pub args: Vec<String>,
     child: Child,
     dir: TempDir,
+    /// What keeps its descriptors while it does not run.
+    pub keeper: Option<Keeper>,
 }
 
 /// Why a daemon cannot be run here, if so.
@@ -199,19 +206,39 @@ impl Daemon {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
         prepare(&dir.path().join("xen")).map_err(|e| e.to_string())?;
-        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let child = spawn(&[], kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
-        let mut daemon = Daemon { kind, quotas, args, child, dir };
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut daemon = Daemon::spawn_in(dir, &[], (kind, quotas), args, None)?;
         daemon.wait().map(|()| daemon)
+    }
+
+    /// Starts ours in a directory of its own, with somebody who keeps its descriptors while it does
+    /// not run.
+    pub fn start_kept() -> Result<Daemon, String> {
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        lay_out(dir.path()).map_err(|e| e.to_string())?;
+        let keeper = Keeper::new(dir.path()).map_err(|e| e.to_string())?;
+        let ours = (Kind::Ours, Quotas::Default);
+        let mut daemon = Daemon::spawn_in(dir, &[], ours, Vec::new(), Some(keeper))?;
+        daemon.wait().map(|()| daemon)
+    }
+
+    fn spawn_in(
+        dir: TempDir,
+        wrapper: &[String],
+        (kind, quotas): (Kind, Quotas),
+        args: Vec<String>,
+        mut keeper: Option<Keeper>,
+    ) -> Result<Daemon, String> {
+        let child = spawn(wrapper, (kind, quotas), &args, dir.path(), keeper.as_mut());
+        let child = child.map_err(|e| e.to_string())?;
+        Ok(Daemon { kind, quotas, args, child, dir, keeper })
     }
 
     /// Starts ours in a directory of its own, run by another program, and waits for nothing.
     pub fn start_under(wrapper: &[String]) -> Result<Daemon, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
-        let (kind, quotas, args) = (Kind::Ours, Quotas::Default, Vec::new());
-        let child = spawn(wrapper, kind, quotas, &args, dir.path()).map_err(|e| e.to_string())?;
-        Ok(Daemon { kind, quotas, args, child, dir })
+        Daemon::spawn_in(dir, wrapper, (Kind::Ours, Quotas::Default), Vec::new(), None)
     }
 
     /// Waits until it has ended by itself.
@@ -221,7 +248,8 @@ impl Daemon {
 
     /// Starts it again when it has ended, run by another program or by none.
     pub fn start_again(&mut self, wrapper: &[String]) -> Result<(), String> {
-        let child = spawn(wrapper, self.kind, self.quotas, &self.args, self.dir.path());
+        let (how, keeper) = ((self.kind, self.quotas), self.keeper.as_mut());
+        let child = spawn(wrapper, how, &self.args, self.dir.path(), keeper);
         self.child = child.map_err(|e| e.to_string())?;
         Ok(())
     }
@@ -248,6 +276,13 @@ impl Daemon {
 
     /// Asks it to stop, and starts it again.
     pub fn restart(&mut self) -> Result<(), String> {
+        self.stop()?;
+        self.start_again(&[])?;
+        self.wait()
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(&mut self) -> Result<(), String> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
             .map_err(|e| e.to_string())?;
@@ -255,18 +290,23 @@ impl Daemon {
         if !status.success() {
             return Err(format!("it ended: {status}\n{}", self.log()));
         }
-        self.start_again(&[])?;
-        self.wait()
+        Ok(())
     }
 
-    fn kill(&mut self) -> Result<(), String> {
+    /// Ends it as the kernel does.
+    pub fn kill(&mut self) -> Result<(), String> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string())
     }
 
-    /// There is nothing to wait on but the socket itself.
-    fn wait(&mut self) -> Result<(), String> {
+    /// Waits until it answers. There is nothing to wait on but the socket itself; one that is kept takes
+    /// clients also while there is nobody to answer.
+    pub fn wait(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(self.socket()).is_err() {
+        let answers = |path: &Path, keeps: bool| match keeps {
+            false => UnixStream::connect(path).is_ok(),
+            true => Conn::connect(path).is_ok_and(|mut conn| conn.ok(op::READ, "/|").is_ok()),
+        };
+        while !answers(&self.socket(), self.keeper.is_some()) {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(format!("{} ended: {status}\n{}", self.kind.name(), self.log()));
             }
@@ -291,6 +331,28 @@ impl Daemon {
     /// The directory of its pretend Xen.
     pub fn xen(&self) -> PathBuf {
         self.dir.path().join("xen")
+    }
+
+    /// Writes a program that runs a daemon of this kind where this one runs, to take its place.
+    pub fn stand_in(&self, kind: Kind) -> Result<PathBuf, String> {
+        let (xen, run) = (self.xen(), self.dir.path().join("run"));
+        let (xen, run) = (xen.display(), run.display());
+        let text = match kind {
+            Kind::Ours => format!(
+                "#!/bin/sh\nunset LD_PRELOAD\nXENSTORED_RUNDIR={run} exec {} --pretend-xen {xen} \"$@\"\n",
+                program("xenstored")?.display()
+            ),
+            Kind::C => format!(
+                "#!/bin/sh\nexport XENSTORED_RUNDIR={run} FAKEXEN_DIR={xen} LD_PRELOAD={}\n\
+                 exec {XEN_BIN}/xenstored \"$@\"\n",
+                fake_xen()?.display()
+            ),
+            Kind::Ocaml => return Err("nothing is handed to oxenstored".into()),
+        };
+        let path = self.xen().join(format!("run-{}", kind.name()));
+        let written = fs::write(&path, text)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
+        written.map(|()| path).map_err(|error| error.to_string())
     }
 
     /// What it has said so far.
@@ -322,15 +384,21 @@ fn lay_out(dir: &Path) -> std::io::Result<()> {
 
 fn spawn(
     wrapper: &[String],
-    kind: Kind,
-    quotas: Quotas,
+    (kind, quotas): (Kind, Quotas),
     args: &[String],
     dir: &Path,
+    keeper: Option<&mut Keeper>,
 ) -> std::io::Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     let errors = log.try_clone()?;
     let mut command = under(wrapper, command(kind, quotas, dir)?);
-    command.args(args).stdin(Stdio::null()).stdout(log).stderr(errors).spawn()
+    command.args(args).stdin(Stdio::null()).stdout(log);
+    if let Some(keeper) = keeper {
+        // What the last process has said.
+        keeper.messages()?;
+        command = keeper.run(&command)?;
+    }
+    command.stderr(errors).spawn()
 }
 
 /// A command, run by another program if one is given.

@@ -4,7 +4,7 @@
 //! through right before, and close-on-exec again as soon as that program has taken it.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{FileType, fstat, stat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
@@ -44,7 +44,8 @@ pub fn any(number: RawFd) -> io::Result<OwnedFd> {
     crate::raw::take(number)
 }
 
-fn wrong(number: RawFd, what: &str) -> io::Error {
+fn wrong(descriptor: &OwnedFd, what: &str) -> io::Error {
+    let number = descriptor.as_raw_fd();
     io::Error::new(io::ErrorKind::InvalidData, format!("descriptor {number} is no {what}"))
 }
 
@@ -55,21 +56,19 @@ pub fn socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
     let is_unix =
         socket_domain(&taken).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX);
     let as_wanted = socket_acceptconn(&taken).is_ok_and(|found| found == listens);
-    if is_unix && as_wanted { Ok(taken) } else { Err(wrong(number, what)) }
+    if is_unix && as_wanted { Ok(taken) } else { Err(wrong(&taken, what)) }
 }
 
-/// Takes the event channel device.
-pub(crate) fn evtchn(number: RawFd) -> io::Result<OwnedFd> {
-    let taken = any(number)?;
+/// Is this the event channel device?
+pub(crate) fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
     let (found, device) = (fstat(&taken)?, stat(EVTCHN_DEVICE)?);
     let same = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
         && found.st_rdev == device.st_rdev;
-    if same { Ok(taken) } else { Err(wrong(number, "event channel device")) }
+    if same { Ok(taken) } else { Err(wrong(&taken, "event channel device")) }
 }
 
-/// Takes a FIFO.
-pub(crate) fn fifo(number: RawFd) -> io::Result<OwnedFd> {
-    let taken = any(number)?;
+/// Is this a FIFO?
+pub(crate) fn fifo(taken: OwnedFd) -> io::Result<OwnedFd> {
     let is_fifo = FileType::from_raw_mode(fstat(&taken)?.st_mode) == FileType::Fifo;
-    if is_fifo { Ok(taken) } else { Err(wrong(number, "FIFO")) }
+    if is_fifo { Ok(taken) } else { Err(wrong(&taken, "FIFO")) }
 }

@@ -51,14 +51,23 @@ const LACKING: i32 = 77;
 
 /// Our daemon, as a host runs it.
 fn our_daemon() -> Result<PathBuf, String> {
-    let build = ["build", "--release", "--quiet", "-p", "xenstored"];
+    built("xenstored", "xenstored")
+}
+
+/// What starts it again, and keeps its descriptors meanwhile.
+fn keeper() -> Result<PathBuf, String> {
+    built("xenstore-tests", "keeper")
+}
+
+fn built(package: &str, program: &str) -> Result<PathBuf, String> {
+    let build = ["build", "--release", "--quiet", "-p", package, "--bin", program];
     match cargo(&build).status() {
         Ok(status) if status.success() => {}
         Ok(status) => return Err(format!("cargo build: {status}")),
         Err(error) => return Err(format!("cargo: {error}")),
     }
     let target = std::env::var_os("CARGO_TARGET_DIR");
-    Ok(target.map_or(project().join("target"), PathBuf::from).join("release/xenstored"))
+    Ok(target.map_or(project().join("target"), PathBuf::from).join("release").join(program))
 }
 
 fn harness() -> Command {
@@ -103,7 +112,10 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
     command.args(["-s", scenario.name]).envs(env.iter().copied());
     match scenario.start {
         Start::Ours => command.arg(daemon).args(OPTIONS),
-        Start::Restarted => command.arg("-r").arg(daemon).args(OPTIONS),
+        Start::Restarted => match keeper() {
+            Ok(keeper) => command.arg("-r").arg("-d").arg(keeper).arg(daemon).args(OPTIONS),
+            Err(why) => return Verdict::Fail(why),
+        },
         Start::Debian(program) => command.arg("-d").arg(daemon).args(program),
     };
     match command.stdin(std::process::Stdio::null()).stdout(out).stderr(errors).status() {
@@ -130,13 +142,19 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
 /// another is named.
 pub fn run(args: &[String]) -> ExitCode {
     let mut command = harness();
-    command.args(args);
     // Options come with a value each, but for these two.
     let mut rest = args.iter();
     let mut named = false;
     while let Some(arg) = rest.next() {
         match arg.as_str() {
-            "-i" | "-r" => {}
+            "-i" => {}
+            "-r" => match keeper() {
+                Ok(keeper) => drop(command.arg("-d").arg(keeper)),
+                Err(why) => {
+                    eprintln!("xtask: {why}");
+                    return ExitCode::FAILURE;
+                }
+            },
             option if option.starts_with('-') => drop(rest.next()),
             _ => {
                 named = true;
@@ -144,6 +162,7 @@ pub fn run(args: &[String]) -> ExitCode {
             }
         }
     }
+    command.args(args);
     if !named {
         match our_daemon() {
             Ok(daemon) => command.arg(daemon).args(OPTIONS),

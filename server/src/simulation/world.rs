@@ -24,6 +24,8 @@ pub(super) struct World<'a> {
     pub(super) guests: [Guest; 3],
     tool: Tool,
     job: Progress,
+    /// What somebody keeps of the event channels while there is no process.
+    channels: Option<OwnedFd>,
 }
 
 /// How far the tool is with its job.
@@ -37,7 +39,7 @@ struct Progress {
 }
 
 impl<'a> World<'a> {
-    pub(super) fn new(script: &'a [Step]) -> World<'a> {
+    pub(super) fn new(script: &'a [Step], keeps: bool) -> World<'a> {
         // Memory, as /run is.
         let shm = tempfile::tempdir_in("/dev/shm");
         let dir = shm.or_else(|_| tempfile::tempdir()).unwrap();
@@ -49,7 +51,12 @@ impl<'a> World<'a> {
         mknodat(CWD, xen.join("events"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
         let guests = DOMIDS.map(|domid| Guest::new(&xen, domid.into()));
         let (tool, job) = (Tool::default(), Progress::default());
-        World { dir, script, at: 0, begun: false, guests, tool, job }
+        let channels = keeps.then(|| daemon(&xen).into());
+        World { dir, script, at: 0, begun: false, guests, tool, job, channels }
+    }
+
+    pub(super) fn kept_channels(&self) -> Option<OwnedFd> {
+        self.channels.as_ref().map(|kept| kept.try_clone().unwrap())
     }
 
     pub(super) fn xen(&self) -> PathBuf {

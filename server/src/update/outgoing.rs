@@ -29,7 +29,8 @@ use super::session::{BUSY, Order, Update, reply};
 use crate::journal::{Journal, unblock};
 use crate::place::run_dir;
 use crate::server::Server;
-use crate::xen::{Bound, Rings};
+use crate::systemd::{self, Keep};
+use crate::xen::{Bound, Ringed, Rings};
 
 /// How long connections without a transaction stand still for those with one, at a time.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);
@@ -79,6 +80,26 @@ impl Outgoing<'_> {
             self.server.wake_all();
             // The journal has another answer, which was kept back.
             self.server.with_journal(Journal::renew);
+        }
+    }
+
+    /// Has systemd keep the event channels, if the next process can go on with them.
+    pub(crate) fn keep_channels(&self) {
+        match &self.xen {
+            Some((bound, _)) if self.server.with_journal(|_| ()).is_some() => {
+                systemd::keep(Keep::Evtchn, bound.evtchn.descriptor());
+            }
+            _ => systemd::forget(&[Keep::Evtchn]),
+        }
+    }
+
+    /// Lets another XenStore of this host have them at once: it may take a moment until systemd
+    /// closes them.
+    pub(crate) fn end_channels(&self) {
+        let Some((bound, rings)) = &self.xen else { return };
+        rings.borrow().values().for_each(Ringed::unbind);
+        if let Err(error) = bound.give_up_domain_exc() {
+            debug!(%error, "VIRQ_DOM_EXC cannot be given back");
         }
     }
 
@@ -254,6 +275,8 @@ impl Outgoing<'_> {
             bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
             let mut command = Command::new(&order.file);
             command.args(for_c::options(args));
+            // When it ends, they are to be free.
+            systemd::forget(&[Keep::Evtchn]);
             // C xenstored may have none of these, and does not say.
             self.offer(|_| 0);
             // A read that would have to wait is the end of a connection to it.
@@ -268,6 +291,7 @@ impl Outgoing<'_> {
             if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
                 error!(%error, "VIRQ_DOM_EXC cannot be bound again");
             }
+            self.keep_channels();
             let _ = std::fs::remove_file(&path);
             result
         };

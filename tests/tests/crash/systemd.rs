@@ -1,77 +1,46 @@
 //! Systemd keeps the listening socket while there is no process.
 
-use std::io::{IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use xenstore_tests::keeper::Keeper;
 use xenstore_tests::peers;
 use xenstore_tests::raw::{Conn, op};
 
 /// What the daemon calls it.
 const KEPT: &str = "xenstored-listener";
 
-/// A part of systemd: what is told to it, and what it keeps.
+/// A part of systemd, and the directory of a daemon.
 struct Systemd {
     dir: tempfile::TempDir,
-    notify: UnixDatagram,
+    keeper: Keeper,
 }
 
 impl Systemd {
     fn new() -> Systemd {
         let dir = tempfile::tempdir().unwrap();
-        let notify = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        Systemd { dir, notify }
+        let keeper = Keeper::new(dir.path()).unwrap();
+        Systemd { dir, keeper }
     }
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
     }
 
-    /// Starts the daemon, with a descriptor of this name, as systemd does: as number 3, and with a
-    /// variable that says for which process.
-    fn start(&self, given: Option<(OwnedFd, &str)>) -> Process {
-        let mut command = Command::new("sh");
-        let how = given.as_ref().map_or(String::new(), |(_, name)| {
-            format!("exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_FDNAMES={name} LISTEN_PID=$$")
-        });
-        command.arg("-c").arg(format!("{how} exec \"$@\"")).arg("sh");
-        command.arg(peers::program("xenstored").unwrap()).args(["-N", "--journal"]);
-        command.arg(self.dir.path()).arg("--socket").arg(self.socket());
-        command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
-        let input = given.map_or(Stdio::null(), |(descriptor, _)| Stdio::from(descriptor));
-        command.stdin(input).stdout(Stdio::null());
-        Process(command.spawn().unwrap())
+    /// Starts the daemon with what is kept.
+    fn start(&self) -> Process {
+        let mut command = Command::new(peers::program("xenstored").unwrap());
+        command.args(["-N", "--journal"]).arg(self.dir.path()).arg("--socket").arg(self.socket());
+        Process(self.keeper.run(&command).unwrap().spawn().unwrap())
     }
 
-    /// The next message, and the descriptor that comes with it.
-    fn message(&self) -> (String, Option<OwnedFd>) {
-        let mut bytes = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        let count = recvmsg(&self.notify, &mut parts, &mut control, flags).unwrap().bytes;
-        let descriptor = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
-        (String::from_utf8_lossy(&bytes[..count]).into_owned(), descriptor)
-    }
-
-    /// Waits until it is told this; what came with it.
-    fn told(&self, what: &str) -> Option<OwnedFd> {
-        loop {
-            let (text, descriptor) = self.message();
-            if text.lines().any(|line| line == what) {
-                return descriptor;
-            }
-        }
+    /// Waits until it is told this.
+    fn told(&mut self, what: &str) {
+        while !self.keeper.message(Duration::from_secs(60)).unwrap().lines().any(|l| l == what) {}
     }
 }
 
@@ -120,20 +89,17 @@ fn update(socket: &Path) {
 // stops, with another program in its place or not.
 #[test]
 fn a_socket_of_systemd_is_its_own() {
-    let systemd = Systemd::new();
-    let socket = UnixListener::bind(systemd.socket()).unwrap();
+    let mut systemd = Systemd::new();
+    let socket = OwnedFd::from(UnixListener::bind(systemd.socket()).unwrap());
+    systemd.keeper.kept.push(("xenstored.socket".into(), socket));
     for updates in 0..2 {
-        let given = socket.try_clone().unwrap().into();
-        let mut child = systemd.start(Some((given, "xenstored.socket")));
+        let mut child = systemd.start();
         assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
         (0..updates).for_each(|_| update(&systemd.socket()));
         child.stop();
         assert!(systemd.socket().exists());
     }
-    systemd.notify.set_nonblocking(true).unwrap();
-    let mut text = [0; 4096];
-    while let Ok(count) = systemd.notify.recv(&mut text) {
-        let text = String::from_utf8_lossy(&text[..count]);
+    for text in systemd.keeper.messages().unwrap() {
         assert!(!text.contains("FDSTORE=1"), "{text}");
     }
 }
@@ -143,29 +109,31 @@ fn a_socket_of_systemd_is_its_own() {
 // here or with systemd.
 #[test]
 fn a_client_that_comes_while_there_is_no_process_is_answered() {
-    let systemd = Systemd::new();
-    let first = systemd.start(None);
-    let kept = systemd.told("FDSTORE=1").expect("a descriptor");
+    let mut systemd = Systemd::new();
+    let first = systemd.start();
+    systemd.told("FDSTORE=1");
+    assert!(systemd.keeper.number(KEPT).is_some());
     assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
     // Killed.
     drop(first);
     let mut client = UnixStream::connect(systemd.socket()).expect("the backlog");
     client.write_all(&read(b"/a\0")).unwrap();
-    let mut second = systemd.start(Some((kept, KEPT)));
+    let mut second = systemd.start();
     answer(&mut client, b"1");
     assert_eq!(ask(&systemd.socket(), op::READ, "/a|"), "1");
     // Another program in its place has it as well, and stops like it.
     update(&systemd.socket());
     second.stop();
-    systemd.told("FDSTOREREMOVE=1");
+    systemd.keeper.messages().unwrap();
+    assert_eq!(systemd.keeper.kept.len(), 0);
     assert!(!systemd.socket().exists());
 }
 
-// Fails if a descriptor that is none of a listening socket, or of one elsewhere, is taken, or keeps
-// the daemon from starting.
+// Fails if a descriptor that is none of a listening socket, or of one elsewhere, is taken, keeps the
+// daemon from starting, or stays in the place of one that can be used.
 #[test]
 fn another_descriptor_is_not_taken() {
-    let systemd = Systemd::new();
+    let mut systemd = Systemd::new();
     let elsewhere = UnixListener::bind(systemd.dir.path().join("other"));
     let wrong: [OwnedFd; 3] = [
         tempfile::tempfile().unwrap().into(),
@@ -173,9 +141,15 @@ fn another_descriptor_is_not_taken() {
         elsewhere.unwrap().into(),
     ];
     for descriptor in wrong {
-        let mut child = systemd.start(Some((descriptor, KEPT)));
-        systemd.told("READY=1");
+        systemd.keeper.kept = vec![(KEPT.into(), descriptor)];
+        let wrong = systemd.keeper.kept[0].1.try_clone().unwrap();
+        let mut child = systemd.start();
+        systemd.told("FDSTORE=1");
         assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
+        let [(_, kept)] = &systemd.keeper.kept[..] else { panic!("{:?}", systemd.keeper) };
+        let inode = |descriptor| rustix::fs::fstat(descriptor).unwrap().st_ino;
+        assert_ne!(inode(kept), inode(&wrong));
         child.stop();
+        systemd.keeper.messages().unwrap();
     }
 }

@@ -176,7 +176,7 @@ fn transactions_are_in_the_way_of_c_xenstored() {
         return skip("transactions and C xenstored", &why);
     }
     let mut host = Host::start();
-    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let program = host.daemon.stand_in(Kind::C).unwrap();
     let program = program.to_str().unwrap();
     let mut client = host.client();
     let tx = client.begin().unwrap();
@@ -210,7 +210,7 @@ fn transactions_can_be_given_up() {
         return skip("transactions and C xenstored", &why);
     }
     let mut host = Host::start();
-    let program = crate::takeover::program(&host.daemon, Kind::C);
+    let program = host.daemon.stand_in(Kind::C).unwrap();
     let mut client = host.client();
     let tx = client.begin().unwrap();
     client.gives_in(tx, op::WRITE, "/a|in|", "OK|").unwrap();

@@ -2,9 +2,8 @@
 //! `xenstore-control`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,30 +13,6 @@ use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
 use xenstore_tests::peers::{self, Daemon, Kind, Quotas, XEN_BIN};
 use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
-
-use crate::ours;
-
-/// Writes a program that runs a daemon of this kind where `daemon` runs.
-pub(crate) fn program(daemon: &Daemon, kind: Kind) -> PathBuf {
-    let (xen, run) = (daemon.xen(), daemon.socket());
-    let (xen, run) = (xen.to_str().unwrap(), run.parent().unwrap().to_str().unwrap());
-    let text = match kind {
-        Kind::Ours => format!(
-            "#!/bin/sh\nunset LD_PRELOAD\nXENSTORED_RUNDIR={run} exec {} --pretend-xen {xen} \"$@\"\n",
-            ours().display()
-        ),
-        Kind::C => format!(
-            "#!/bin/sh\nexport XENSTORED_RUNDIR={run} FAKEXEN_DIR={xen} LD_PRELOAD={}\n\
-             exec {XEN_BIN}/xenstored \"$@\"\n",
-            peers::fake_xen().unwrap().display()
-        ),
-        Kind::Ocaml => unreachable!("nothing is handed to oxenstored"),
-    };
-    let path = daemon.xen().join(format!("run-{}", kind.name()));
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
 
 /// The packaged `xenstore-control live-update`, with this program and these options.
 fn control(daemon: &Daemon, options: &[&str], program: &Path) -> Result<(), String> {
@@ -202,7 +177,7 @@ fn start(kind: Kind, what: &str) -> Option<Daemon> {
 fn c_xenstored_is_taken_over() {
     let Some(mut daemon) = start(Kind::C, "takeover of C xenstored") else { return };
     let mut before = Before::new(&daemon);
-    let (program, pid) = (program(&daemon, Kind::Ours), daemon.pid());
+    let (program, pid) = (daemon.stand_in(Kind::Ours).unwrap(), daemon.pid());
     under_load(&daemon, || control(&daemon, &[], &program).unwrap());
     let log = daemon.log();
     assert!(log.contains("taken over") && log.contains("C xenstored"), "{log}");
@@ -220,7 +195,7 @@ fn c_xenstored_is_taken_over() {
 fn oxenstored_is_taken_over() {
     let Some(mut daemon) = start(Kind::Ocaml, "takeover of oxenstored") else { return };
     let mut before = Before::new(&daemon);
-    let (program, pid) = (program(&daemon, Kind::Ours), daemon.pid());
+    let (program, pid) = (daemon.stand_in(Kind::Ours).unwrap(), daemon.pid());
     // It waits for a moment in which nothing is on its way to anybody.
     let turn = Mutex::new(());
     load_with(&daemon, Some(&turn), || control(&daemon, &[], &program).unwrap());
@@ -263,7 +238,7 @@ fn c_xenstored_takes_over() {
     let mut deep = Conn::connect(&daemon.socket()).unwrap();
     deep.gives(op::WATCH, "/deep|d|1|", "OK|").unwrap();
     deep.event("/deep|d|").unwrap();
-    let (program, pid) = (program(&daemon, Kind::C), daemon.pid());
+    let (program, pid) = (daemon.stand_in(Kind::C).unwrap(), daemon.pid());
     under_load(&daemon, || control(&daemon, &[], &program).unwrap());
     before.is_there(&daemon);
     assert!(daemon.is_running() && daemon.pid() == pid);
@@ -283,7 +258,7 @@ fn c_xenstored_takes_over() {
 fn there_and_back() {
     let Some(mut daemon) = start(Kind::C, "C xenstored to ours and back") else { return };
     let pid = daemon.pid();
-    let [to_ours, to_c] = [Kind::Ours, Kind::C].map(|kind| program(&daemon, kind));
+    let [to_ours, to_c] = [Kind::Ours, Kind::C].map(|kind| daemon.stand_in(kind).unwrap());
     let mut before = Before::new(&daemon);
     under_load(&daemon, || {
         for program in [&to_ours, &to_ours, &to_c, &to_ours, &to_c] {

@@ -41,7 +41,7 @@ round() {
 	before=$(wc -l </tmp/release)
 	check "$1: a transaction of dom0 meanwhile" test-xenstore
 	check "$1: xl destroy" xl destroy "t$1"
-	check "$1: @releaseDomain fired" wait_for 20 fails eq "$(wc -l </tmp/release)" "$before"
+	check "$1: @releaseDomain fired" wait_for 20 more_released "$before"
 	check "$1: its home is gone" wait_for 20 fails xenstore-exists "$home"
 	check "$1: no node belongs to it" fails owned_by "${home##*/}"
 	check "$1: descriptors are back to $fds" wait_for 20 same_fds

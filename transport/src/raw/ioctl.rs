@@ -75,11 +75,20 @@ fn halves(number: u64) -> [u32; 2] {
     [number as u32, (number >> 32) as u32]
 }
 
-/// A hypercall with one argument, which lies in `buffer`; what it returns.
-pub(crate) fn hypercall(privcmd: impl AsFd, number: u32, buffer: &Mapping) -> io::Result<i32> {
+/// A hypercall whose last argument lies in `buffer`, after the number of a command if it takes one;
+/// what it returns.
+pub(crate) fn hypercall(
+    privcmd: impl AsFd,
+    number: u32,
+    command: Option<u32>,
+    buffer: &Mapping,
+) -> io::Result<i32> {
     let [low, high] = halves(buffer.address());
     let mut argument = [0; 12];
-    argument[..4].copy_from_slice(&[number, 0, low, high]);
+    match command {
+        Some(command) => argument[..6].copy_from_slice(&[number, 0, command, 0, low, high]),
+        None => argument[..4].copy_from_slice(&[number, 0, low, high]),
+    }
     // SAFETY: the only address is that of the buffer, which is a whole page and so longer than
     // every argument of the hypercalls in use, and lives until the call returns.
     unsafe { run(privcmd, HYPERCALL, &mut argument) }

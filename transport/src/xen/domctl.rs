@@ -5,18 +5,12 @@
 //! that very version; of its answer only what has not moved between versions is looked at, and the
 //! version is found by trying.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 
 use rustix::io::Errno;
 
+use super::hypercall::{Hypercalls, named};
 use super::{DomainState, Domains};
-use crate::raw::{Mapping, hypercall};
-
-const PRIVCMD: &str = "/dev/xen/privcmd";
-/// Memory that stays where it is, for hypercalls; Linux 4.18 and later.
-const BUFFERS: &str = "/dev/xen/hypercall";
-const PAGE_SIZE: usize = 4096;
 
 /// `__HYPERVISOR_domctl`.
 const DOMCTL: u32 = 36;
@@ -49,24 +43,14 @@ enum Way {
 
 #[derive(Debug)]
 pub(crate) struct Hypervisor {
-    privcmd: File,
-    buffer: Mapping,
+    calls: Hypercalls,
     way: Way,
 }
 
 impl Hypervisor {
     /// An error says what is missing.
     pub(crate) fn open() -> io::Result<Hypervisor> {
-        let named =
-            |path: &str, error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
-        let open = |path| OpenOptions::new().read(true).write(true).open(path);
-        let privcmd = open(PRIVCMD).map_err(|error| named(PRIVCMD, error))?;
-        let buffer = match open(BUFFERS) {
-            Ok(device) => Mapping::shared(&device, 0, PAGE_SIZE),
-            Err(_) => Mapping::locked(PAGE_SIZE),
-        };
-        let buffer = buffer.map_err(|error| named("memory for hypercalls", error))?;
-        let mut hypervisor = Hypervisor { privcmd, buffer, way: Way::State };
+        let mut hypervisor = Hypervisor { calls: Hypercalls::open()?, way: Way::State };
         let ways = std::iter::once(Way::State);
         let ways = ways.chain(VERSIONS.map(|version| Way::Info { version }));
         let mut last = io::Error::from(io::ErrorKind::Unsupported);
@@ -86,9 +70,7 @@ impl Hypervisor {
         argument[..4].copy_from_slice(&command.to_le_bytes());
         argument[4..8].copy_from_slice(&version.to_le_bytes());
         argument[8..10].copy_from_slice(&domid.to_le_bytes());
-        self.buffer.write(0, &argument);
-        hypercall(&self.privcmd, DOMCTL, &self.buffer)?;
-        self.buffer.read(0, &mut argument);
+        self.calls.call(DOMCTL, None, &mut argument)?;
         Ok(argument)
     }
 

@@ -2,15 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 
-use super::{EVTCHN_DEVICE, Evtchn};
+use super::{EVTCHN_DEVICE, Evtchn, VIRQ_DOM_EXC};
 use crate::driver::{Driver, Source};
 use crate::inherit;
 use crate::raw::call;
@@ -21,8 +20,6 @@ const UNBIND: Opcode = 0x0004_4503;
 const NOTIFY: Opcode = 0x0004_4504;
 const RESET: Opcode = 0x0000_4505;
 
-/// Something has happened to a domain.
-const VIRQ_DOM_EXC: u32 = 3;
 /// Ports that are read at once, as many as the device gives.
 const PORTS: usize = 1024;
 
@@ -46,8 +43,8 @@ impl Device {
     }
 
     /// Goes on with a device that is open; its ports are still bound.
-    pub(crate) fn adopt(number: RawFd, driver: &Driver) -> io::Result<Device> {
-        let device = inherit::evtchn(number)?;
+    pub(crate) fn adopt(left: OwnedFd, driver: &Driver) -> io::Result<Device> {
+        let device = inherit::evtchn(left)?;
         rustix::io::ioctl_fionbio(&device, true)?;
         Device::with(device.into(), driver)
     }
@@ -82,11 +79,11 @@ impl Evtchn for Device {
     fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = |mut device: &File| match device.read(&mut buffer) {
-            // Kernels before 4.4 have room for a fixed number of events, and say so once it is used
-            // up: the ports that were lost stay masked, and are unmasked by a reset.
-            Err(error) if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) => {
+            // There was no room for an event: a kernel before 4.4, or ports that were unmasked
+            // while they had one waiting. Nothing is read until this.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 call(device, RESET, &mut [])?;
-                device.read(&mut buffer)
+                Err(error)
             }
             result => result,
         };
@@ -111,7 +108,6 @@ impl Evtchn for Device {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
     use std::task::Waker;
 
     use super::*;

@@ -6,12 +6,14 @@
 
 mod domctl;
 mod evtchn;
+mod hypercall;
+mod kept;
 mod memory;
 mod pretend;
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
@@ -25,6 +27,8 @@ use crate::ring::{self, Doorbell, Line, Page, Ring};
 
 /// A host with Xen has this device.
 pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
+/// The virtual interrupt that something has happened to a domain.
+const VIRQ_DOM_EXC: u32 = 3;
 
 /// Event channels of this domain.
 pub trait Evtchn: Debug + Send + Sync {
@@ -37,7 +41,8 @@ pub trait Evtchn: Debug + Send + Sync {
     /// Sends an event to the other end of a port.
     fn notify(&self, port: u32) -> io::Result<()>;
     /// Waits for events and appends the ports that got some. They get no more until they are
-    /// unmasked.
+    /// unmasked. An error that is [`FileTooLarge`](io::ErrorKind::FileTooLarge) says that any port
+    /// may have got one.
     fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>>;
     /// What all ports are bound to, to be handed on.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -80,21 +85,39 @@ pub struct Machine {
     pub memory: Box<dyn Memory>,
     /// Domains.
     pub domains: Box<dyn Domains>,
+    /// What is bound already, if that is to be found out.
+    pub kept: Option<Kept>,
 }
 
+pub use kept::{Channel, Kept};
 pub use pretend::pretend;
 
+/// The descriptor of event channels that a program before this one has left; all ports that it has
+/// bound are still bound.
+#[derive(Debug)]
+pub enum Left {
+    /// By a program that says what they are.
+    HandedOver(OwnedFd),
+    /// By one that has ended without a word.
+    Kept(OwnedFd),
+}
+
 /// The Xen that this machine runs on: with all ports free, or with those of a program before this
-/// one, which has left this descriptor. An error says which device is missing or refuses.
-pub fn host(driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
-    let evtchn = match inherited {
-        Some(number) => evtchn::Device::adopt(number, driver)?,
+/// one. An error says which device is missing or refuses.
+pub fn host(driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
+    let is_kept = matches!(left, Some(Left::Kept(_)));
+    let evtchn = match left {
+        Some(Left::HandedOver(device) | Left::Kept(device)) => {
+            evtchn::Device::adopt(device, driver)?
+        }
         None => evtchn::Device::open(driver)?,
     };
+    let kept = is_kept.then(|| Kept::find(&evtchn));
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(memory::Devices::open()?),
         domains: Box::new(domctl::Hypervisor::open()?),
+        kept,
     })
 }
 

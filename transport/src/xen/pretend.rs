@@ -7,7 +7,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{DomainState, Domains, Evtchn, Machine, Memory, SharedPage};
+use super::kept::OtherEnd;
+use super::{DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC};
 use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::inherit;
@@ -30,7 +31,6 @@ const TO_DAEMON: usize = 0;
 const TO_GUEST: usize = 4;
 /// In place of a domid in a record, for a virtual interrupt.
 const VIRQ_SENDER: u32 = u32::MAX;
-const VIRQ_DOM_EXC: u32 = 3;
 /// Kinds of entries in the table of ports.
 const FREE: u32 = 0;
 const INTERDOMAIN: u32 = 1;
@@ -42,25 +42,28 @@ const ENTRY: usize = 16;
 const RECORDS: usize = 4096;
 
 /// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
-/// of a program before this one, which has left this descriptor of its FIFO.
-pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Result<Machine> {
+/// of a program before this one, which has left its FIFO.
+pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
-    let fifo = match inherited {
-        Some(number) => File::from(inherit::fifo(number)?),
+    let (is_kept, is_new) = (matches!(left, Some(Left::Kept(_))), left.is_none());
+    let fifo = match left {
+        Some(Left::HandedOver(fifo) | Left::Kept(fifo)) => File::from(inherit::fifo(fifo)?),
         None => files.fifo("events")?,
     };
-    if inherited.is_none() && crash::point() {
+    rustix::io::ioctl_fionbio(&fifo, true)?;
+    if is_new && crash::point() {
         // Events for an earlier daemon.
         let mut rest = [0; RECORDS];
         while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     }
-    let anew = inherited.is_none() && crash::point();
-    let anew = if anew { OFlags::TRUNC } else { OFlags::empty() };
+    let anew = if is_new && crash::point() { OFlags::TRUNC } else { OFlags::empty() };
     let table = files.open("ports", OFlags::CREATE | anew)?;
     let size = PORTS as usize * ENTRY;
     table.set_len(size as u64)?;
-    let ports = Mutex::new(Ports::load(&table)?);
+    let ports = Ports::load(&table)?;
+    let kept = is_kept.then(|| ports.kept());
+    let ports = Mutex::new(ports);
     let table = Mapping::shared(&table, 0, size)?;
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
     let ids = BTreeMap::new();
@@ -68,6 +71,7 @@ pub fn pretend(dir: &Path, driver: &Driver, inherited: Option<RawFd>) -> io::Res
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
         domains: Box::new(Lives { files, dir: dir.to_owned(), ids }),
+        kept,
     })
 }
 
@@ -157,7 +161,8 @@ impl Port {
 struct Ports {
     by_number: BTreeMap<u32, Port>,
     by_remote: BTreeMap<(u32, u32), u32>,
-    last: u32,
+    /// None below this is free.
+    free: u32,
     /// What records are read into.
     records: Vec<u8>,
 }
@@ -167,7 +172,7 @@ impl Ports {
     fn load(mut table: &File) -> io::Result<Ports> {
         let mut bytes = Vec::new();
         table.read_to_end(&mut bytes)?;
-        let mut ports = Ports { records: vec![0; RECORDS], ..Ports::default() };
+        let mut ports = Ports { records: vec![0; RECORDS], free: 1, ..Ports::default() };
         for (number, entry) in (0..).zip(bytes.as_chunks::<ENTRY>().0) {
             let [kind, domid, remote] = [0, 4, 8].map(|at| {
                 u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
@@ -175,12 +180,24 @@ impl Ports {
             if kind == FREE {
                 continue;
             }
-            ports.last = number;
             ports.by_remote.insert((domid, remote), number);
             let guest = OnceCell::new();
             ports.by_number.insert(number, Port { kind, domid, remote, guest });
         }
         Ok(ports)
+    }
+
+    /// All of them, for whoever does not know them.
+    fn kept(&self) -> Kept {
+        let mut kept = Kept::default();
+        for (port, Port { kind, domid, remote, .. }) in &self.by_number {
+            let end = match u16::try_from(*domid) {
+                Ok(domid) if *kind == INTERDOMAIN => OtherEnd::Domain(domid, *remote),
+                _ => OtherEnd::DomainExc,
+            };
+            kept.add(*port, Some(end));
+        }
+        kept
     }
 }
 
@@ -209,10 +226,10 @@ impl Channels {
 
     fn add(&self, port: Port) -> io::Result<u32> {
         let mut ports = self.ports();
-        let after = ports.last + 1;
-        let free = (after..PORTS).chain(1..after).find(|n| !ports.by_number.contains_key(n));
+        // As the hypervisor: the first that is free.
+        let free = (ports.free..PORTS).find(|n| !ports.by_number.contains_key(n));
         let number = free.ok_or(io::ErrorKind::StorageFull)?;
-        ports.last = number;
+        ports.free = number + 1;
         self.tell(number, [port.kind, port.domid, port.remote]);
         ports.by_remote.insert((port.domid, port.remote), number);
         ports.by_number.insert(number, port);
@@ -222,6 +239,10 @@ impl Channels {
 
 impl Evtchn for Channels {
     fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+        // As the hypervisor: the other end is bound once.
+        if self.ports().by_remote.contains_key(&(domid.into(), remote)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let (words, fifo) = self.files.guest(domid.into())?;
         // The hypervisor does this at once. A new channel is pending: the guest may have rung before.
         if crash::point() {
@@ -257,6 +278,7 @@ impl Evtchn for Channels {
         if ports.by_remote.get(&(gone.domid, gone.remote)) == Some(&port) {
             ports.by_remote.remove(&(gone.domid, gone.remote));
         }
+        ports.free = ports.free.min(port);
         self.tell(port, [FREE; 3]);
         Ok(())
     }

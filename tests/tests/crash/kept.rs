@@ -1,0 +1,242 @@
+//! Event channels that are kept while there is no process.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state};
+use xenstore_tests::peers::{self, Daemon, Kind};
+use xenstore_tests::raw::{Conn, op};
+use xenstore_tests::skip;
+
+/// What the daemon calls them.
+const KEPT: &str = "xenstored-evtchn";
+
+/// Who is at the other end of each port that is bound: kind, domid and port (`tests/peers/README.md`).
+type Table = BTreeMap<usize, [u32; 3]>;
+
+const ENTRY: usize = 16;
+const INTERDOMAIN: u32 = 1;
+const VIRQ: [u32; 3] = [2, u32::MAX, 3];
+
+fn table(daemon: &Daemon) -> Table {
+    let bytes = std::fs::read(daemon.xen().join("ports")).unwrap();
+    let words = |entry: &[u8]| {
+        [0, 4, 8].map(|at| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap()))
+    };
+    let entries = bytes.chunks(ENTRY).map(words).enumerate();
+    entries.filter(|(_, entry)| entry[0] != 0).collect()
+}
+
+fn set(xen: &Path, port: usize, entry: [u32; 3]) {
+    let path = xen.join("ports");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[port * ENTRY..][..12].copy_from_slice(&entry.map(u32::to_le_bytes).concat());
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn port_of(table: &Table, domid: u32) -> usize {
+    let mut ports = table.iter().filter(|(_, entry)| entry[..2] == [INTERDOMAIN, domid]);
+    let port = *ports.next().unwrap_or_else(|| panic!("{domid} in {table:?}")).0;
+    assert!(ports.next().is_none(), "{domid} twice in {table:?}");
+    port
+}
+
+/// A host with two guests, whose ports would be others if they were bound anew.
+struct Host {
+    daemon: Daemon,
+    dom0: Conn,
+    guests: [Conn; 2],
+    round: u32,
+}
+
+impl Host {
+    fn new() -> Host {
+        let daemon = Daemon::start_kept().unwrap();
+        let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
+        dom0.watch("@releaseDomain|gone|").unwrap();
+        let guests = [4, 5, 6].map(|domid| {
+            let guest = FakeGuest::create(&daemon.xen(), domid).unwrap();
+            dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();
+            let home = format!("/local/domain/{domid}|");
+            dom0.ok(op::WRITE, &home).unwrap();
+            dom0.ok(op::SET_PERMS, &format!("{home}n{domid}|")).unwrap();
+            Conn::new(guest)
+        });
+        dom0.gives(op::RELEASE, "4|", "OK|").unwrap();
+        let [_, guests @ ..] = guests;
+        let mut host = Host { daemon, dom0, guests, round: 0 };
+        host.guests.iter_mut().for_each(|guest| guest.watch("n|w|").unwrap());
+        host.goes_on();
+        host
+    }
+
+    /// Every guest is answered, once.
+    fn goes_on(&mut self) {
+        self.round += 1;
+        for guest in &mut self.guests {
+            guest.gives(op::WRITE, &format!("n|{}", self.round), "OK|").unwrap();
+            guest.event("n|w|").unwrap();
+            guest.events(&[]).unwrap();
+        }
+    }
+
+    /// Ends the daemon; what was bound then.
+    fn killed(&mut self) -> Table {
+        let before = table(&self.daemon);
+        self.daemon.kill().unwrap();
+        self.daemon.keeper.as_mut().unwrap().messages().unwrap();
+        before
+    }
+
+    /// Starts it again.
+    fn again(&mut self) {
+        self.daemon.start_again(&[]).unwrap();
+        self.daemon.wait().unwrap();
+        self.dom0 = Conn::connect(&self.daemon.socket()).unwrap();
+    }
+
+    fn is_kept(&mut self) -> bool {
+        let keeper = self.daemon.keeper.as_mut().unwrap();
+        keeper.messages().unwrap();
+        keeper.number(KEPT).is_some()
+    }
+
+    fn expect(&self, line: &str) {
+        let log = self.daemon.log();
+        assert!(log.contains(line), "no {line:?} in\n{log}");
+    }
+}
+
+// Fails if the next process binds ports anew, does not look at what came while there was none, or
+// leaves something bound when it is asked to stop.
+#[test]
+fn ports_stay_as_they_are() {
+    let mut host = Host::new();
+    for _ in 0..3 {
+        let before = host.killed();
+        assert!(port_of(&before, 5) > 3, "{before:?}");
+        // An event that nobody hears, and one that waits.
+        host.guests[0].send(&xenstore_tests::raw::frame(op::WRITE, 77, 0, b"x\x001")).unwrap();
+        host.again();
+        assert_eq!(table(&host.daemon), before);
+        let answer = host.guests[0].message(crate::LIMIT).unwrap().unwrap();
+        assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
+        host.goes_on();
+    }
+    host.expect("event channels were kept taken=4");
+    host.daemon.stop().unwrap();
+    assert_eq!(table(&host.daemon), Table::new());
+    assert!(!host.is_kept());
+    host.again();
+    host.goes_on();
+}
+
+// Fails if a port that the last process had not bound is missed, one that it had bound and nobody needs
+// is left bound, or one whose other end the guest has bound anew is given back.
+#[test]
+fn what_is_bound_is_looked_at() {
+    let mut host = Host::new();
+    let before = host.killed();
+    let (five, six) = (port_of(&before, 5), port_of(&before, 6));
+    let xen = host.daemon.xen();
+    set(&xen, five, [0; 3]);
+    set(&xen, six, [INTERDOMAIN, 6, 9]);
+    set(&xen, six + 1, [INTERDOMAIN, 7, 1]);
+    host.again();
+    let after = table(&host.daemon);
+    assert_eq!(after.len(), before.len(), "{after:?}");
+    assert_eq!(after[&six], [INTERDOMAIN, 6, 9]);
+    assert_ne!(port_of(&after, 5), five);
+    assert!(after.values().any(|entry| *entry == VIRQ));
+    host.expect("event channels were kept taken=3");
+    // The pretend domain 6 rings at its old port.
+    host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
+}
+
+// Fails if the death of a domain that nobody was there to hear of is not told, or its port stays.
+#[test]
+fn a_domain_may_die_meanwhile() {
+    let mut host = Host::new();
+    host.killed();
+    set_state(&host.daemon.xen(), 6, "gone").unwrap();
+    host.again();
+    while host.dom0.ok(op::READ, "/local/domain/6|").is_ok() {}
+    assert!(table(&host.daemon).values().all(|entry| entry[1] != 6));
+    host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
+}
+
+// Fails if a descriptor that is something else keeps the daemon from starting or its guests from being
+// heard, or if it stays in the place of the right one.
+#[test]
+fn another_descriptor_is_not_taken() {
+    let mut host = Host::new();
+    host.killed();
+    let other = OwnedFd::from(tempfile::tempfile().unwrap());
+    let keeper = host.daemon.keeper.as_mut().unwrap();
+    let kept = keeper.kept.iter_mut().find(|(name, _)| name == KEPT).unwrap();
+    kept.1 = other;
+    host.again();
+    host.expect("systemd has not kept the event channels");
+    host.goes_on();
+    assert!(host.is_kept());
+    let before = host.killed();
+    host.again();
+    assert_eq!(table(&host.daemon), before);
+    host.expect("event channels were kept taken=4");
+    host.goes_on();
+}
+
+// Fails if a process that does not go on from the last one leaves its ports bound, or has event channels
+// kept without a journal.
+#[test]
+fn without_a_journal_nothing_is_kept() {
+    let mut host = Host::new();
+    host.killed();
+    std::fs::read_dir(host.daemon.socket().parent().unwrap()).unwrap().flatten().for_each(|file| {
+        if file.file_name().to_string_lossy().starts_with("journal") {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    });
+    host.again();
+    let after = table(&host.daemon);
+    let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
+    assert_eq!(others.count(), 0, "{after:?}");
+    // Nor VIRQ_DOM_EXC: whoever binds it anew is told of all domains.
+    host.expect("event channels were kept taken=0");
+    for domid in [5, 6] {
+        // Whoever is bound already is refused.
+        host.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();
+    }
+    assert!(host.is_kept());
+    host.daemon.kill().unwrap();
+    host.daemon.args = ["--journal", "none"].map(String::from).into();
+    host.again();
+    assert!(!host.is_kept());
+}
+
+// Fails if they are not kept any more when another program of ours has taken the place, or are when it
+// is C xenstored, which leaves nothing that anybody could go on with.
+#[test]
+fn another_program_has_them_or_not() {
+    let mut host = Host::new();
+    let ours = peers::program("xenstored").unwrap();
+    update(&mut host.dom0, &ours);
+    host.goes_on();
+    let before = host.killed();
+    host.again();
+    assert_eq!(table(&host.daemon), before);
+    host.goes_on();
+    if let Err(why) = peers::available(Kind::C) {
+        return skip("live update to C xenstored", &why);
+    }
+    let c = host.daemon.stand_in(Kind::C).unwrap();
+    update(&mut host.dom0, &c);
+    assert!(!host.is_kept());
+    host.goes_on();
+}
+
+fn update(dom0: &mut Conn, program: &Path) {
+    dom0.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
+    dom0.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
+}
