@@ -27,11 +27,15 @@ pub mod kind {
     pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
     /// What belongs to the server.
     pub const SERVER: u32 = 0x8000_0003;
+    /// Nodes as what differs from those of the stream before.
+    pub const NODES_SINCE: u32 = 0x8000_0004;
     /// An open transaction, whole.
     pub const TRANSACTION_DETAIL: u32 = 0x8000_0005;
 }
 
 const IDENT: [u8; 8] = *b"xenstore";
+/// Bytes of the header: that, version and flags.
+const HEADER: usize = 16;
 /// The newest version of the format.
 pub const VERSION: u32 = 2;
 
@@ -218,7 +222,24 @@ impl<'a> Reader<'a> {
             1 => true,
             _ => return Err(StreamError { offset: 12, reason: "unknown flags" }),
         };
-        Ok(Reader { bytes, offset: 16, big_endian, ended: false })
+        Ok(Reader { bytes, offset: HEADER, big_endian, ended: false })
+    }
+
+    /// The stream that follows this one, which has been read to its end; `None` if nothing does.
+    pub fn following(&self) -> Result<Option<Reader<'a>>, StreamError> {
+        let rest = &self.bytes[self.offset..];
+        if !self.ended || rest.is_empty() {
+            return Ok(None);
+        }
+        let at = |error: StreamError| StreamError { offset: self.offset + error.offset, ..error };
+        let Reader { big_endian, .. } = Reader::new(rest).map_err(at)?;
+        let offset = self.offset + HEADER;
+        Ok(Some(Reader { bytes: self.bytes, offset, big_endian, ended: false }))
+    }
+
+    /// Where the next record begins.
+    pub fn place(&self) -> Cursor<'a> {
+        Cursor::at(self.bytes, self.offset)
     }
 
     /// The next record; nothing after the END record. A stream without one is an error.

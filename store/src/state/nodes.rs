@@ -319,13 +319,11 @@ impl<'s> Grower<'s> {
         Ok(())
     }
 
-    /// The tree, the stamp of its youngest node, and the largest that was given.
-    pub(super) fn finish(mut self, place: &Cursor<'_>) -> Result<(Tree, u64, u64), StreamError> {
-        self.created.sort_unstable();
-        if self.created.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(place.error("two nodes with the same stamp"));
-        }
-        let youngest = self.created.last().copied().unwrap_or(0);
+    /// The tree, the stamps of its nodes, and the largest that was given.
+    pub(super) fn finish(
+        mut self,
+        place: &Cursor<'_>,
+    ) -> Result<(Tree, Vec<u64>, u64), StreamError> {
         while self.open.len() > 1 {
             self.close(place)?;
         }
@@ -333,6 +331,6 @@ impl<'s> Grower<'s> {
         if !root.settle() {
             return Err(place.error("a node that is there twice"));
         }
-        Ok((Tree::from_parts(root.node, self.special), youngest, self.before))
+        Ok((Tree::from_parts(root.node, self.special), self.created, self.before))
     }
 }
