@@ -27,6 +27,8 @@ pub mod kind {
     pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
     /// What belongs to the server.
     pub const SERVER: u32 = 0x8000_0003;
+    /// Nodes, with all that is known of them.
+    pub const NODES: u32 = 0x8000_0006;
     /// Nodes as what differs from those of the stream before.
     pub const NODES_SINCE: u32 = 0x8000_0004;
     /// An open transaction, whole.
@@ -102,6 +104,11 @@ impl<'a> Writer<'a> {
         if self.bytes.len() >= PIECE {
             self.hand_over();
         }
+    }
+
+    /// Is it time for another record, if what is to be written can go on in one?
+    pub fn is_long(&self) -> bool {
+        self.body.is_some_and(|body| self.bytes.len() - body >= PIECE)
     }
 
     /// Gives what there is to whoever wants it. All records begin at a multiple of 8, so that what
@@ -334,8 +341,13 @@ impl<'a> Cursor<'a> {
     /// A number as [`put_varint`] writes it.
     #[inline]
     pub fn varint(&mut self) -> Result<u64, StreamError> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
+        let first = self.u8()?;
+        // Most are small.
+        if first < 0x80 {
+            return Ok(first.into());
+        }
+        let mut value = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
             let byte = self.u8()?;
             let bits = u64::from(byte & 0x7f);
             if bits << shift >> shift != bits {

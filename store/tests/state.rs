@@ -116,7 +116,8 @@ fn only_what_follows_is_taken_for_what_has_changed() {
     store.ok(store.dom0, WRITE, "/a|1");
     let (state, whole) = (store.engine.dump(), store.engine.dump().encode());
     let base = state.into_base();
-    ["/b|1", "/a|2"].map(|text| store.ok(store.dom0, WRITE, text));
+    store.ok(store.dom0, WRITE, "/b|1");
+    store.ok(store.dom0, WRITE, "/a|2");
     let since = |state: &State| {
         let mut bytes = Vec::new();
         state.encode_since(&base, &mut |piece| bytes.extend_from_slice(piece));

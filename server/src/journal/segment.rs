@@ -18,7 +18,7 @@ use std::path::Path;
 use xenstore_protocol::stream::Sink;
 use xenstore_transport::mapped_file::{self, MappedFile};
 
-const MAGIC: [u8; 8] = *b"xsjourn\x02";
+const MAGIC: [u8; 8] = *b"xsjourn\x03";
 pub(super) const HEADER: usize = 4096;
 /// Where `done` is.
 pub(super) const DONE: usize = 64;

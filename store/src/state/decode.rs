@@ -70,14 +70,21 @@ impl State {
         let mut decoder = Decoder::new();
         let mut reader = Reader::new(bytes)?;
         decoder.look_ahead(&reader)?;
-        let mut grower = Grower::new(decoder.counters.map(|counters| counters.stamp));
+        let limit = decoder.counters.map(|counters| counters.stamp);
+        let mut grower = Grower::default();
         let mut in_transactions = 0_u64;
         // What comes with the nodes means nothing if it comes once more behind them.
         let mut others = Vec::new();
         while let Some(mut record) = reader.next_record()? {
-            match record.kind {
-                kind::NODE_DATA => {
-                    in_transactions += u64::from(!grower.take_record(&mut record.body)?)
+            match (record.kind, limit) {
+                (kind::NODES, Some(limit)) => grower.take_nodes(&mut record.body, limit)?,
+                (kind::NODE_DATA, None) => {
+                    in_transactions += u64::from(!grower.take_record(&mut record.body)?);
+                }
+                (kind::NODES | kind::NODE_DATA, _) => {
+                    return Err(record
+                        .body
+                        .error("a node without its stamps, or without counters"));
                 }
                 _ => others.push(record),
             }
@@ -86,7 +93,7 @@ impl State {
             decoder.follow(&next)?;
             others.clear();
             while let Some(record) = next.next_record()? {
-                if record.kind == kind::NODE_DATA {
+                if matches!(record.kind, kind::NODES | kind::NODE_DATA) {
                     return Err(record.body.error("a node in place of what has changed"));
                 }
                 others.push(record);
@@ -160,7 +167,7 @@ impl Decoder {
                     });
                     break;
                 }
-                kind::NODE_DATA => break,
+                kind::NODES | kind::NODE_DATA => break,
                 _ => {}
             }
         }
@@ -463,7 +470,7 @@ impl Decoder {
         }
     }
 
-    pub(super) fn finish_tree(&mut self, grower: Grower<'_>, place: &Cursor<'_>) -> Result<()> {
+    pub(super) fn finish_tree(&mut self, grower: Grower, place: &Cursor<'_>) -> Result<()> {
         let (tree, created, last) = grower.finish(place)?;
         self.created = created;
         self.check_stamps(place)?;

@@ -11,7 +11,9 @@ use xenstore_protocol::{DomId, Quota, WatchEvent};
 use super::difference::put_difference;
 use super::nodes::put_nodes;
 use super::transactions::put_transaction;
-use super::{Base, ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState};
+use super::{
+    Base, ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState, compact,
+};
 use crate::config::Quotas;
 use crate::connection::Caller;
 use crate::domain::Usage;
@@ -66,7 +68,10 @@ impl State {
             }
         }
         match base {
-            None => put_nodes(writer, &self.tree, true),
+            None => {
+                writer.begin(kind::NODES);
+                compact::put_nodes(writer, &self.tree);
+            }
             Some(Base(tree)) => {
                 writer.begin(kind::NODES_SINCE);
                 put_difference(writer, tree, &self.tree);
@@ -112,7 +117,7 @@ impl State {
                 self.put_connection(&mut writer, number, &connection, &[]);
             }
         }
-        put_nodes(&mut writer, &self.tree, false);
+        put_nodes(&mut writer, &self.tree);
         if version > 1 {
             met.extend(descend(self.tree.root()).map(|node| node.acl().owner()));
             for domain in self.domains.iter().filter(|domain| met.contains(&domain.domid)) {

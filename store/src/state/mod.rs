@@ -16,10 +16,11 @@
 //! | file | |
 //! |---|---|
 //! | `encode.rs`, `decode.rs` | the migration stream, for ourselves and for C xenstored |
-//! | `nodes.rs` | the tree in it |
+//! | `compact.rs`, `nodes.rs` | the tree in it, for ourselves and for others |
 //! | `difference.rs`, `transactions.rs` | trees as what differs from others; open transactions |
 //! | `ocaml.rs` | what oxenstored writes instead |
 
+mod compact;
 mod decode;
 mod difference;
 mod encode;
