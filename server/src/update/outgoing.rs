@@ -67,6 +67,11 @@ impl Written {
         Ok(Written { memory, bytes, base: state.into_base(), time: begun.elapsed() })
     }
 
+    /// The same for somebody who is not to write there.
+    fn to_read(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.memory.as_raw_fd()))
+    }
+
     /// The same with what has come of it, for nobody to change any more.
     fn followed_by(&self, state: &State) -> io::Result<&File> {
         errand::fill(&self.memory, |sink| state.encode_since(&self.base, sink))?;
@@ -153,8 +158,8 @@ impl Outgoing<'_> {
             unblock(move || Written::new(state)).await.map_err(|error| error.to_string())?;
         let mut expected = written.time;
         if kind == Kind::Ours {
-            let copy = written.memory.try_clone().map_err(|error| error.to_string())?;
-            expected += candidate::check(&order.file, &args, copy).await.map_err(complain)?;
+            let state = written.to_read().map_err(|error| error.to_string())?;
+            expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
         }
         if order.dry_run {
             return Ok(self.report(kind, written.bytes, expected));
