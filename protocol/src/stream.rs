@@ -27,11 +27,17 @@ pub mod kind {
     pub const CONNECTION_DETAIL: u32 = 0x8000_0002;
     /// What belongs to the server.
     pub const SERVER: u32 = 0x8000_0003;
+    /// Nodes, with all that is known of them.
+    pub const NODES: u32 = 0x8000_0006;
+    /// Nodes as what differs from those of the stream before.
+    pub const NODES_SINCE: u32 = 0x8000_0004;
     /// An open transaction, whole.
     pub const TRANSACTION_DETAIL: u32 = 0x8000_0005;
 }
 
 const IDENT: [u8; 8] = *b"xenstore";
+/// Bytes of the header: that, version and flags.
+const HEADER: usize = 16;
 /// The newest version of the format.
 pub const VERSION: u32 = 2;
 
@@ -98,6 +104,11 @@ impl<'a> Writer<'a> {
         if self.bytes.len() >= PIECE {
             self.hand_over();
         }
+    }
+
+    /// Is it time for another record, if what is to be written can go on in one?
+    pub fn is_long(&self) -> bool {
+        self.body.is_some_and(|body| self.bytes.len() - body >= PIECE)
     }
 
     /// Gives what there is to whoever wants it. All records begin at a multiple of 8, so that what
@@ -218,7 +229,24 @@ impl<'a> Reader<'a> {
             1 => true,
             _ => return Err(StreamError { offset: 12, reason: "unknown flags" }),
         };
-        Ok(Reader { bytes, offset: 16, big_endian, ended: false })
+        Ok(Reader { bytes, offset: HEADER, big_endian, ended: false })
+    }
+
+    /// The stream that follows this one, which has been read to its end; `None` if nothing does.
+    pub fn following(&self) -> Result<Option<Reader<'a>>, StreamError> {
+        let rest = &self.bytes[self.offset..];
+        if !self.ended || rest.is_empty() {
+            return Ok(None);
+        }
+        let at = |error: StreamError| StreamError { offset: self.offset + error.offset, ..error };
+        let Reader { big_endian, .. } = Reader::new(rest).map_err(at)?;
+        let offset = self.offset + HEADER;
+        Ok(Some(Reader { bytes: self.bytes, offset, big_endian, ended: false }))
+    }
+
+    /// Where the next record begins.
+    pub fn place(&self) -> Cursor<'a> {
+        Cursor::at(self.bytes, self.offset)
     }
 
     /// The next record; nothing after the END record. A stream without one is an error.
@@ -313,8 +341,13 @@ impl<'a> Cursor<'a> {
     /// A number as [`put_varint`] writes it.
     #[inline]
     pub fn varint(&mut self) -> Result<u64, StreamError> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
+        let first = self.u8()?;
+        // Most are small.
+        if first < 0x80 {
+            return Ok(first.into());
+        }
+        let mut value = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
             let byte = self.u8()?;
             let bits = u64::from(byte & 0x7f);
             if bits << shift >> shift != bits {

@@ -91,6 +91,21 @@ impl Entry {
     }
 }
 
+/// Nodes that wait for the list that they will be in: those of the list that is next to be made are
+/// the last.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered(Vec<Entry>);
+
+impl Gathered {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn push(&mut self, node: Arc<Node>) {
+        self.0.push(Entry::new(node));
+    }
+}
+
 impl Part {
     fn new(chunk: Chunk) -> Part {
         Part { first: chunk[0].key, chunk: Arc::new(chunk) }
@@ -242,16 +257,16 @@ impl Children {
         }
     }
 
-    /// Adds many children, in any order; false if two of them have the same name, or one that is
-    /// there already. Then some are missing.
-    pub(crate) fn extend(&mut self, nodes: Vec<Arc<Node>>) -> bool {
+    /// Adds those that have been gathered from `from` on, in any order; false if two of them have the
+    /// same name, or one that is there already. Then some are missing.
+    pub(crate) fn extend(&mut self, gathered: &mut Gathered, from: usize) -> bool {
         if self.count > 0 {
-            return nodes.into_iter().all(|node| {
+            return gathered.0.drain(from..).all(|Entry { node, .. }| {
                 let is_new = self.get(node.name()).is_none();
                 is_new.then(|| self.insert(node)).is_some()
             });
         }
-        let mut entries: Vec<Entry> = nodes.into_iter().map(Entry::new).collect();
+        let entries = &mut gathered.0[from..];
         entries.sort_unstable_by(Entry::order);
         if entries.windows(2).any(|pair| pair[0].order(&pair[1]).is_eq()) {
             return false;
@@ -260,7 +275,7 @@ impl Children {
         self.names_len = entries.iter().map(|entry| entry.node.name_bytes().len() + 1).sum();
         let max = chunk_max(entries.len());
         let many = entries.len() > max;
-        let mut entries = entries.into_iter();
+        let mut entries = gathered.0.drain(from..);
         let mut chunks = core::iter::from_fn(|| {
             let mut chunk = Chunk::with_capacity(capacity(entries.len().min(max)));
             chunk.extend(entries.by_ref().take(max));

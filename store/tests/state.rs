@@ -10,6 +10,7 @@ const DIRECTORY: u32 = 1;
 const READ: u32 = 2;
 const WRITE: u32 = 11;
 const RM: u32 = 13;
+const SET_PERMS: u32 = 14;
 const DIRECTORY_PART: u32 = 22;
 
 /// The store goes on as what is left of it when it is written and read.
@@ -54,6 +55,93 @@ fn open_transactions_go_on() {
     assert_eq!(store.end(guest, bad, true).unwrap_err(), "EAGAIN");
     assert_eq!(store.ok(guest, DIRECTORY, "new|"), format!("{good}|"));
     assert_eq!(store.start(guest), bad + 1, "numbers are not used twice");
+}
+
+// Fails if a state that is written as what has changed since another is not that state: nodes that
+// came, went, came again and have other permissions, special ones, and what a transaction has made
+// that was open meanwhile, with numbers from before.
+#[test]
+fn what_has_changed_since_is_the_rest() {
+    let mut store = Store::new();
+    let guest = store.guest(5);
+    store.watch(guest, "a|token|");
+    for path in ["/a/b/c", "/a/b/d", "/gone/x", "/again"] {
+        store.ok(store.dom0, WRITE, &format!("{path}|1"));
+    }
+    let [open, done] = [(); 2].map(|()| store.start(store.dom0));
+    for tx in [open, done] {
+        store.tx(store.dom0, tx, WRITE, &format!("/made/{tx}|1")).unwrap();
+    }
+    store.tx(store.dom0, open, READ, "/a/b/c|").unwrap();
+    let (before, mut bytes) = (store.engine.dump(), Vec::new());
+    before.encode_to(&mut |piece| bytes.extend_from_slice(piece));
+    let base = before.into_base();
+    let both = |store: &Store| {
+        let (state, mut bytes) = (store.engine.dump(), bytes.clone());
+        state.encode_since(&base, &mut |piece| bytes.extend_from_slice(piece));
+        let read = State::decode(&bytes).unwrap();
+        assert!(read.encode() == state.encode());
+        bytes
+    };
+    both(&store);
+    assert_eq!(store.end(store.dom0, done, true).unwrap(), "OK|");
+    both(&store);
+    for path in ["/gone", "/again"] {
+        store.ok(store.dom0, RM, &format!("{path}|"));
+    }
+    for (op, text) in [
+        (WRITE, "/a/b/c|2"),
+        (WRITE, "/a/new/below|"),
+        (WRITE, "/again|2"),
+        (WRITE, "/local/domain/5/a/x|"),
+        (SET_PERMS, "/a/b/d|n5|r6|"),
+        (SET_PERMS, "@releaseDomain|n5|"),
+    ] {
+        store.ok(store.dom0, op, text);
+    }
+    store.guest(7);
+    let bytes = both(&store);
+    store.engine = restored(&bytes).unwrap();
+    assert_eq!(store.events(guest), ["a/x token"]);
+    assert_eq!(store.ok(store.dom0, DIRECTORY, "/|"), "tool|local|a|made|again|");
+    assert_eq!(store.tx(store.dom0, open, READ, &format!("/made/{open}|")).unwrap(), "1");
+    assert_eq!(store.end(store.dom0, open, true).unwrap_err(), "EAGAIN");
+}
+
+// Fails if a second stream is taken that cannot follow the first.
+#[test]
+fn only_what_follows_is_taken_for_what_has_changed() {
+    let mut store = Store::new();
+    let early = store.engine.dump();
+    store.ok(store.dom0, WRITE, "/a|1");
+    let (state, whole) = (store.engine.dump(), store.engine.dump().encode());
+    let base = state.into_base();
+    store.ok(store.dom0, WRITE, "/b|1");
+    store.ok(store.dom0, WRITE, "/a|2");
+    let since = |state: &State| {
+        let mut bytes = Vec::new();
+        state.encode_since(&base, &mut |piece| bytes.extend_from_slice(piece));
+        bytes
+    };
+    let later = since(&store.engine.dump());
+    let decode =
+        |parts: &[&[u8]]| State::decode(&parts.concat()).map_err(|error| error.to_string());
+    let both = decode(&[&whole, &later]).unwrap();
+    assert!(both == store.engine.dump());
+    for len in 1..later.len() {
+        assert!(decode(&[&whole, &later[..len]]).is_err(), "{len} bytes");
+    }
+    for (what, parts) in [
+        ("no root", &[&later[..], &later][..]),
+        ("cannot be added", &[&both.encode(), &later]),
+        ("does not follow", &[&whole, &since(&early)]),
+        ("in place of", &[&whole, &whole]),
+        ("no such node", &[&early.encode(), &later]),
+        ("does not follow", &[&stream(1, &[(kind::NODE_DATA, &node("/"))]), &later]),
+    ] {
+        let error = decode(parts).err().unwrap_or_default();
+        assert!(error.contains(what), "{what}: {error}");
+    }
 }
 
 // Fails if events that wait are lost, told again, or change places.
@@ -244,5 +332,54 @@ fn impossible_states_are_refused() {
     let whole = store.engine.dump().encode();
     for len in 0..whole.len() {
         assert!(State::decode(&whole[..len]).is_err(), "{len} bytes");
+    }
+}
+
+/// A stream of ours in which these are the nodes.
+fn of_nodes(nodes: &[u8]) -> Vec<u8> {
+    let whole = Store::new().engine.dump().encode();
+    let (mut reader, mut writer) = (Reader::new(&whole).unwrap(), Writer::new(2, 0));
+    while let Some(mut record) = reader.next_record().unwrap() {
+        writer.begin(record.kind);
+        if record.kind == kind::NODES {
+            writer.bytes(nodes);
+            continue;
+        }
+        while let Ok(byte) = record.body.u8() {
+            writer.u8(byte);
+        }
+    }
+    writer.finish()
+}
+
+// Fails if nodes as we write them are misread, or are taken if they cannot be: the fuzzer would
+// have to find each of these.
+#[test]
+fn impossible_nodes_of_ours_are_refused() {
+    let root: &[u8] = &[2, 0, 2, b'n', 0, 0, 0, 0, 0, 0];
+    let a: &[u8] = &[2, 1, b'a', 0, 1, b'1', 2, 0];
+    let below: &[u8] = &[2, 1, b'b', 1, 0, 2, 0];
+    let beside: &[u8] = &[4, 1, b'c', 0, 0, 1, 0];
+    let state = |parts: &[&[u8]]| restored(&of_nodes(&parts.concat()));
+    // `/a` from 1 on, `/a/b` from 2 on, and `/c`, which is no older than `/a`.
+    assert!(state(&[root, a, below, &[4, 1, b'c', 0, 0, 2, 0]]).is_ok());
+    for (what, parts) in [
+        ("no root", &[&[0_u8][..]][..]),
+        ("no parent", &[a]),
+        ("no parent", &[root, &[4, 1, b'a', 0, 0, 2, 0]]),
+        ("twice", &[root, &[3, 0, 2, b'n', 0, 0, 0, 0, 2, 0]]),
+        ("twice", &[root, a, &[3, 1, b'a', 0, 0, 2, 0]]),
+        ("permissions of no node", &[&[2, 0, 0, 0, 0, 0]]),
+        ("no permission letter", &[&[2, 0, 2, b'x', 0, 0, 0, 0, 0, 0]]),
+        ("no name", &[root, &[2, 3, b'a', b'/', b'b', 0, 0, 2, 0]]),
+        ("no name", &[root, &[2, 0, 0, 0, 2, 0]]),
+        ("future", &[root, &[2, 1, b'a', 0, 0, 200, 100, 0]]),
+        ("future", &[root, &[2, 1, b'a', 0, 0, 2, 100]]),
+        ("same stamp", &[root, a, below, beside]),
+        ("special node", &[root, &[1, 2, b'@', b'x', 2, b'n', 0, 0, 0, 0, 2, 0]]),
+        ("too early", &[root, &[2, 100, b'a', 0, 0, 2, 0]]),
+    ] {
+        let error = state(parts).err().unwrap_or_default();
+        assert!(error.contains(what), "{what}: {error}");
     }
 }

@@ -18,7 +18,7 @@ use std::task::Poll;
 use futures_lite::future;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use smol::lock::Mutex;
-use xenstore_store::{Config, Host, Millis};
+use xenstore_store::{Base, Config, Host, Millis};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::{crash, inherit};
@@ -79,7 +79,7 @@ fn passed_on(number: RawFd) -> RawFd {
 }
 
 /// All that a live update does until the other program runs.
-async fn hand_over(outgoing: &Outgoing<'_>) -> Ended {
+async fn hand_over(outgoing: &Outgoing<'_>, (mut stream, base): (Vec<u8>, Base)) -> Ended {
     let held = outgoing.server.hold_all(false).await;
     let mut state = outgoing.state(held);
     let clock = outgoing.server.clock().now();
@@ -88,7 +88,8 @@ async fn hand_over(outgoing: &Outgoing<'_>) -> Ended {
     for connection in &mut state.connections {
         connection.io.fd = connection.io.fd.map(passed_on);
     }
-    Ended::Updated(state.encode(), clock)
+    state.encode_since(&base, &mut |piece| stream.extend_from_slice(piece));
+    Ended::Updated(stream, clock)
 }
 
 /// The life of a process, as in `daemon.rs`.
@@ -161,6 +162,7 @@ async fn play<'a>(
     driver: &Driver,
 ) -> Ended {
     let (server, mut quiet) = (outgoing.server, 0);
+    let mut written = None;
     loop {
         let before = crash::count();
         if let Some(client) = world.connects() {
@@ -171,10 +173,15 @@ async fn play<'a>(
         if crash::is_over() {
             return Ended::Killed;
         }
-        if let Some(End::Updated(after)) = end
-            && crash::count() >= after
-        {
-            return hand_over(outgoing).await;
+        if let Some(End::Updated(after)) = end {
+            // A while before everybody stands still.
+            if written.is_none() && crash::count() >= after / 2 {
+                let state = server.with(|engine, _| engine.dump());
+                written = Some((state.encode(), state.into_base()));
+            }
+            if let Some(written) = written.take_if(|_| crash::count() >= after) {
+                return hand_over(outgoing, written).await;
+            }
         }
         quiet = if active || crash::count() != before { 0 } else { quiet + 1 };
         if quiet == REST {

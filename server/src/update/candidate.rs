@@ -1,7 +1,7 @@
 //! The program that is to go on: what it is, and whether it could.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -52,11 +52,7 @@ pub(crate) async fn kind(file: &Path) -> Result<Kind, String> {
 }
 
 /// Has a program of ours look at a state with the options that it will get; how long that took.
-pub(crate) async fn check(
-    file: &Path,
-    args: &[OsString],
-    state: OwnedFd,
-) -> Result<Duration, String> {
+pub(crate) async fn check(file: &Path, args: &[OsString], state: File) -> Result<Duration, String> {
     let mut command = Command::new(file);
     command.args(args).arg("--check-state").stdin(Stdio::from(state));
     let output = run(command, CHECK_LIMIT).await?;

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,24 +12,35 @@ use xenstore_protocol::Header;
 use xenstore_protocol::stream::Sink;
 use xenstore_store::{ConnId, Millis};
 
-/// Bytes that nobody can change any more, in memory, as a descriptor that is close-on-exec. `write`
-/// gives them to its argument in pieces.
-pub(crate) fn sealed(name: &str, write: impl FnOnce(&mut Sink<'_>)) -> io::Result<OwnedFd> {
-    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(memory);
+/// Memory as a descriptor that is close-on-exec, to be filled and then sealed.
+pub(crate) fn memory(name: &str) -> io::Result<File> {
+    Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
+}
+
+/// Appends what `write` gives to its argument in pieces.
+pub(crate) fn fill(mut memory: &File, write: impl FnOnce(&mut Sink<'_>)) -> io::Result<()> {
+    memory.seek(SeekFrom::End(0))?;
     let mut written = Ok(());
     write(&mut |piece| {
         if written.is_ok() {
-            written = file.write_all(piece);
+            written = memory.write_all(piece);
         }
     });
-    written?;
-    file.rewind()?;
-    fcntl_add_seals(
-        &file,
-        SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL,
-    )?;
-    Ok(file.into())
+    written
+}
+
+/// From now on nobody can change it.
+pub(crate) fn seal(memory: &File) -> io::Result<()> {
+    let write = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    Ok(fcntl_add_seals(memory, write | SealFlags::SEAL)?)
+}
+
+/// These bytes, which nobody can change any more.
+pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<File> {
+    let memory = memory(name)?;
+    fill(&memory, |sink| sink(bytes))?;
+    seal(&memory)?;
+    Ok(memory)
 }
 
 /// All bytes of a descriptor, from its beginning.
@@ -128,13 +139,17 @@ mod tests {
         }
     }
 
-    // Fails if a state can be changed after it was written, or is not read from its beginning.
+    // Fails if a state can be changed after it was sealed, what is appended to it is not behind it, or
+    // it is not read from its beginning.
     #[test]
     fn what_is_sealed_stays_as_it_is() {
-        let sealed = sealed("test", |sink| [b"st", &b"ate"[..]].into_iter().for_each(sink));
-        let sealed = sealed.unwrap();
-        let copy = File::from(sealed.try_clone().unwrap());
-        assert!((&copy).write(b"x").is_err() && copy.set_len(0).is_err());
-        assert_eq!(read(sealed).unwrap(), b"state");
+        let memory = memory("test").unwrap();
+        fill(&memory, |sink| [b"st", &b"ate"[..]].into_iter().for_each(sink)).unwrap();
+        assert_eq!(read(memory.try_clone().unwrap().into()).unwrap(), b"state");
+        fill(&memory, |sink| sink(b" and more")).unwrap();
+        seal(&memory).unwrap();
+        assert!((&memory).write(b"x").is_err() && memory.set_len(0).is_err());
+        assert!(fill(&memory, |sink| sink(b"x")).is_err());
+        assert_eq!(read(memory.into()).unwrap(), b"state and more");
     }
 }

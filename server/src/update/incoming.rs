@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -125,7 +125,7 @@ fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
     let back = Errand { previous: None, failed: Some(reason.clone()), ..errand.clone() };
     let go = || {
         let previous = inherit::any(previous)?;
-        let errand = errand::sealed("errand", |sink| sink(&back.emit()))?;
+        let errand = errand::sealed("errand", &back.emit())?;
         inherit::let_through(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", previous.as_raw_fd()));
         command.args(&back.args).args(resume_options(&state, &errand));
@@ -138,9 +138,10 @@ fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
 }
 
 /// Options with which a program of ours goes on.
-pub(super) fn resume_options(state: &OwnedFd, errand: &OwnedFd) -> [OsString; 4] {
-    let number = |descriptor: &OwnedFd| OsString::from(descriptor.as_raw_fd().to_string());
-    ["--resume".into(), number(state), "--errand".into(), number(errand)]
+pub(super) fn resume_options(state: &impl AsRawFd, errand: &impl AsRawFd) -> [OsString; 4] {
+    let number = |descriptor: RawFd| OsString::from(descriptor.to_string());
+    let [state, errand] = [state.as_raw_fd(), errand.as_raw_fd()].map(number);
+    ["--resume".into(), state, "--errand".into(), errand]
 }
 
 const OXENSTORED: &str = "oxenstored";

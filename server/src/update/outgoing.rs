@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use smol::Timer;
 use smol::lock::Mutex;
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
-use xenstore_store::{Caller, ConnId, Host, State};
+use xenstore_store::{Base, Caller, ConnId, Host, State};
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Place, inherit};
 
@@ -46,6 +46,39 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) holding: Mutex<()>,
     /// The program itself, however its file has changed since.
     pub(crate) program: File,
+}
+
+/// A state that has been written while everybody is served: what is left to be written when all
+/// stand still is what has changed since.
+struct Written {
+    /// Not sealed yet.
+    memory: File,
+    bytes: u64,
+    base: Base,
+    /// How long it took.
+    time: Duration,
+}
+
+impl Written {
+    fn new(state: State) -> io::Result<Written> {
+        let begun = Instant::now();
+        let memory = errand::memory("state")?;
+        errand::fill(&memory, |sink| state.encode_to(sink))?;
+        let bytes = memory.metadata()?.len();
+        Ok(Written { memory, bytes, base: state.into_base(), time: begun.elapsed() })
+    }
+
+    /// The same for somebody who is not to write there.
+    fn to_read(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.memory.as_raw_fd()))
+    }
+
+    /// The same with what has come of it, for nobody to change any more.
+    fn followed_by(&self, state: &State) -> io::Result<&File> {
+        errand::fill(&self.memory, |sink| state.encode_since(&self.base, sink))?;
+        errand::seal(&self.memory)?;
+        Ok(&self.memory)
+    }
 }
 
 /// Our options, without those that say where to go on from.
@@ -142,20 +175,15 @@ impl Outgoing<'_> {
             None => own_args(),
         };
         let state = self.server.with(|engine, _| engine.dump());
-        let encode = move || -> io::Result<(OwnedFd, u64, Duration)> {
-            let begun = Instant::now();
-            let state = File::from(errand::sealed("state", |sink| state.encode_to(sink))?);
-            let bytes = state.metadata()?.len();
-            Ok((state.into(), bytes, begun.elapsed()))
-        };
-        let encoded = unblock(encode).await.map_err(|error| error.to_string());
-        let (state, bytes, mut expected) = encoded?;
+        let written =
+            unblock(move || Written::new(state)).await.map_err(|error| error.to_string())?;
+        let mut expected = written.time;
         if kind == Kind::Ours {
-            let check = candidate::check(&order.file, &args, state);
-            expected += check.await.map_err(complain)?;
+            let state = written.to_read().map_err(|error| error.to_string())?;
+            expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
         }
         if order.dry_run {
-            return Ok(self.report(kind, bytes, expected));
+            return Ok(self.report(kind, written.bytes, expected));
         }
         let _alone = self.holding.lock().await;
         self.update.still_wanted()?;
@@ -166,7 +194,7 @@ impl Outgoing<'_> {
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let failed = match kind {
-            Kind::Ours => self.go(order, &args, held, stopped),
+            Kind::Ours => self.go(order, &args, held, &written, stopped),
             Kind::C => self.go_to_c(order, &args, held),
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -228,6 +256,7 @@ impl Outgoing<'_> {
         order: &Order,
         args: &[OsString],
         held: BTreeMap<ConnId, UnderWay>,
+        written: &Written,
         stopped: Duration,
     ) -> String {
         let state = self.state(held);
@@ -240,13 +269,12 @@ impl Outgoing<'_> {
             args: own_args(),
         };
         let run = || -> io::Result<()> {
-            let errand = errand::sealed("errand", |sink| sink(&errand.emit()))?;
-            let stream = errand::sealed("state", |sink| state.encode_to(sink))?;
+            let errand = errand::sealed("errand", &errand.emit())?;
+            let stream = written.followed_by(&state)?;
             let mut through = descriptors(&state);
-            through.extend([&errand, &stream].map(OwnedFd::as_raw_fd));
-            through.push(self.program.as_raw_fd());
+            through.extend([&errand, stream, &self.program].map(File::as_raw_fd));
             let mut command = Command::new(&order.file);
-            command.args(args).args(resume_options(&stream, &errand));
+            command.args(args).args(resume_options(stream, &errand));
             exec(command, &through)
         };
         run().err().map_or_else(String::new, |error| format!("cannot be run: {error}"))

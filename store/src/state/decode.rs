@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use xenstore_protocol::stream::{Cursor, Reader, StreamError, kind};
 use xenstore_protocol::{DomId, Path, Quota, feature};
 
+use super::difference::take_difference;
 use super::nodes::Grower;
 use super::transactions::take_transaction;
 use super::{
@@ -49,8 +50,8 @@ pub(super) struct Decoder {
     counters: Option<Counters>,
     pins: Pins,
     last_watch: u64,
-    /// The stamp of the youngest node.
-    youngest: u64,
+    /// Stamps of the nodes, sorted.
+    created: Vec<u64>,
     tree: Option<Tree>,
     /// The snapshot that was read last.
     base: Option<Tree>,
@@ -67,34 +68,53 @@ impl State {
             return ocaml::decode(bytes);
         }
         let mut decoder = Decoder::new();
-        decoder.look_ahead(bytes)?;
-        let mut grower = Some(Grower::new(decoder.counters.map(|counters| counters.stamp)));
         let mut reader = Reader::new(bytes)?;
+        decoder.look_ahead(&reader)?;
+        let limit = decoder.counters.map(|counters| counters.stamp);
+        let mut grower = Grower::default();
         let mut in_transactions = 0_u64;
-        while let Some(record) = reader.next_record()? {
-            let mut body = record.body;
-            match (record.kind, &mut grower) {
-                (kind::NODE_DATA, Some(grower)) => {
-                    in_transactions += u64::from(!grower.take_record(&mut body)?);
+        // What comes with the nodes means nothing if it comes once more behind them.
+        let mut others = Vec::new();
+        while let Some(mut record) = reader.next_record()? {
+            match (record.kind, limit) {
+                (kind::NODES, Some(limit)) => grower.take_nodes(&mut record.body, limit)?,
+                (kind::NODE_DATA, None) => {
+                    in_transactions += u64::from(!grower.take_record(&mut record.body)?);
                 }
-                (kind::NODE_DATA, None) => return Err(body.error("a node after transactions")),
-                (kind::TRANSACTION_DETAIL, _) => {
-                    if let Some(grower) = grower.take() {
-                        decoder.finish_tree(grower, &body)?;
-                    }
-                    decoder.take_transaction(&mut body)?;
+                (kind::NODES | kind::NODE_DATA, _) => {
+                    return Err(record
+                        .body
+                        .error("a node without its stamps, or without counters"));
                 }
-                (kind, _) => decoder.take_record(kind, &mut body)?,
+                _ => others.push(record),
             }
         }
-        let end = Cursor::at(bytes, bytes.len());
-        if let Some(grower) = grower.take() {
-            decoder.finish_tree(grower, &end)?;
+        if let Some(mut next) = reader.following()? {
+            decoder.follow(&next)?;
+            others.clear();
+            while let Some(record) = next.next_record()? {
+                if matches!(record.kind, kind::NODES | kind::NODE_DATA) {
+                    return Err(record.body.error("a node in place of what has changed"));
+                }
+                others.push(record);
+            }
+            reader = next;
         }
         if in_transactions > 0 {
             decoder.lose(format!("{in_transactions} nodes of open transactions"));
         }
-        decoder.finish(&end)
+        let differ = |kind| matches!(kind, kind::NODES_SINCE | kind::TRANSACTION_DETAIL);
+        for record in others.iter_mut().filter(|record| !differ(record.kind)) {
+            decoder.take_record(record.kind, &mut record.body)?;
+        }
+        decoder.finish_tree(grower, &reader.place())?;
+        for record in others.iter_mut().filter(|record| differ(record.kind)) {
+            match record.kind {
+                kind::NODES_SINCE => decoder.take_nodes_since(&mut record.body)?,
+                _ => decoder.take_transaction(&mut record.body)?,
+            }
+        }
+        decoder.finish(&reader.place())
     }
 }
 
@@ -111,7 +131,7 @@ impl Decoder {
             counters: None,
             pins: Pins::default(),
             last_watch: 0,
-            youngest: 0,
+            created: Vec::new(),
             tree: None,
             base: None,
             pending: BTreeMap::new(),
@@ -121,8 +141,8 @@ impl Decoder {
 
     /// Reads the counters, which everything else is checked against. Those who write them do so
     /// before the nodes.
-    fn look_ahead(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut reader = Reader::new(bytes)?;
+    fn look_ahead(&mut self, reader: &Reader<'_>) -> Result<()> {
+        let mut reader = reader.clone();
         while let Some(record) = reader.next_record()? {
             let mut body = record.body;
             match record.kind {
@@ -147,11 +167,22 @@ impl Decoder {
                     });
                     break;
                 }
-                kind::NODE_DATA => break,
+                kind::NODES | kind::NODE_DATA => break,
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Reads the counters of the stream that follows, which count from now on.
+    fn follow(&mut self, next: &Reader<'_>) -> Result<()> {
+        let before = self.counters.take();
+        self.pins = Pins::default();
+        self.look_ahead(next)?;
+        match (before, self.counters) {
+            (Some(before), Some(now)) if before.stamp <= now.stamp => Ok(()),
+            _ => Err(next.place().error("it does not follow what is before it")),
+        }
     }
 
     fn take_pins(&mut self, body: &mut Cursor<'_>) -> Result<()> {
@@ -387,7 +418,7 @@ impl Decoder {
         let base = self.base.as_ref().unwrap_or(tree);
         let domid = self.connections[at].domid;
         let transaction = take_transaction(body, base, counters.stamp, domid)?;
-        let too_old = transaction.snapshot.is_same(tree) && transaction.stamp < self.youngest;
+        let too_old = transaction.snapshot.is_same(tree) && transaction.stamp < self.youngest();
         if transaction.epoch > counters.epoch || too_old {
             return Err(body.error("a transaction of another time"));
         }
@@ -414,9 +445,35 @@ impl Decoder {
         Ok(quotas)
     }
 
-    pub(super) fn finish_tree(&mut self, grower: Grower<'_>, place: &Cursor<'_>) -> Result<()> {
-        let (tree, youngest, last) = grower.finish(place)?;
-        self.youngest = youngest;
+    /// The stamp of the youngest node.
+    fn youngest(&self) -> u64 {
+        self.created.last().copied().unwrap_or(0)
+    }
+
+    fn take_nodes_since(&mut self, body: &mut Cursor<'_>) -> Result<()> {
+        let (Some(counters), Some(tree)) = (&self.counters, &self.tree) else {
+            return Err(body.error("changes of no nodes"));
+        };
+        let (tree, effect) = take_difference(body, tree, counters.stamp)?;
+        self.tree = Some(tree);
+        // Also those of nodes that have gone: a number is given once.
+        self.created.extend(effect.created);
+        self.check_stamps(body)
+    }
+
+    /// Sorts the stamps of nodes, no two of which may be the same.
+    fn check_stamps(&mut self, place: &Cursor<'_>) -> Result<()> {
+        self.created.sort_unstable();
+        match self.created.windows(2).all(|pair| pair[0] < pair[1]) {
+            true => Ok(()),
+            false => Err(place.error("two nodes with the same stamp")),
+        }
+    }
+
+    pub(super) fn finish_tree(&mut self, grower: Grower, place: &Cursor<'_>) -> Result<()> {
+        let (tree, created, last) = grower.finish(place)?;
+        self.created = created;
+        self.check_stamps(place)?;
         // Another daemon's are given numbers in their order.
         self.counters.get_or_insert(Counters {
             stamp: last,

@@ -8,9 +8,12 @@ use alloc::vec::Vec;
 use xenstore_protocol::stream::{Sink, VERSION, Writer, kind};
 use xenstore_protocol::{DomId, Quota, WatchEvent};
 
+use super::difference::put_difference;
 use super::nodes::put_nodes;
 use super::transactions::put_transaction;
-use super::{ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState};
+use super::{
+    Base, ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState, compact,
+};
 use crate::config::Quotas;
 use crate::connection::Caller;
 use crate::domain::Usage;
@@ -29,7 +32,7 @@ impl State {
     /// Writes a migration stream with all that there is.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(VERSION, self.rough_size());
-        self.put_everything(&mut writer);
+        self.put_everything(&mut writer, None);
         writer.finish()
     }
 
@@ -38,11 +41,20 @@ impl State {
     pub fn encode_to(&self, sink: &mut Sink<'_>) {
         let mut sink = |piece: &[u8]| sink(piece);
         let mut writer = Writer::to(&mut sink, VERSION);
-        self.put_everything(&mut writer);
+        self.put_everything(&mut writer, None);
         writer.finish();
     }
 
-    fn put_everything(&self, writer: &mut Writer) {
+    /// Writes what is to follow the stream of an earlier state of the same store, in pieces. Both
+    /// together are this state.
+    pub fn encode_since(&self, base: &Base, sink: &mut Sink<'_>) {
+        let mut sink = |piece: &[u8]| sink(piece);
+        let mut writer = Writer::to(&mut sink, VERSION);
+        self.put_everything(&mut writer, Some(base));
+        writer.finish();
+    }
+
+    fn put_everything(&self, writer: &mut Writer, base: Option<&Base>) {
         self.put_global(writer);
         if let Some(quotas) = &self.quotas {
             put_global_quotas(writer, quotas);
@@ -55,7 +67,16 @@ impl State {
                 put_watch(writer, number, watch, watch.depth);
             }
         }
-        put_nodes(writer, &self.tree, true);
+        match base {
+            None => {
+                writer.begin(kind::NODES);
+                compact::put_nodes(writer, &self.tree);
+            }
+            Some(Base(tree)) => {
+                writer.begin(kind::NODES_SINCE);
+                put_difference(writer, tree, &self.tree);
+            }
+        }
         for domain in &self.domains {
             put_domain(writer, domain);
             put_domain_detail(writer, domain);
@@ -96,7 +117,7 @@ impl State {
                 self.put_connection(&mut writer, number, &connection, &[]);
             }
         }
-        put_nodes(&mut writer, &self.tree, false);
+        put_nodes(&mut writer, &self.tree);
         if version > 1 {
             met.extend(descend(self.tree.root()).map(|node| node.acl().owner()));
             for domain in self.domains.iter().filter(|domain| met.contains(&domain.domid)) {

@@ -9,13 +9,18 @@
 //! Taking a state costs what there is of domains, connections and watches, but not of nodes: the
 //! tree is a snapshot. It may be encoded by another thread.
 //!
+//! A stream may be followed by a second one ([`State::encode_since`]), which has everything but the
+//! nodes, and of these what has changed: then little is left to be written at the moment that counts.
+//! It is how a live update gets on with a large store.
+//!
 //! | file | |
 //! |---|---|
 //! | `encode.rs`, `decode.rs` | the migration stream, for ourselves and for C xenstored |
-//! | `nodes.rs` | the tree in it |
-//! | `difference.rs`, `transactions.rs` | trees of open transactions, as what differs; transactions |
+//! | `compact.rs`, `nodes.rs` | the tree in it, for ourselves and for others |
+//! | `difference.rs`, `transactions.rs` | trees as what differs from others; open transactions |
 //! | `ocaml.rs` | what oxenstored writes instead |
 
+mod compact;
 mod decode;
 mod difference;
 mod encode;
@@ -216,7 +221,17 @@ pub struct State {
     pub(crate) tree: Tree,
 }
 
+/// The nodes of a state that has been written. Another can be written as what has changed since.
+#[derive(Clone, Debug)]
+pub struct Base(Tree);
+
 impl State {
+    /// What is to be kept of a state so that another can follow it in its stream; see
+    /// [`State::encode_since`].
+    pub fn into_base(self) -> Base {
+        Base(self.tree)
+    }
+
     /// Calls `visit` with path, value and permissions of every node: parents first, siblings in order
     /// of creation, then the special nodes.
     pub fn visit_nodes(&self, mut visit: impl FnMut(&str, &[u8], &Perms)) {

@@ -1,4 +1,5 @@
-//! The tree in a stream: a record for each node, parents first, siblings in order of creation.
+//! The tree in a stream of other daemons: a record for each node, parents first, siblings in order of
+//! creation.
 
 use alloc::vec::Vec;
 
@@ -7,14 +8,12 @@ use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind};
 use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
 
 use crate::access::{Acl, AclEntry};
+use crate::children::Gathered;
 use crate::node::Node;
 use crate::tree::{Tree, components};
 
 /// Most entries of a permission list: as many as a message has room for.
 const PERMS_MAX: usize = PAYLOAD_MAX / 3;
-
-/// Bytes of a permission entry.
-const PERM_LEN: usize = 4;
 
 /// Permission entries as NODE_DATA has them.
 pub(super) fn put_perms(writer: &mut Writer, acl: &Acl) {
@@ -64,18 +63,20 @@ pub(super) fn take_perms(
     Acl::from_entries(many).ok_or(body.error("a node without permissions"))
 }
 
+/// The children of a node, the youngest first.
+pub(super) fn youngest_first(node: &Node) -> Vec<&Arc<Node>> {
+    let mut children = node.children().by_creation();
+    children.reverse();
+    children
+}
+
 /// Calls `visit` with every node of the tree and its path: parents first, siblings in order of
 /// creation, then the special nodes.
 pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
     visit(b"/", tree.root());
     let mut path = Vec::new();
     let mut stack: Vec<(usize, Vec<&'t Arc<Node>>)> = Vec::new();
-    let children = |node: &'t Node| {
-        let mut children = node.children().by_creation();
-        children.reverse();
-        children
-    };
-    stack.push((0, children(tree.root())));
+    stack.push((0, youngest_first(tree.root())));
     while let Some((len, nodes)) = stack.last_mut() {
         path.truncate(*len);
         let Some(node) = nodes.pop() else {
@@ -86,7 +87,7 @@ pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
         path.extend_from_slice(node.name_bytes());
         visit(&path, node);
         if node.children().len() > 0 {
-            stack.push((path.len(), children(node)));
+            stack.push((path.len(), youngest_first(node)));
         }
     }
     for node in tree.special() {
@@ -94,10 +95,8 @@ pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
     }
 }
 
-/// Writes a record for each node. Unless it is for somebody else, the stamps of the node come behind
-/// its value, where others see padding.
-pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
-    let mut before = 0;
+/// Writes a record for each node.
+pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree) {
     walk(tree, |path, node| {
         writer.begin(kind::NODE_DATA);
         writer.u64(0); // committed: no connection, no transaction
@@ -108,84 +107,37 @@ pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, stamps: bool) {
         put_perms(writer, node.acl());
         writer.c_string(path);
         writer.bytes(node.value());
-        if stamps {
-            writer.varint(zigzag(node.created().wrapping_sub(before)));
-            writer.varint(node.listed().wrapping_sub(node.created()));
-            before = node.created();
-        }
     });
 }
 
-/// Small differences in either direction become small numbers.
-fn zigzag(difference: u64) -> u64 {
-    (difference << 1) ^ (difference.cast_signed() >> 63).cast_unsigned()
-}
-
-fn unzigzag(number: u64) -> u64 {
-    (number >> 1) ^ 0_u64.wrapping_sub(number & 1)
-}
-
 /// A node that may still get children. Nobody else has it yet.
-struct Open<'s> {
-    node: Arc<Node>,
-    /// Its permission entries as they were written, if they were.
-    perms: &'s [u8],
-    /// Bytes of its path.
-    len: usize,
-    /// Those that it has got.
-    children: Vec<Arc<Node>>,
-    /// The stamp of the last of them.
-    youngest: u64,
+pub(super) struct Open {
+    pub(super) node: Arc<Node>,
+    /// Bytes of its path, none for the root.
+    pub(super) len: usize,
+    /// Where those that it has got begin.
+    from: usize,
 }
 
-impl<'s> Open<'s> {
-    fn new(node: Node, perms: &'s [u8], len: usize) -> Open<'s> {
-        Open { node: Arc::new(node), perms, len, children: Vec::new(), youngest: 0 }
-    }
-
-    /// Gives the node its children; false if two have the same name.
-    fn settle(&mut self) -> bool {
-        let children = core::mem::take(&mut self.children);
-        children.is_empty() || Arc::make_mut(&mut self.node).children_mut().extend(children)
-    }
-}
-
-/// A tree that grows from the records of a stream.
-pub(super) struct Grower<'s> {
-    /// Nodes come with their stamps, none of which may be larger than this; otherwise they are
-    /// numbered.
-    limit: Option<u64>,
-    before: u64,
-    /// Path of the last node.
-    path: Vec<u8>,
-    /// The nodes on it, which may still get children.
-    open: Vec<Open<'s>>,
+/// A tree that grows from its nodes, parents first.
+#[derive(Default)]
+pub(super) struct Grower {
+    /// The last node and those above it, which may still get children.
+    pub(super) open: Vec<Open>,
+    /// Children of those that get no more themselves.
+    gathered: Gathered,
     /// Stamps of all nodes but the special ones.
-    created: Vec<u64>,
+    pub(super) created: Vec<u64>,
     special: Vec<Node>,
+    /// The stamp that was given last.
+    pub(super) before: u64,
+    /// Path of the last node, if nodes come with their paths.
+    path: Vec<u8>,
 }
 
-impl<'s> Grower<'s> {
-    pub(super) fn new(limit: Option<u64>) -> Grower<'s> {
-        let (open, created, special) = (Vec::new(), Vec::new(), Vec::new());
-        Grower { limit, before: 0, path: Vec::new(), open, created, special }
-    }
-
-    /// `created` and `listed` of a node, of which everything else has been read.
-    fn stamps(&mut self, body: &mut Cursor<'_>) -> Result<(u64, u64), StreamError> {
-        let Some(limit) = self.limit else {
-            self.before += 1;
-            return Ok((self.before, self.before));
-        };
-        let created = self.before.wrapping_add(unzigzag(body.varint()?));
-        let listed = created.checked_add(body.varint()?);
-        let listed = listed.filter(|listed| *listed <= limit && created <= *listed);
-        self.before = created;
-        Ok((created, listed.ok_or(body.error("a node from the future"))?))
-    }
-
+impl Grower {
     /// Takes a NODE_DATA record; false if it belongs to a transaction and was left out.
-    pub(super) fn take_record(&mut self, body: &mut Cursor<'s>) -> Result<bool, StreamError> {
+    pub(super) fn take_record(&mut self, body: &mut Cursor<'_>) -> Result<bool, StreamError> {
         let committed = body.u32()? == 0;
         body.u32()?;
         let (path, value, _access) = (body.u16()?, body.u16()?, body.u16()?);
@@ -193,61 +145,37 @@ impl<'s> Grower<'s> {
             return Ok(false);
         }
         let count = body.u16()?;
-        let perms = body.clone().take(usize::from(count) * PERM_LEN)?;
-        let near = self.open.iter().rev().take(2);
-        let acl = match near.clone().find(|open| open.perms == perms && count > 0) {
-            Some(open) => {
-                body.take(perms.len())?;
-                open.node.acl().clone()
-            }
-            None => {
-                let mut near = near.map(|open| open.node.acl());
-                take_perms(body, count, [near.next(), near.next()])?
-            }
-        };
+        let mut near = self.open.iter().rev().map(|open| open.node.acl());
+        let acl = take_perms(body, count, [near.next(), near.next()])?;
         let path = body.string(path.into())?;
         let value = body.take(value.into())?;
-        self.add(path, (acl, perms), value, body)?;
+        self.add(path, acl, value, body)?;
         Ok(true)
     }
 
-    /// Adds a node, with its permission entries as they were written, if they were. `rest` is what
-    /// comes behind the value.
+    /// Adds a node, which gets the next number for its stamps.
     pub(super) fn add(
         &mut self,
         path: &[u8],
-        (acl, perms): (Acl, &'s [u8]),
+        acl: Acl,
         value: &[u8],
-        rest: &mut Cursor<'_>,
+        place: &Cursor<'_>,
     ) -> Result<(), StreamError> {
-        let (created, listed) = self.stamps(rest)?;
-        let place = &*rest;
         let wrong = |reason| Err(place.error(reason));
         if value.len() > PAYLOAD_MAX {
             return wrong("a value that no message has room for");
         }
-        let new = |name: &str| {
-            let mut node = Node::new(name, created, acl, value);
-            node.set_listed(listed);
-            node
-        };
+        self.before += 1;
+        let created = self.before;
+        let new = |name: &str| Node::new(name, created, acl, value);
         if path.starts_with(b"@") {
-            let name = core::str::from_utf8(path).ok().filter(|name| Tree::is_special(name));
-            let Some(name) = name else { return wrong("a special node with a name that is none") };
-            if self.special.iter().any(|node| node.name() == name) {
-                return wrong("a node that is there twice");
-            }
-            self.special.push(new(name));
-            return Ok(());
+            let name = core::str::from_utf8(path).unwrap_or_default();
+            return self.add_special(new(name), place);
         }
         self.created.push(created);
         if path == b"/" {
-            if !self.open.is_empty() {
-                return wrong("a node that is there twice");
-            }
-            self.open.push(Open::new(new(""), perms, 0));
             self.path.clear();
-            return Ok(());
+            return self.add_root(new(""), place);
         }
         let slash = path.iter().rposition(|byte| *byte == b'/');
         let slash = slash.filter(|_| path.starts_with(b"/") && path.len() <= ABS_PATH_MAX);
@@ -263,32 +191,75 @@ impl<'s> Grower<'s> {
         {
             self.close(place)?;
         }
-        let Some(open) = self.open.last_mut() else { return wrong("no parent") };
+        let Some(open) = self.open.last() else { return wrong("no parent") };
         if open.len != above.len() {
             // Not in the order in which trees are written: then its parent is complete, or missing.
             return self.add_to_complete(above, new(name), place);
         }
-        if self.limit.is_some() && created <= open.youngest {
-            return wrong("siblings are not in order of creation");
-        }
-        open.youngest = created;
         let len = open.len;
         self.path.truncate(len);
         self.path.extend_from_slice(&path[len..]);
-        self.open.push(Open::new(new(name), perms, path.len()));
+        self.push(new(name), path.len());
+        Ok(())
+    }
+
+    /// Adds a node to the last one that is open; its path is so long.
+    pub(super) fn push(&mut self, node: Node, len: usize) {
+        self.open.push(Open { node: Arc::new(node), len, from: self.gathered.len() });
+    }
+
+    pub(super) fn add_root(&mut self, node: Node, place: &Cursor<'_>) -> Result<(), StreamError> {
+        match self.open.is_empty() {
+            true => self.push(node, 0),
+            false => return Err(place.error("a node that is there twice")),
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_special(
+        &mut self,
+        node: Node,
+        place: &Cursor<'_>,
+    ) -> Result<(), StreamError> {
+        if !Tree::is_special(node.name()) {
+            return Err(place.error("a special node with a name that is none"));
+        }
+        if self.special.iter().any(|other| other.name() == node.name()) {
+            return Err(place.error("a node that is there twice"));
+        }
+        self.special.push(node);
         Ok(())
     }
 
     /// The last open node gets no more children: hands it to the one above. The root stays.
-    fn close(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
-        let Some(mut open) = self.open.pop() else { return Err(place.error("no root")) };
-        let Some(above) = self.open.last_mut() else { return Err(place.error("no parent")) };
-        if !open.settle() {
-            return Err(place.error("a node that is there twice"));
+    pub(super) fn close(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
+        self.settle(place)?;
+        let open = self.open.pop().ok_or(place.error("no root"))?;
+        if self.open.is_empty() {
+            return Err(place.error("no parent"));
         }
-        above.children.push(open.node);
-        self.path.truncate(above.len);
+        self.gathered.push(open.node);
         Ok(())
+    }
+
+    /// Gives the last open node its children.
+    fn settle(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
+        let open = self.open.last_mut().ok_or(place.error("no root"))?;
+        if open.from < self.gathered.len() {
+            let children = Arc::make_mut(&mut open.node).children_mut();
+            if !children.extend(&mut self.gathered, open.from) {
+                return Err(place.error("a node that is there twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes all but the root, which gets its children.
+    fn settle_all(&mut self, place: &Cursor<'_>) -> Result<(), StreamError> {
+        while self.open.len() > 1 {
+            self.close(place)?;
+        }
+        self.settle(place)
     }
 
     fn add_to_complete(
@@ -297,16 +268,8 @@ impl<'s> Grower<'s> {
         node: Node,
         place: &Cursor<'_>,
     ) -> Result<(), StreamError> {
-        if self.limit.is_some() {
-            return Err(place.error("no parent"));
-        }
-        while self.open.len() > 1 {
-            self.close(place)?;
-        }
+        self.settle_all(place)?;
         let root = self.open.first_mut().ok_or(place.error("no parent"))?;
-        if !root.settle() {
-            return Err(place.error("a node that is there twice"));
-        }
         let mut parent = Arc::make_mut(&mut root.node);
         let above = core::str::from_utf8(above).map_err(|_| place.error("no parent"))?;
         for name in components(above) {
@@ -319,20 +282,13 @@ impl<'s> Grower<'s> {
         Ok(())
     }
 
-    /// The tree, the stamp of its youngest node, and the largest that was given.
-    pub(super) fn finish(mut self, place: &Cursor<'_>) -> Result<(Tree, u64, u64), StreamError> {
-        self.created.sort_unstable();
-        if self.created.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(place.error("two nodes with the same stamp"));
-        }
-        let youngest = self.created.last().copied().unwrap_or(0);
-        while self.open.len() > 1 {
-            self.close(place)?;
-        }
-        let mut root = self.open.pop().ok_or(place.error("no root"))?;
-        if !root.settle() {
-            return Err(place.error("a node that is there twice"));
-        }
-        Ok((Tree::from_parts(root.node, self.special), youngest, self.before))
+    /// The tree, the stamps of its nodes, and the one that was given last.
+    pub(super) fn finish(
+        mut self,
+        place: &Cursor<'_>,
+    ) -> Result<(Tree, Vec<u64>, u64), StreamError> {
+        self.settle_all(place)?;
+        let root = self.open.pop().ok_or(place.error("no root"))?;
+        Ok((Tree::from_parts(root.node, self.special), self.created, self.before))
     }
 }

@@ -27,16 +27,16 @@ pub(super) fn is_dump(bytes: &[u8]) -> bool {
 }
 
 /// A dump that is being read.
-struct Dump<'s> {
+struct Dump {
     decoder: Decoder,
-    grower: Grower<'s>,
+    grower: Grower,
     /// Places of connections by the number that watches name: a domid, or a negative descriptor.
     numbers: BTreeMap<i64, usize>,
 }
 
 /// Reads a dump. Lines of a kind that is not known are passed over, as by oxenstored.
 pub(super) fn decode(bytes: &[u8]) -> Result<State> {
-    let (decoder, grower) = (Decoder::new(), Grower::new(None));
+    let (decoder, grower) = (Decoder::new(), Grower::default());
     let mut dump = Dump { decoder, grower, numbers: BTreeMap::new() };
     let mut rest = &bytes[HEADER.len()..];
     while !rest.is_empty() {
@@ -52,7 +52,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<State> {
     decoder.finish(&place)
 }
 
-impl Dump<'_> {
+impl Dump {
     fn take_line(&mut self, line: &[u8], place: &Cursor<'_>) -> Result<()> {
         let fields: Vec<&[u8]> = line.split(|b| *b == b',').take(8).collect();
         let (io, wrong) = (&mut self.decoder.io, || place.error("a number that is none"));
@@ -141,7 +141,7 @@ impl Dump<'_> {
         let acl = perms.and_then(Acl::new).ok_or(place.error("permissions that are none"))?;
         // It keeps the permissions of special nodes below the root.
         let path = path.strip_prefix(b"/").filter(|name| name.starts_with(b"@")).unwrap_or(&path);
-        self.grower.add(path, (acl, &[]), &value, &mut place.clone())
+        self.grower.add(path, acl, &value, place)
     }
 }
 

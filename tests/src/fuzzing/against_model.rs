@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, DomId, ErrorName, Header, Quota, WatchEvent};
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
+use xenstore_store::{Base, Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
 use crate::model::Model;
 use crate::raw::{op, text};
@@ -149,6 +149,8 @@ struct Pair {
     engine: Engine,
     /// Another that does the same; see [`twins`].
     twin: Option<Engine>,
+    /// An earlier state, as it was written.
+    earlier: Option<(Vec<u8>, Base)>,
     machine: Machine,
     model: Model,
     slots: Vec<Slot>,
@@ -184,6 +186,7 @@ impl Pair {
         let mut pair = Pair {
             engine: Engine::new(&config()),
             twin: None,
+            earlier: None,
             machine: Machine::default(),
             model,
             slots: Vec::new(),
@@ -223,12 +226,19 @@ impl Pair {
 
     /// The twin becomes what is left of it when it is written down and read again.
     fn renew(&mut self) {
-        let written = self.engine.dump().encode();
+        let now = self.engine.dump();
+        let written = now.encode();
         if let Some(twin) = &self.twin {
             assert!(twin.dump().encode() == written, "the twin is something else");
         }
         let state = State::decode(&written).expect("our own stream");
         assert_eq!(state.lost, [""; 0]);
+        if let Some((mut bytes, base)) = self.earlier.take() {
+            now.encode_since(&base, &mut |piece| bytes.extend_from_slice(piece));
+            let both = State::decode(&bytes).expect("our own streams");
+            assert!(both.encode() == written, "what has changed since is something else");
+        }
+        self.earlier = Some((written.clone(), now.into_base()));
         let (twin, _) = Engine::restore(&config(), &state).expect("our own state");
         twin.check().expect("what is restored is sound");
         assert!(twin.dump().encode() == written, "a state does not survive");
