@@ -53,6 +53,8 @@ pub(crate) struct Connection<'a, H: Host, T> {
     taken: usize,
     /// While there is one, nothing else is answered.
     held: Option<Held>,
+    /// When this turn began: asking for each request would be a part in twenty of answering it.
+    now: Millis,
     /// Replies since everything was last written, and how many there may be (quota `outstanding`).
     unread: u32,
     unread_max: u32,
@@ -71,6 +73,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
             waiting: Vec::new(),
             taken: 0,
             held: None,
+            now: 0,
             unread: 0,
             unread_max: u32::MAX,
             waker: None,
@@ -143,7 +146,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                 Ok(Some((frame, out))) => {
                     *left -= 1;
                     self.unread += 1;
-                    self.held = answer_frame(self.server, self.conn, &frame, 0, out)?;
+                    self.held = answer_frame(self.server, self.conn, &frame, self.now, out)?;
                 }
             }
         }
@@ -153,9 +156,11 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// Offers a request again that was put off; pending if it has to wait still.
     fn retry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
-        let time = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
-        let frame = Frame { header: held.header, payload: &held.payload };
-        self.held = answer_frame(self.server, self.conn, &frame, time, self.state.out())?;
+        // A timer may be early by less than a millisecond.
+        let least = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
+        let (now, frame) =
+            (self.now.max(least), Frame { header: held.header, payload: &held.payload });
+        self.held = answer_frame(self.server, self.conn, &frame, now, self.state.out())?;
         match &mut self.held {
             None => Poll::Ready(Ok(())),
             // A timer wakes only those who have asked it.
@@ -197,16 +202,16 @@ fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
     conn: ConnId,
     frame: &Frame<'_>,
-    time: Millis,
+    now: Millis,
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let start = out.len();
-    let answer = || server.handle(conn, &frame.header, frame.payload, time, &mut *out);
+    let answer = || server.handle(conn, &frame.header, frame.payload, now, &mut *out);
     // A mistake in answering one client must not end the others.
     match catch_unwind(AssertUnwindSafe(answer)) {
         Ok(Outcome::Answered) => Ok(None),
         Ok(Outcome::Later(until)) => {
-            let wait = until.saturating_sub(server.clock().now());
+            let wait = until.saturating_sub(now);
             let timer = Timer::after(Duration::from_millis(wait));
             Ok(Some(Held { header: frame.header, payload: frame.payload.into(), until, timer }))
         }
@@ -253,6 +258,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         if !self.server.is_connected(self.conn) {
             return Poll::Ready(End::Released);
         }
+        self.now = self.server.clock().now();
         let mut left = self.server.turn();
         if let Some(bytes) = self.server.hold().parting(self.conn) {
             self.state.out().extend_from_slice(&bytes);

@@ -264,27 +264,26 @@ impl<H: Host + 'static> Server<H> {
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let mut out = Vec::new();
         // The machine does not wait: it is as if the time were up at once.
-        let mut time = 0;
-        while let Outcome::Later(until) = self.handle(conn, &header, payload, time, &mut out) {
-            time = until;
+        let mut now = self.0.clock.now();
+        while let Outcome::Later(until) = self.handle(conn, &header, payload, now, &mut out) {
+            now = until;
         }
         self.disconnect(conn);
         let ty = out.first_chunk().map_or(0, |header| Header::parse(header).ty);
         (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
     }
 
-    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `time` is what the
-    /// time is at least: of a frame that was put off until then.
+    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `now` is
+    /// when it is answered.
     pub(crate) fn handle(
         &self,
         conn: ConnId,
         header: &Header,
         payload: &[u8],
-        time: Millis,
+        now: Millis,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let shared = &self.0;
-        let now = shared.clock.now().max(time);
         let start = out.len();
         shared.update.asked_by(conn);
         let outcome = if self.is_journaled(conn, header) {

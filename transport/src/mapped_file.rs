@@ -57,9 +57,11 @@ impl MappedFile {
     }
 
     fn reserve(&mut self, end: usize) -> io::Result<()> {
-        if end <= self.room {
-            return Ok(());
-        }
+        if end <= self.room { Ok(()) } else { self.extend(end) }
+    }
+
+    #[cold]
+    fn extend(&mut self, end: usize) -> io::Result<()> {
         if end > self.len {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -83,7 +85,8 @@ impl MappedFile {
     /// are there. Fails, having written nothing, if there is no room.
     pub fn append(&mut self, at: usize, words: [u32; 2], bytes: &[u8]) -> io::Result<()> {
         self.write(at + 8, bytes)?;
-        self.publish(at, words)
+        self.store(at, words);
+        Ok(())
     }
 
     /// Reads bytes back.
@@ -94,10 +97,14 @@ impl MappedFile {
     /// Writes two words at once, at a multiple of 8, after all that has been written before.
     pub fn publish(&mut self, at: usize, words: [u32; 2]) -> io::Result<()> {
         self.reserve(at + 8)?;
+        self.store(at, words);
+        Ok(())
+    }
+
+    fn store(&self, at: usize, words: [u32; 2]) {
         if crash::point() {
             self.mapping.pair(at).store(in_memory(words), Ordering::Release);
         }
-        Ok(())
     }
 }
 

@@ -81,6 +81,8 @@ pub(crate) struct Journal {
     group: Group,
     /// The last input is being carried out.
     open: bool,
+    /// Not all that has happened has been written.
+    has_news: bool,
     /// Inputs that are still to be looked out for.
     look_out: u32,
     waiter: Option<Waker>,
@@ -289,6 +291,7 @@ impl Journal {
             rests_until: Instant::now(),
             group: Group::default(),
             open: false,
+            has_news: false,
             look_out: if number > 0 { LOOKED_OUT_FOR } else { 0 },
             waiter: None,
         };
@@ -406,7 +409,7 @@ impl Journal {
         if self.segment.is_some() {
             self.group.push(|out| input.emit(out));
         }
-        self.open = true;
+        (self.open, self.has_news) = (true, true);
         if self.look_out > 0 {
             self.look_out -= 1;
             self.commit();
@@ -418,7 +421,7 @@ impl Journal {
         if !answers.is_empty() {
             self.record(&Record::Answers(answers));
         }
-        self.open = false;
+        (self.open, self.has_news) = (false, true);
         if self.look_out > 0 {
             self.commit();
         }
@@ -427,11 +430,19 @@ impl Journal {
     /// These bytes were taken from a ring, besides requests that were executed.
     pub(crate) fn left_over(&mut self, conn: ConnId, bytes: &[u8]) {
         self.record(&Record::LeftOver { conn, bytes });
+        self.has_news = true;
     }
 
     /// The next process knows of all that has happened: to be called before anybody hears of any of
     /// it.
     pub(crate) fn commit(&mut self) {
+        if self.has_news {
+            self.write();
+        }
+    }
+
+    fn write(&mut self) {
+        self.has_news = false;
         let Some(segment) = &mut self.segment else { return };
         if let Err(error) = segment.write(&mut self.group, self.open) {
             return self.suspend(&error);
@@ -455,7 +466,7 @@ impl Journal {
         if replay.interrupted.is_some() {
             self.record(&Record::Refused);
         }
-        self.open = false;
+        (self.open, self.has_news) = (false, true);
         self.commit();
         Ok(replay.engine)
     }

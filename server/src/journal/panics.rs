@@ -88,7 +88,7 @@ fn a_request_that_is_not_journaled_refuses_no_other() {
     let conn = kept.server.connect(Caller::Socket);
     let payload = b"/a\x002";
     let header = Header { ty: Operation::Write.as_wire(), len: 4, ..Header::default() };
-    let _ = kept.server.handle(conn, &header, payload, 0, &mut Vec::new());
+    let _ = kept.server.handle(conn, &header, payload, 5, &mut Vec::new());
     // As after a READ.
     assert!(kept.server.repair());
     kept.is_exact();

@@ -172,7 +172,9 @@ impl Segment {
     pub(super) fn write(&mut self, group: &mut Group, open: bool) -> io::Result<()> {
         let (last, begun) = (self.at + PREFIX + group.last, !group.bytes.is_empty());
         if begun {
-            group.bytes.resize(group.bytes.len().next_multiple_of(8), 0);
+            let len = group.bytes.len().next_multiple_of(8);
+            group.bytes.extend_from_slice(&[0; 8]);
+            group.bytes.truncate(len);
             self.append(&group.bytes)?;
             group.clear();
         }

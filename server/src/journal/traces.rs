@@ -98,7 +98,7 @@ impl Kept {
                 let payload = payload.replace('|', "\0").into_bytes();
                 let len = u32::try_from(payload.len()).unwrap();
                 let header = Header { ty: op.as_wire(), req_id: 1, tx_id: *tx_id, len };
-                let _ = server.handle(conn(*at), &header, &payload, 0, &mut Vec::new());
+                let _ = server.handle(conn(*at), &header, &payload, 5, &mut Vec::new());
             }
         }
         server.commit();
