@@ -44,9 +44,6 @@ pub enum Input<'a> {
     DomainsChanged,
 }
 
-/// Bytes of a request before its payload.
-const REQUEST_FRONT: usize = 1 + 8 + 8 + HEADER_LEN;
-
 /// Takes the front of some bytes.
 pub(crate) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (front, rest) = bytes.split_first_chunk()?;
@@ -76,12 +73,15 @@ impl<'a> Input<'a> {
                 out.extend_from_slice(&conn.0.to_le_bytes());
             }
             Input::Request { conn, now, header, payload } => {
-                // At once: most inputs are requests.
-                let mut front = [4; REQUEST_FRONT];
-                front[1..9].copy_from_slice(&conn.0.to_le_bytes());
-                front[9..17].copy_from_slice(&now.to_le_bytes());
-                front[17..].copy_from_slice(&header.emit());
-                out.extend_from_slice(&front);
+                // Most inputs are requests. Word by word: a processor waits for what it reads in
+                // other pieces than it has just been written in.
+                let Header { ty, req_id, tx_id, len } = *header;
+                let two = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+                out.reserve(1 + 8 + 8 + HEADER_LEN + payload.len());
+                out.push(4);
+                for word in [conn.0, *now, two(ty, req_id), two(tx_id, len)] {
+                    out.extend_from_slice(&word.to_le_bytes());
+                }
                 out.extend_from_slice(payload);
             }
             Input::Events { conn, limit } => {
