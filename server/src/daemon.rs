@@ -252,10 +252,12 @@ pub(crate) fn serving(
         None => (Server::new(config, host, Clock::Real(Instant::now())), None),
     };
     let journal = journal.map(|dir| match &taken {
-        Some(taken) => Journal::begin(dir, config, |sink| taken.write(sink)),
+        Some(taken) => {
+            Journal::begin(dir, config, taken.is_after_crash(), |sink| taken.write(sink))
+        }
         None => {
             let state = server.with(|engine, _| engine.dump());
-            Journal::begin(dir, config, |sink| state.encode_to(sink))
+            Journal::begin(dir, config, false, |sink| state.encode_to(sink))
         }
     });
     (server.journaled(journal), taken)

@@ -58,7 +58,12 @@ fn names() -> Vec<String> {
 
 /// Is the listening socket that of a socket unit, which stays when we end?
 pub(crate) fn is_activated() -> bool {
-    names().iter().any(|name| Keep::named(name).is_none())
+    names().iter().any(|name| !is_ours(name))
+}
+
+/// Is this a descriptor that a process of ours has stored?
+fn is_ours(name: &str) -> bool {
+    name.starts_with("xenstored-")
 }
 
 /// Takes what it gives. An error is one line.
@@ -66,6 +71,11 @@ pub(crate) fn given() -> Result<Given, String> {
     let (mut activated, mut given) = (Vec::new(), Given::default());
     for (number, name) in (3..).zip(names()) {
         match Keep::named(&name) {
+            // Of another version.
+            None if is_ours(&name) => {
+                let _ = inherit::any(number);
+                forget_named(&name);
+            }
             None => {
                 let socket = inherit::socket(number, true);
                 activated.push(socket.map_err(|error| format!("socket from systemd: {error}"))?);
@@ -110,7 +120,9 @@ pub(crate) fn keep(keep: Keep, descriptor: BorrowedFd<'_>) {
 
 /// It is not to keep these any more.
 pub(crate) fn forget(these: &[Keep]) {
-    for keep in these {
-        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(keep.name())]);
-    }
+    these.iter().for_each(|keep| forget_named(keep.name()));
+}
+
+fn forget_named(name: &str) {
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }

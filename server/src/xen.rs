@@ -193,9 +193,9 @@ impl Xen {
         let port = bell.port();
         // One of ours that has handed over has told everybody all that it had done.
         let told = indices.is_some() && tail.is_none();
-        let known = Indices::of(&page);
+        let (known, req_prod) = (Indices::of(&page), page.load(Word::ReqProd));
         let (indices, settled) = match (indices, tail) {
-            (Some(before), Some(tail)) => settle(before, tail, known),
+            (Some(before), Some(tail)) => settle(before, tail, known, req_prod),
             (indices, _) => (indices.unwrap_or(known), Settled::Goes),
         };
         let line = Line::resume(page, bell, features);

@@ -56,7 +56,8 @@ impl MappedFile {
         self.len
     }
 
-    fn reserve(&mut self, end: usize) -> io::Result<()> {
+    /// Has memory at hand up to here. Fails if there is none, or beyond the limit.
+    pub fn reserve(&mut self, end: usize) -> io::Result<()> {
         if end <= self.room { Ok(()) } else { self.extend(end) }
     }
 

@@ -5,11 +5,11 @@
 //! it again from there ([`replay`]), however this one ends: killed, aborted, out of memory. It does
 //! not survive the machine.
 //!
-//! What is done is recorded before anybody hears of it, a turn of a connection at once: what
-//! is lost with a process has not happened, and the requests are still in their rings. A process that
-//! comes after another also records each input before it carries it out, at first: the request at
-//! which it ends is carried out again, and answered with EIO instead when it has been the end of
-//! four such.
+//! What is done is recorded before anybody hears of it, a turn of a connection at once: of what is
+//! lost with a process nothing has happened to the store, and requests of rings are still there. A
+//! process that comes after a crash also records each input before it carries it out, at first: the
+//! request at which it ends is carried out again, and answered with EIO instead when it has been the
+//! end of four such.
 //!
 //! When a file is long enough, all connections stand still for a moment, in which the state is taken:
 //! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
@@ -49,7 +49,7 @@ pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun, if the state that it begins with is not
 /// longer.
-const FULL: usize = 8 << 20;
+const FULL: usize = 4 << 20;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
@@ -58,8 +58,8 @@ const END: Duration = Duration::from_secs(5);
 /// it has just come back is killed in the request with which it begins, and that twice is chance.
 const TRIES: u8 = 4;
 
-/// Inputs of which a process that comes after another records each before it carries it out: more than
-/// the requests that wait in 1,000 rings, of which one may have been the end of that other.
+/// Inputs of which a process that comes after a crash records each before it carries it out: more than
+/// the requests that wait in 1,000 rings, of which one may have been the end of the process before.
 const LOOKED_OUT_FOR: u32 = 1 << 17;
 
 /// The journal of a server.
@@ -126,6 +126,19 @@ pub(crate) fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 #[derive(Debug)]
 pub(crate) struct Drafted(io::Result<Segment>);
 
+impl Drafted {
+    /// With memory for all records until the one after it, so that whoever writes them need not wait
+    /// for that.
+    pub(crate) fn with_memory(mut self) -> Drafted {
+        if let Ok(segment) = &mut self.0
+            && let Err(error) = segment.get_memory()
+        {
+            self.0 = Err(error);
+        }
+        self
+    }
+}
+
 /// What a process has left in its journal.
 pub(crate) struct Recovered {
     pub(crate) engine: Engine,
@@ -180,11 +193,12 @@ fn remove_file(path: &Path) {
 
 /// Removes all files of a journal.
 fn remove(dir: &Path) {
-    for number in numbers(dir) {
-        remove_file(&file(dir, number));
-    }
     remove_file(&new_file(dir));
     remove_file(&old_file(dir));
+    // The newest last: what is found is to be what would have been found before.
+    for number in numbers(dir).into_iter().rev() {
+        remove_file(&file(dir, number));
+    }
 }
 
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
@@ -273,10 +287,12 @@ fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut Stat
 
 impl Journal {
     /// Begins a journal with a state, which `write` gives to its argument in pieces. Whatever was in
-    /// this directory before is not needed any more.
+    /// this directory before is not needed any more. If it `looks_out`, inputs are written ahead for a
+    /// while, to know at which one the process ends.
     pub(crate) fn begin(
         dir: PathBuf,
         config: &Config,
+        looks_out: bool,
         write: impl FnOnce(&mut Sink<'_>),
     ) -> Journal {
         let number = numbers(&dir).first().copied().unwrap_or(0);
@@ -292,7 +308,7 @@ impl Journal {
             group: Group::default(),
             open: false,
             has_news: false,
-            look_out: if number > 0 { LOOKED_OUT_FOR } else { 0 },
+            look_out: if looks_out { LOOKED_OUT_FOR } else { 0 },
             waiter: None,
         };
         let draft = journal.draft();

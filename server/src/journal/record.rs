@@ -5,7 +5,7 @@ use xenstore_store::{ConnId, Input};
 /// A record. What belongs to an input comes right after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record<'a> {
-    /// Something that is done to the engine, and stands there as it is.
+    /// Something that is done to the engine.
     Input(Input<'a>),
     /// What the machine answered meanwhile.
     Answers(&'a [u8]),

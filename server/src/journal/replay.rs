@@ -56,7 +56,10 @@ impl Replay {
         while let Some((body, done)) = records.next() {
             let record = Record::parse(body).ok_or("a record in it means nothing")?;
             if !done {
-                if let Record::Input(Input::Request { conn, header, payload, .. }) = record {
+                // One that was being carried out is the last of all.
+                if let Record::Input(Input::Request { conn, header, payload, .. }) = record
+                    && records.peek().is_none()
+                {
                     replay.interrupted = Some((conn, [&header.emit()[..], payload].concat()));
                 }
                 break;

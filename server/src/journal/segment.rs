@@ -4,7 +4,7 @@
 //! header  magic, version, boot id, number, length and checksum of the state, checksum of all that
 //!         done: everything before this byte has been carried out; and its complement
 //! state   a migration stream
-//! groups  length, checksum, records; a length of 0 ends them
+//! groups  length, checksum, records; 8 bytes of 0 end them
 //! records length, body; a length of 0 ends them, so that lengths of groups are multiples of 8
 //! ```
 //!
@@ -27,6 +27,8 @@ pub(super) const HEADER: usize = 4096;
 pub(super) const DONE: usize = 64;
 /// Bytes of a group before its records.
 const PREFIX: usize = 8;
+/// What comes behind the last group, over whatever was in the file before.
+const END: [u8; PREFIX] = [0; PREFIX];
 /// Bytes of a record before its body.
 const LEN: usize = 4;
 
@@ -125,9 +127,15 @@ impl Segment {
         let mut file = MappedFile::of(file, start + 2 * full)?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
+        file.write(start, &END)?;
         let mut segment = Segment { file, head: check, start, at: start, done: 0, full };
         segment.done(start)?;
         Ok(segment)
+    }
+
+    /// Has memory at hand for all groups until it is full.
+    pub(super) fn get_memory(&mut self) -> io::Result<()> {
+        self.file.reserve(self.start + self.full)
     }
 
     /// Is it time for the next?
@@ -146,24 +154,20 @@ impl Segment {
         while at < other.at {
             let mut len = [0; 4];
             other.file.read(at, &mut len);
-            records.resize(u32::from_ne_bytes(len) as usize, 0);
+            records.resize(u32::from_ne_bytes(len) as usize + END.len(), 0);
             other.file.read(at + PREFIX, &mut records);
             self.append(&records)?;
-            at += PREFIX + records.len();
+            at += PREFIX + records.len() - END.len();
         }
         self.done(self.at)
     }
 
-    fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        let at = self.at;
-        let end = at + PREFIX + records.len();
-        // Room for the length of the next, which says that there is none.
-        if end + PREFIX > self.file.limit() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
+    /// Appends records with the [`END`] behind them.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (at, records) = (self.at, &bytes[..bytes.len() - END.len()]);
         let words = [word(records.len())?, check(self.head, word(at)?, records)];
-        self.file.append(at, words, records)?;
-        self.at = end;
+        self.file.append(at, words, bytes)?;
+        self.at = at + PREFIX + records.len();
         Ok(())
     }
 
@@ -173,8 +177,8 @@ impl Segment {
         let (last, begun) = (self.at + PREFIX + group.last, !group.bytes.is_empty());
         if begun {
             let len = group.bytes.len().next_multiple_of(8);
-            group.bytes.extend_from_slice(&[0; 8]);
-            group.bytes.truncate(len);
+            group.bytes.extend_from_slice(&[0; 16]);
+            group.bytes.truncate(len + END.len());
             self.append(&group.bytes)?;
             group.clear();
         }
@@ -422,7 +426,7 @@ mod tests {
             assert_eq!(left().end(), group.start - PREFIX);
             let mut same = vec![0; group.len()];
             over.file.read(group.start, &mut same);
-            over.append(&same).unwrap();
+            over.append(&[&same, &END[..]].concat()).unwrap();
         }
         assert!(left().groups().eq(groups));
     }

@@ -1,5 +1,6 @@
 //! How far a ring has come, as far as the journal knows.
 
+use xenstore_protocol::ring::filled;
 use xenstore_protocol::{ErrorName, Header, Reply};
 use xenstore_store::IoState;
 use xenstore_transport::ring::Indices;
@@ -35,12 +36,19 @@ pub(crate) enum Settled {
 
 /// Where to go on with a ring by what its page says. Requests were taken up to `before`; answers were
 /// made from `before` on, this many bytes, and nobody has written down how many of them have gone.
-/// The guest can have written anything into the page; what it says decides over nothing but its own
-/// bytes.
-pub(crate) fn settle(before: Indices, tail: usize, page: Indices) -> (Indices, Settled) {
+/// The guest can have written anything into the page, of which `req_prod` is its own; what it says decides
+/// over nothing but its own bytes.
+pub(crate) fn settle(
+    before: Indices,
+    tail: usize,
+    page: Indices,
+    req_prod: u32,
+) -> (Indices, Settled) {
+    // Less was put down than has been taken if the rings have started anew.
+    let is_same = filled(req_prod, before.req_cons).is_some();
     let gone = page.rsp_prod.wrapping_sub(before.rsp_prod) as usize;
     let untold = before.req_cons.wrapping_sub(page.req_cons);
-    if gone <= tail && untold <= RING {
+    if is_same && gone <= tail && untold <= RING {
         (Indices { req_cons: before.req_cons, rsp_prod: page.rsp_prod }, Settled::Goes)
     } else if page == Indices::default() {
         (page, Settled::Anew)
@@ -150,14 +158,17 @@ mod tests {
     #[test]
     fn the_page_is_believed_only_where_it_can_be_right() {
         let indices = |req_cons, rsp_prod| Indices { req_cons, rsp_prod };
-        let settle = |page| settle(indices(5000, 800), 100, page);
+        let settle = |page| settle(indices(5000, 800), 100, page, 5100);
         let goes = |page| settle(page) == (indices(5000, page.rsp_prod), Settled::Goes);
         assert!(goes(indices(5000, 900)) && goes(indices(4500, 800)));
         for page in [(3975, 900), (5001, 900), (5000, 799), (5000, 901)] {
             assert_eq!(settle(indices(page.0, page.1)).1, Settled::Broken, "{page:?}");
         }
         assert_eq!(settle(indices(0, 0)), (indices(0, 0), Settled::Anew));
-        let none = super::settle(indices(0, 0), 0, indices(0, 0));
-        assert_eq!(none, (indices(0, 0), Settled::Goes));
+        let young =
+            |consumed, put_down| super::settle(indices(consumed, 0), 200, indices(0, 0), put_down);
+        assert_eq!(young(0, 0), (indices(0, 0), Settled::Goes));
+        assert_eq!(young(300, 300), (indices(300, 0), Settled::Goes), "not told of anything yet");
+        assert_eq!(young(300, 0), (indices(0, 0), Settled::Anew));
     }
 }

@@ -255,6 +255,11 @@ impl Taken {
         }
     }
 
+    /// Has the process before ended unexpectedly?
+    pub(crate) fn is_after_crash(&self) -> bool {
+        self.from == JOURNAL
+    }
+
     /// Does the requester ask once more whether it is done? oxenstored has said that it is busy.
     pub(crate) fn is_to_be_told(&self) -> bool {
         self.from == OXENSTORED

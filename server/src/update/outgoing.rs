@@ -159,7 +159,7 @@ impl Outgoing<'_> {
             drop(alone);
             let ms = begun.elapsed().as_secs_f64() * 1e3;
             if let Some(write) = later {
-                let drafted = unblock(write).await;
+                let drafted = unblock(|| write().with_memory()).await;
                 self.server.with_journal(|journal| journal.replace(drafted));
             }
             debug!(ms, "the journal begins anew");
@@ -174,15 +174,18 @@ impl Outgoing<'_> {
             Some(cmdline) => cmdline.split_ascii_whitespace().map(OsString::from).collect(),
             None => own_args(),
         };
-        let state = self.server.with(|engine, _| engine.dump());
-        let written =
-            unblock(move || Written::new(state)).await.map_err(|error| error.to_string())?;
-        let mut expected = written.time;
-        if kind == Kind::Ours {
+        let mut written = None;
+        if kind == Kind::Ours || order.dry_run {
+            let state = self.server.with(|engine, _| engine.dump());
+            let new = unblock(move || Written::new(state)).await;
+            written = Some(new.map_err(|error| error.to_string())?);
+        }
+        let mut expected = written.as_ref().map_or(Duration::ZERO, |written| written.time);
+        if let (Kind::Ours, Some(written)) = (kind, &written) {
             let state = written.to_read().map_err(|error| error.to_string())?;
             expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
         }
-        if order.dry_run {
+        if let (true, Some(written)) = (order.dry_run, &written) {
             return Ok(self.report(kind, written.bytes, expected));
         }
         let _alone = self.holding.lock().await;
@@ -193,9 +196,9 @@ impl Outgoing<'_> {
             Kind::C => self.hold_without_transactions(order).await?,
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        let failed = match kind {
-            Kind::Ours => self.go(order, &args, held, &written, stopped),
-            Kind::C => self.go_to_c(order, &args, held),
+        let failed = match &written {
+            Some(written) => self.go(order, &args, held, written, stopped),
+            None => self.go_to_c(order, &args, held),
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.server.let_go();

@@ -95,8 +95,8 @@ impl Kept {
                 Ok(Ok(status)) => OtherEnd::of(&status),
                 // There are no more.
                 Ok(Err(error)) if is(&error, Errno::INVAL) => break,
-                // One of the hypervisor's own.
-                Ok(Err(error)) if is(&error, Errno::ACCESS) => continue,
+                // One of the hypervisor's own, or it is not to be told.
+                Ok(Err(error)) if is(&error, Errno::ACCESS) => None,
                 Ok(Err(error)) => {
                     calls = Err(error);
                     None
