@@ -47,8 +47,8 @@ pub(crate) use replay::clock;
 use segment::{Group, Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
-/// Bytes of records after which the next file is begun, if the state that it begins with is not
-/// longer.
+/// Bytes of records after which the next file is begun, if the state that it begins with has not more
+/// than half as many.
 const FULL: usize = 4 << 20;
 /// How long a journal that could not be written rests.
 const PAUSE: Duration = Duration::from_secs(30);

@@ -102,7 +102,7 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes a file with a state, which `write` gives to its argument in pieces; its number is that
-    /// of no other with groups. It is full after `full` bytes of records, or as many as the state
+    /// of no other with groups. It is full after `full` bytes of records, or twice as many as the state
     /// has, so that writing states is always the smaller part of the work; there is as much room
     /// again for what comes until then.
     pub(super) fn create(
@@ -123,7 +123,7 @@ impl Segment {
             sum.update(piece);
         });
         written?;
-        let (start, full) = (place(len), full.max(len));
+        let (start, full) = (place(len), full.max(2 * len));
         let mut file = MappedFile::of(file, start + 2 * full)?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
