@@ -273,8 +273,8 @@ impl<H: Host + 'static> Server<H> {
         (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
     }
 
-    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `now` is
-    /// when it is answered.
+    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `now` is when it is
+    /// answered.
     pub(crate) fn handle(
         &self,
         conn: ConnId,
@@ -288,7 +288,9 @@ impl<H: Host + 'static> Server<H> {
         shared.update.asked_by(conn);
         let outcome = if self.is_journaled(conn, header) {
             let input = Input::Request { conn, now, header: *header, payload };
-            self.run(&input, |engine, host| engine.handle(conn, header, payload, now, host, out))
+            self.run_in_turn(&input, |engine, host| {
+                engine.handle(conn, header, payload, now, host, out)
+            })
         } else {
             let mut host = shared.host.borrow_mut();
             shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out)
@@ -310,9 +312,19 @@ impl<H: Host + 'static> Server<H> {
         outcome
     }
 
-    /// Does something to the engine and records it, if there is a journal; to be followed by
-    /// [`Server::commit`].
+    /// Does something to the engine and records it, if there is a journal.
     fn run<T>(&self, input: &Input<'_>, run: impl FnOnce(&mut Engine, &mut dyn Host) -> T) -> T {
+        let result = self.run_in_turn(input, run);
+        self.commit();
+        result
+    }
+
+    /// The same in a turn of a connection, which ends with [`Server::commit`].
+    fn run_in_turn<T>(
+        &self,
+        input: &Input<'_>,
+        run: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
+    ) -> T {
         let shared = &self.0;
         let mut engine = shared.engine.borrow_mut();
         let mut host = shared.host.borrow_mut();
@@ -382,27 +394,22 @@ impl<H: Host + 'static> Server<H> {
     /// Asks the machine about every domain.
     pub(crate) fn domains_changed(&self) {
         self.run(&Input::DomainsChanged, Engine::domains_changed);
-        self.commit();
         self.wake();
     }
 
     /// Begins a connection, which nobody serves yet.
     pub(crate) fn connect(&self, caller: Caller) -> ConnId {
-        let conn = self.run(&Input::Connect(caller), |engine, _| engine.connect(caller));
-        self.commit();
-        conn
+        self.run(&Input::Connect(caller), |engine, _| engine.connect(caller))
     }
 
     /// A connection starts anew.
     pub(crate) fn restart(&self, conn: ConnId) {
         self.run(&Input::Restart(conn), |engine, _| engine.restart(conn));
-        self.commit();
     }
 
     /// Ends a connection.
     pub(crate) fn disconnect(&self, conn: ConnId) {
         self.run(&Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
-        self.commit();
     }
 
     /// Lets the engine and the machine change together, then wakes those whom it concerns. The
@@ -456,7 +463,7 @@ impl<H: Host + 'static> Server<H> {
         }
         let (start, room) = (out.len(), xenstore_protocol::server::Connection::HIGH_WATER);
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
-        self.run(&Input::Events { conn, limit }, |engine, _| {
+        self.run_in_turn(&Input::Events { conn, limit }, |engine, _| {
             engine.emit_events(conn, start + room, out)
         })
     }

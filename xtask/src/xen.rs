@@ -129,9 +129,8 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
             let lines: Vec<&str> = text.lines().collect();
             lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
             // What failed, for those who see the summary and nothing else.
-            let failed: Vec<&str> =
-                lines.iter().filter(|line| line.contains(" FAIL ")).copied().collect();
-            let failed = failed[..failed.len().min(10)].join("; ");
+            let failed = lines.iter().filter(|line| line.contains(" FAIL ")).take(10);
+            let failed = failed.copied().collect::<Vec<_>>().join("; ");
             Verdict::Fail(format!("{status}, the whole of it is in {}: {failed}", log.display()))
         }
         Err(error) => Verdict::Fail(error.to_string()),

@@ -54,8 +54,9 @@ const FULL: usize = 4 << 20;
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(5);
-/// How often a process that looks out ends in the same request until it is refused. A process that is killed while
-/// it has just come back is killed in the request with which it begins, and that twice is chance.
+/// How often a process that looks out ends in the same request until it is refused. A process that is
+/// killed while it has just come back is killed in the request with which it begins, and that twice
+/// is chance.
 const TRIES: u8 = 4;
 
 /// Inputs of which a process that comes after a crash records each before it carries it out: more than
@@ -81,8 +82,6 @@ pub(crate) struct Journal {
     group: Group,
     /// The last input is being carried out.
     open: bool,
-    /// Not all that has happened has been written.
-    has_news: bool,
     /// Inputs that are still to be looked out for.
     look_out: u32,
     waiter: Option<Waker>,
@@ -162,8 +161,8 @@ fn new_file(dir: &Path) -> PathBuf {
     dir.join("journal.new")
 }
 
-/// One that is not needed any more, to be written over: its memory is at hand, which to get anew for each
-/// page would be a third of what a record costs.
+/// One that is not needed any more, to be written over: its memory is at hand, which to get anew for
+/// each page would be a third of what a record costs.
 fn old_file(dir: &Path) -> PathBuf {
     dir.join("journal.old")
 }
@@ -307,7 +306,6 @@ impl Journal {
             rests_until: Instant::now(),
             group: Group::default(),
             open: false,
-            has_news: false,
             look_out: if looks_out { LOOKED_OUT_FOR } else { 0 },
             waiter: None,
         };
@@ -414,18 +412,17 @@ impl Journal {
         );
     }
 
-    fn record(&mut self, record: &Record<'_>) {
+    /// Adds a record, which `emit` appends to its argument.
+    fn record(&mut self, emit: impl FnOnce(&mut Vec<u8>)) {
         if self.segment.is_some() {
-            self.group.push(|out| record.emit(out));
+            self.group.push(emit);
         }
     }
 
     /// Something is about to be done.
     pub(crate) fn input(&mut self, input: &Input<'_>) {
-        if self.segment.is_some() {
-            self.group.push(|out| input.emit(out));
-        }
-        (self.open, self.has_news) = (true, true);
+        self.record(|out| input.emit(out));
+        self.open = true;
         if self.look_out > 0 {
             self.look_out -= 1;
             self.commit();
@@ -435,9 +432,9 @@ impl Journal {
     /// It has been done, and the machine has answered this meanwhile.
     pub(crate) fn done(&mut self, answers: &[u8]) {
         if !answers.is_empty() {
-            self.record(&Record::Answers(answers));
+            self.record(|out| Record::Answers(answers).emit(out));
         }
-        (self.open, self.has_news) = (false, true);
+        self.open = false;
         if self.look_out > 0 {
             self.commit();
         }
@@ -445,20 +442,12 @@ impl Journal {
 
     /// These bytes were taken from a ring, besides requests that were executed.
     pub(crate) fn left_over(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.record(&Record::LeftOver { conn, bytes });
-        self.has_news = true;
+        self.record(|out| Record::LeftOver { conn, bytes }.emit(out));
     }
 
     /// The next process knows of all that has happened: to be called before anybody hears of any of
     /// it.
     pub(crate) fn commit(&mut self) {
-        if self.has_news {
-            self.write();
-        }
-    }
-
-    fn write(&mut self) {
-        self.has_news = false;
         let Some(segment) = &mut self.segment else { return };
         if let Err(error) = segment.write(&mut self.group, self.open) {
             return self.suspend(&error);
@@ -480,9 +469,9 @@ impl Journal {
         replay.engine.check().map_err(|violation| violation.to_string())?;
         // One that is not in the journal leaves nothing that is to be refused.
         if replay.interrupted.is_some() {
-            self.record(&Record::Refused);
+            self.record(|out| Record::Refused.emit(out));
         }
-        (self.open, self.has_news) = (false, true);
+        self.open = false;
         self.commit();
         Ok(replay.engine)
     }

@@ -40,7 +40,7 @@ fn place(len: usize) -> usize {
 }
 
 #[expect(clippy::cast_possible_truncation)]
-pub(super) fn low_half(sum: u64) -> u32 {
+fn low_half(sum: u64) -> u32 {
     sum as u32
 }
 
@@ -321,14 +321,11 @@ mod tests {
 
     fn written(dir: &Path) -> std::path::PathBuf {
         let path = dir.join("segment");
-        write_some(segment(&path, 1, b"the state", 2048));
-        path
-    }
-
-    fn write_some(mut segment: Segment) {
+        let mut segment = segment(&path, 1, b"the state", 2048);
         write(&mut segment, &[b"one"], false);
         write(&mut segment, &[b"two two", &[3; 100]], false);
         write(&mut segment, &[b"done", b"not done"], true);
+        path
     }
 
     fn write(segment: &mut Segment, bodies: &[&[u8]], open: bool) {

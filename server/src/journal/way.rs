@@ -36,8 +36,8 @@ pub(crate) enum Settled {
 
 /// Where to go on with a ring by what its page says. Requests were taken up to `before`; answers were
 /// made from `before` on, this many bytes, and nobody has written down how many of them have gone.
-/// The guest can have written anything into the page, of which `req_prod` is its own; what it says decides
-/// over nothing but its own bytes.
+/// The guest can have written anything into the page, of which `req_prod` is its own; what it says
+/// decides over nothing but its own bytes.
 pub(crate) fn settle(
     before: Indices,
     tail: usize,

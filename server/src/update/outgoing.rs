@@ -180,13 +180,15 @@ impl Outgoing<'_> {
             let new = unblock(move || Written::new(state)).await;
             written = Some(new.map_err(|error| error.to_string())?);
         }
-        let mut expected = written.as_ref().map_or(Duration::ZERO, |written| written.time);
-        if let (Kind::Ours, Some(written)) = (kind, &written) {
-            let state = written.to_read().map_err(|error| error.to_string())?;
-            expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
-        }
-        if let (true, Some(written)) = (order.dry_run, &written) {
-            return Ok(self.report(kind, written.bytes, expected));
+        if let Some(written) = &written {
+            let mut expected = written.time;
+            if kind == Kind::Ours {
+                let state = written.to_read().map_err(|error| error.to_string())?;
+                expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
+            }
+            if order.dry_run {
+                return Ok(self.report(kind, written.bytes, expected));
+            }
         }
         let _alone = self.holding.lock().await;
         self.update.still_wanted()?;
