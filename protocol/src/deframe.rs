@@ -14,6 +14,16 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
+impl<'a> Frame<'a> {
+    /// The frame at the front of these bytes, and what comes behind it; `None` if it is not whole.
+    pub fn split_first(bytes: &'a [u8]) -> Option<(Frame<'a>, &'a [u8])> {
+        let (header, rest) = bytes.split_first_chunk()?;
+        let header = Header::parse(header);
+        let (payload, rest) = rest.split_at_checked(usize::try_from(header.len).ok()?)?;
+        Some((Frame { header, payload }, rest))
+    }
+}
+
 /// The peer announced a payload over [`PAYLOAD_MAX`]. The stream cannot be followed any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameTooLong(

@@ -2,16 +2,18 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use smol::Timer;
-use xenstore_protocol::{ErrorName, Frame, FrameTooLong, Header, Operation, Reply, server};
+use xenstore_protocol::{ErrorName, Frame, FrameTooLong, HEADER_LEN, Operation, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
+use crate::journal::Run;
 use crate::server::{Server, Start};
 use crate::update::UnderWay;
 
@@ -35,8 +37,7 @@ pub(crate) enum End {
 
 /// A request that has been put off, with what it waits for besides being woken.
 struct Held {
-    header: Header,
-    payload: Box<[u8]>,
+    bytes: Box<[u8]>,
     until: Millis,
     timer: Timer,
 }
@@ -93,11 +94,8 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 
     /// What has been read and not executed.
     fn unexecuted(&self) -> Vec<u8> {
-        let held = self.held.as_ref();
-        let header = held.map(|held| held.header.emit());
-        let header = header.as_ref().map_or(&[][..], |header| header);
-        let payload = held.map_or(&[][..], |held| &held.payload);
-        [header, payload, self.state.partial(), &self.waiting[self.taken..]].concat()
+        let held = self.held.as_ref().map_or(&[][..], |held| &held.bytes);
+        [held, self.state.partial(), &self.waiting[self.taken..]].concat()
     }
 
     /// Stands still and says what is under way, unless the connection is over.
@@ -137,20 +135,36 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 
     /// Answers the frames in `input`, at most `left`, as long as there is room for answers. How many
     /// bytes it has taken.
-    fn answer(&mut self, mut input: &[u8], left: &mut u32) -> Result<usize, End> {
-        let all = input.len();
+    fn answer(&mut self, input: &[u8], left: &mut u32) -> Result<usize, End> {
+        let mut run = Run::new(self.conn, self.now, input);
+        let taken = self.answer_run(&mut run, left);
+        self.server.tell(&mut run);
+        taken
+    }
+
+    fn answer_run(&mut self, run: &mut Run<'_>, left: &mut u32) -> Result<usize, End> {
+        let input = run.read();
+        let mut rest = input;
         while *left > 0 && !self.is_full() && self.held.is_none() && !self.server.holds(self.conn) {
-            match self.state.receive(&mut input) {
+            let start = input.len() - rest.len();
+            match self.state.receive(&mut rest) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
                     *left -= 1;
                     self.unread += 1;
-                    self.held = answer_frame(self.server, self.conn, &frame, self.now, out)?;
+                    let at = start..input.len() - rest.len();
+                    self.held = if at.len() == HEADER_LEN + frame.payload.len() {
+                        answer_frame(self.server, run, at, &frame, out)?
+                    } else {
+                        // The first, of which a part had come before.
+                        let bytes = [&frame.header.emit()[..], frame.payload].concat();
+                        answer_alone(self.server, self.conn, self.now, &bytes, out)?
+                    };
                 }
             }
         }
-        Ok(all - input.len())
+        Ok(input.len() - rest.len())
     }
 
     /// Offers a request again that was put off; pending if it has to wait still.
@@ -158,9 +172,8 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
         // A timer may be early by less than a millisecond.
         let least = if Pin::new(&mut held.timer).poll(cx).is_ready() { held.until } else { 0 };
-        let (now, frame) =
-            (self.now.max(least), Frame { header: held.header, payload: &held.payload });
-        self.held = answer_frame(self.server, self.conn, &frame, now, self.state.out())?;
+        let now = self.now.max(least);
+        self.held = answer_alone(self.server, self.conn, now, &held.bytes, self.state.out())?;
         match &mut self.held {
             None => Poll::Ready(Ok(())),
             // A timer wakes only those who have asked it.
@@ -197,30 +210,30 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 }
 
-/// Answers one frame. Some if it is put off; an error if it cannot be answered, which is a mistake.
+/// Answers one frame, at this place of the run. Some if it is put off; an error if it cannot be answered,
+/// which is a mistake.
 fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
-    conn: ConnId,
+    run: &mut Run<'_>,
+    at: Range<usize>,
     frame: &Frame<'_>,
-    now: Millis,
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let start = out.len();
-    let answer = || server.handle(conn, &frame.header, frame.payload, now, &mut *out);
+    let answer = || server.handle(run, at.clone(), frame, &mut *out);
     // A mistake in answering one client must not end the others.
     match catch_unwind(AssertUnwindSafe(answer)) {
         Ok(Outcome::Answered) => Ok(None),
         Ok(Outcome::Later(until)) => {
-            let wait = until.saturating_sub(now);
-            let timer = Timer::after(Duration::from_millis(wait));
-            Ok(Some(Held { header: frame.header, payload: frame.payload.into(), until, timer }))
+            let timer = Timer::after(Duration::from_millis(until.saturating_sub(run.now())));
+            Ok(Some(Held { bytes: run.read()[at].into(), until, timer }))
         }
         Err(_) => {
             let name = Operation::from_wire(frame.header.ty).map(Operation::name);
             let payload = String::from_utf8_lossy(frame.payload);
-            tracing::error!(%conn, header = ?frame.header, name, %payload,
+            tracing::error!(conn = %run.conn(), header = ?frame.header, name, %payload,
                 "panic while answering this request; please report it");
-            if !server.repair() {
+            if !server.repair(run) {
                 return Err(End::Panic);
             }
             out.truncate(start);
@@ -228,6 +241,21 @@ fn answer_frame<H: Host + 'static>(
             Ok(None)
         }
     }
+}
+
+/// The same of one that is not among others.
+fn answer_alone<H: Host + 'static>(
+    server: &Server<H>,
+    conn: ConnId,
+    now: Millis,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<Option<Held>, End> {
+    let Some((frame, _)) = Frame::split_first(bytes) else { return Ok(None) };
+    let mut run = Run::new(conn, now, bytes);
+    let held = answer_frame(server, &mut run, 0..bytes.len(), &frame, out);
+    server.tell(&mut run);
+    held
 }
 
 impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 use futures_lite::future::yield_now;
 use smol::Timer;
 use tracing::{debug, warn};
-use xenstore_protocol::{Deframer, DomId, Header, Operation};
+use xenstore_protocol::{Deframer, DomId, Frame, HEADER_LEN, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Millis, Outcome, Recorded};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::connection::{Connection, End, READ_MAX};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Run};
 use crate::log::Trace;
 use crate::tasks::Tasks;
 use crate::update::{Hold, UnderWay, Update};
@@ -262,46 +263,44 @@ impl<H: Host + 'static> Server<H> {
         let conn = self.connect(Caller::Socket);
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
-        let mut out = Vec::new();
+        let bytes = [&header.emit()[..], payload].concat();
+        let (frame, mut out) = (Frame { header, payload }, Vec::new());
         // The machine does not wait: it is as if the time were up at once.
         let mut now = self.0.clock.now();
-        while let Outcome::Later(until) = self.handle(conn, &header, payload, now, &mut out) {
-            now = until;
+        loop {
+            let mut run = Run::new(conn, now, &bytes);
+            let outcome = self.handle(&mut run, 0..bytes.len(), &frame, &mut out);
+            self.tell(&mut run);
+            match outcome {
+                Outcome::Later(until) => now = until,
+                Outcome::Answered => break,
+            }
         }
         self.disconnect(conn);
         let ty = out.first_chunk().map_or(0, |header| Header::parse(header).ty);
-        (ty, out.split_off(xenstore_protocol::HEADER_LEN.min(out.len())))
+        (ty, out.split_off(HEADER_LEN.min(out.len())))
     }
 
-    /// Answers one frame, unless it is put off, and wakes those whom it concerns. `now` is when it is
-    /// answered.
+    /// Answers one frame, unless it is put off, and wakes those whom it concerns. It is at this place
+    /// of the run, of which the journal is told later: see [`Server::tell`].
     pub(crate) fn handle(
         &self,
-        conn: ConnId,
-        header: &Header,
-        payload: &[u8],
-        now: Millis,
+        run: &mut Run<'_>,
+        at: Range<usize>,
+        frame: &Frame<'_>,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let shared = &self.0;
         let start = out.len();
-        shared.update.asked_by(conn);
-        let outcome = if self.is_journaled(conn, header) {
-            let input = Input::Request { conn, now, header: *header, payload };
-            self.run_in_turn(&input, |engine, host| {
-                engine.handle(conn, header, payload, now, host, out)
-            })
-        } else {
-            let mut host = shared.host.borrow_mut();
-            shared.engine.borrow_mut().handle(conn, header, payload, now, &mut *host, out)
-        };
+        shared.update.asked_by(run.conn());
+        let outcome = self.carry_out(run, at, frame, out);
         if outcome != Outcome::Answered {
             return outcome;
         }
-        shared.update.keep_back(header, out);
+        shared.update.keep_back(&frame.header, out);
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
-            let who = format!("conn {conn}");
-            trace.frame("IN", &who, header, payload);
+            let who = format!("conn {}", run.conn());
+            trace.frame("IN", &who, &frame.header, frame.payload);
             let mut written = &out[start..];
             let mut deframer = Deframer::default();
             while let Ok(Some(frame)) = deframer.next(&mut written) {
@@ -310,6 +309,46 @@ impl<H: Host + 'static> Server<H> {
         }
         self.wake();
         outcome
+    }
+
+    fn carry_out(
+        &self,
+        run: &mut Run<'_>,
+        at: Range<usize>,
+        frame: &Frame<'_>,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let shared = &self.0;
+        let (conn, now, Frame { header, payload }) = (run.conn(), run.now(), frame);
+        let mut engine = shared.engine.borrow_mut();
+        let mut host = shared.host.borrow_mut();
+        let mut journal = shared.journal.borrow_mut();
+        let Some(journal) = journal.as_mut().filter(|_| is_journaled(&engine, conn, header)) else {
+            return engine.handle(conn, header, payload, now, &mut *host, out);
+        };
+        run.begin(at);
+        if journal.looks_out() {
+            run.tell_begun(journal);
+        }
+        let mut answers = Vec::new();
+        let mut recorded = Recorded { host: &mut *host, answers: &mut answers };
+        let outcome = engine.handle(conn, header, payload, now, &mut recorded, out);
+        run.done();
+        if !answers.is_empty() {
+            run.tell(journal);
+        }
+        journal.done(&answers);
+        outcome
+    }
+
+    /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
+    /// anybody hears of them.
+    pub(crate) fn tell(&self, run: &mut Run<'_>) {
+        if !run.is_told()
+            && let Some(journal) = self.0.journal.borrow_mut().as_mut()
+        {
+            run.tell(journal);
+        }
     }
 
     /// Does something to the engine and records it, if there is a journal.
@@ -342,17 +381,6 @@ impl<H: Host + 'static> Server<H> {
     pub(crate) fn commit(&self) {
         if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
             journal.commit();
-        }
-    }
-
-    /// Must this request be in the journal? On a socket, which does not outlive the process, not if
-    /// it only asks and brings no events.
-    fn is_journaled(&self, conn: ConnId, header: &Header) -> bool {
-        self.0.journal.borrow().is_some() && {
-            let engine = self.0.engine.borrow();
-            !journal::only_asks(header)
-                || engine.caller(conn) != Some(Caller::Socket)
-                || engine.has_events(conn)
         }
     }
 
@@ -524,8 +552,11 @@ impl<H: Host + 'static> Server<H> {
 
     /// After a request could not be answered: makes the engine again as it was before it, or at least
     /// looks for damage. Has nothing of that request been done?
-    pub(crate) fn repair(&self) -> bool {
-        let rebuilt = self.0.journal.borrow_mut().as_mut().map(Journal::rebuild);
+    pub(crate) fn repair(&self, run: &mut Run<'_>) -> bool {
+        let rebuilt = self.with_journal(|journal| {
+            run.tell_begun(journal);
+            journal.rebuild()
+        });
         match rebuilt {
             Some(Ok(engine)) => {
                 *self.0.engine.borrow_mut() = engine;
@@ -544,6 +575,14 @@ impl<H: Host + 'static> Server<H> {
         }
         false
     }
+}
+
+/// Must this request be in the journal? On a socket, which does not outlive the process, not if it only
+/// asks and brings no events.
+fn is_journaled(engine: &Engine, conn: ConnId, header: &Header) -> bool {
+    !journal::only_asks(header)
+        || engine.caller(conn) != Some(Caller::Socket)
+        || engine.has_events(conn)
 }
 
 struct Disconnect<'a, H: Host + 'static> {

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header};
+use xenstore_protocol::{DomId, ErrorName, Frame, HEADER_LEN};
 
 use crate::connection::{Caller, ConnId};
 use crate::domain::{DomainInfo, Host};
@@ -22,16 +22,14 @@ pub enum Input<'a> {
     Disconnect(ConnId),
     /// [`Engine::restart`].
     Restart(ConnId),
-    /// [`Engine::handle`].
-    Request {
+    /// [`Engine::handle`], once for each. The machine has been asked by none but the last.
+    Requests {
         /// Who asks.
         conn: ConnId,
         /// When.
         now: Millis,
-        /// The request's header.
-        header: Header,
-        /// Its payload.
-        payload: &'a [u8],
+        /// Whole requests, as they came.
+        frames: &'a [u8],
     },
     /// [`Engine::emit_events`], into an empty buffer.
     Events {
@@ -55,8 +53,18 @@ fn conn(bytes: &mut &[u8]) -> Option<ConnId> {
     take(bytes).map(u64::from_le_bytes).map(ConnId)
 }
 
+/// The requests at the front of some bytes, as far as they are whole.
+fn requests(mut frames: &[u8]) -> impl Iterator<Item = Frame<'_>> {
+    core::iter::from_fn(move || {
+        let (frame, rest) = Frame::split_first(frames)?;
+        frames = rest;
+        Some(frame)
+    })
+}
+
 impl<'a> Input<'a> {
     /// Appends it as bytes.
+    #[inline]
     pub fn emit(&self, out: &mut Vec<u8>) {
         match self {
             Input::Connect(Caller::Socket) => out.push(0),
@@ -72,17 +80,11 @@ impl<'a> Input<'a> {
                 out.push(3);
                 out.extend_from_slice(&conn.0.to_le_bytes());
             }
-            Input::Request { conn, now, header, payload } => {
-                // Most inputs are requests. Word by word: a processor waits for what it reads in
-                // other pieces than it has just been written in.
-                let Header { ty, req_id, tx_id, len } = *header;
-                let two = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-                out.reserve(1 + 8 + 8 + HEADER_LEN + payload.len());
+            Input::Requests { conn, now, frames } => {
                 out.push(4);
-                for word in [conn.0, *now, two(ty, req_id), two(tx_id, len)] {
-                    out.extend_from_slice(&word.to_le_bytes());
-                }
-                out.extend_from_slice(payload);
+                out.extend_from_slice(&conn.0.to_le_bytes());
+                out.extend_from_slice(&now.to_le_bytes());
+                out.extend_from_slice(frames);
             }
             Input::Events { conn, limit } => {
                 out.push(5);
@@ -103,12 +105,12 @@ impl<'a> Input<'a> {
             [3] => Input::Restart(conn(bytes)?),
             [4] => {
                 let (conn, now) = (conn(bytes)?, u64::from_le_bytes(take(bytes)?));
-                let header = Header::parse(&take::<HEADER_LEN>(bytes)?);
-                let payload = core::mem::take(bytes);
-                if u32::try_from(payload.len()) != Ok(header.len) {
+                let frames = core::mem::take(bytes);
+                let whole = requests(frames).map(|frame| HEADER_LEN + frame.payload.len());
+                if frames.is_empty() || whole.sum::<usize>() != frames.len() {
                     return None;
                 }
-                Input::Request { conn, now, header, payload }
+                Input::Requests { conn, now, frames }
             }
             [5] => Input::Events { conn: conn(bytes)?, limit: u32::from_le_bytes(take(bytes)?) },
             [6] => Input::DomainsChanged,
@@ -119,14 +121,21 @@ impl<'a> Input<'a> {
 }
 
 impl Engine {
-    /// Does what an input says. What is said to the connection is appended to `out`.
-    pub fn apply(&mut self, input: &Input<'_>, host: &mut dyn Host, out: &mut Vec<u8>) -> Outcome {
+    /// Does what an input says. What is said to the connection is appended to `out`. How many bytes
+    /// of requests have been answered.
+    pub fn apply(&mut self, input: &Input<'_>, host: &mut dyn Host, out: &mut Vec<u8>) -> usize {
+        let mut answered = 0;
         match input {
             Input::Connect(caller) => drop(self.connect(*caller)),
             Input::Disconnect(conn) => self.disconnect(*conn),
             Input::Restart(conn) => self.restart(*conn),
-            Input::Request { conn, now, header, payload } => {
-                return self.handle(*conn, header, payload, *now, host, out);
+            Input::Requests { conn, now, frames } => {
+                for Frame { header, payload } in requests(frames) {
+                    match self.handle(*conn, &header, payload, *now, host, out) {
+                        Outcome::Answered => answered += HEADER_LEN + payload.len(),
+                        Outcome::Later(_) => {}
+                    }
+                }
             }
             Input::Events { conn, limit } => {
                 let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
@@ -134,7 +143,7 @@ impl Engine {
             }
             Input::DomainsChanged => self.domains_changed(host),
         }
-        Outcome::Answered
+        answered
     }
 }
 
@@ -270,19 +279,20 @@ mod tests {
     use super::*;
     use alloc::format;
     use alloc::string::String;
+    use xenstore_protocol::Header;
 
     // Fails if an input comes back otherwise than it was written, or if one that is cut or has
     // something behind it is taken for another.
     #[test]
     fn inputs_survive_being_bytes() {
-        let header = Header { ty: 2, req_id: 7, tx_id: 9, len: 3 };
+        let one = [&Header { ty: 2, req_id: 7, tx_id: 9, len: 3 }.emit()[..], b"/a\0"].concat();
         let (conn, now) = (ConnId(0x1_0000_0005), 0x1234_5678_9abc);
         let inputs = [
             Input::Connect(Caller::Socket),
             Input::Connect(Caller::Domain(DomId(7))),
             Input::Disconnect(conn),
             Input::Restart(conn),
-            Input::Request { conn, now, header, payload: b"/a\0" },
+            Input::Requests { conn, now, frames: &one },
             Input::Events { conn, limit: 70_000 },
             Input::DomainsChanged,
         ];
@@ -296,6 +306,11 @@ mod tests {
             bytes.push(0);
             assert_eq!(Input::parse(&bytes), None, "{input:?} and a byte");
         }
+        let two = [&one[..], &Header::default().emit()].concat();
+        let (input, mut bytes) = (Input::Requests { conn, now, frames: &two }, Vec::new());
+        input.emit(&mut bytes);
+        assert_eq!(Input::parse(&bytes), Some(input));
+        assert_eq!(Input::parse(&bytes[..bytes.len() - 1]), None);
     }
 
     struct Odd;

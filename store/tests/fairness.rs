@@ -3,7 +3,8 @@
 mod harness;
 
 use harness::{Answer, Store};
-use xenstore_store::{ConnId, FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
+use xenstore_protocol::Header;
+use xenstore_store::{ConnId, FAILURES, HELD_FOR, Input, Outcome, PROTECTED_FOR};
 
 const READ: u32 = 2;
 const RESET_WATCHES: u32 = 21;
@@ -66,6 +67,25 @@ fn a_guest_cannot_keep_dom0_from_committing() {
     assert_eq!(store.engine.pop_ready(), Some(guest));
     assert_eq!(write(&mut store, guest, "key|new"), None);
     assert_eq!(value(&mut store), Ok("new".into()));
+}
+
+// Fails if a request that is put off counts as answered when it is carried out from a record, or what
+// was answered before it does not: the connection would go on at the wrong place.
+#[test]
+fn who_carries_it_out_again_knows_what_was_answered() {
+    let (mut store, guest) = starving();
+    begin(&mut store);
+    let frame = |payload: &[u8]| {
+        let len = u32::try_from(payload.len()).unwrap();
+        [&Header { ty: WRITE, len, ..Header::default() }.emit(), payload].concat()
+    };
+    let (first, held) = (frame(b"other\x001"), frame(b"key\0new"));
+    let frames = &[first.clone(), held].concat();
+    let input = Input::Requests { conn: guest, now: 0, frames };
+    let mut out = Vec::new();
+    assert_eq!(store.engine.apply(&input, &mut store.machine, &mut out), first.len());
+    let ok = Header { ty: WRITE, len: 3, ..Header::default() }.emit();
+    assert_eq!(out, [&ok[..], b"OK\0"].concat());
 }
 
 // Fails if it is enough to write between the start of a transaction and its first look: what a

@@ -1,9 +1,9 @@
 //! A file that is written as memory: no call of the kernel for each piece, and what has been
 //! written is there for the next program however this one ends.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -16,11 +16,24 @@ use crate::raw::Mapping;
 const STEP: usize = 1 << 20;
 const PAGE: usize = 4096;
 
+/// A file of one's own whose beginning is written, as that of any file, before it is mapped.
+#[derive(Debug)]
+pub struct Blank {
+    file: File,
+    /// The mapping that it had before: to make one costs more than to fill it.
+    before: Option<Mapped>,
+}
+
 /// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
 /// file system is an error and not a signal.
 #[derive(Debug)]
 pub struct MappedFile {
     file: File,
+    mapped: Mapped,
+}
+
+#[derive(Debug)]
+struct Mapped {
     mapping: Mapping,
     len: usize,
     /// Bytes from the start on that are there.
@@ -29,7 +42,7 @@ pub struct MappedFile {
 
 /// Makes a file that only its owner may read, and locks it. What is in a file of that name stays there, to
 /// be written over: its memory is at hand.
-pub fn create(path: &Path) -> io::Result<File> {
+pub fn create(path: &Path) -> io::Result<Blank> {
     if !crash::point() {
         return Err(io::ErrorKind::Other.into());
     }
@@ -37,48 +50,81 @@ pub fn create(path: &Path) -> io::Result<File> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path)?;
     lock(&file)?;
-    Ok(file)
+    Ok(Blank { file, before: None })
+}
+
+impl Blank {
+    /// Is this the file of that name?
+    pub fn is_at(&self, path: &Path) -> bool {
+        let id = |data: Metadata| (data.dev(), data.ino());
+        let (own, there) = (self.file.metadata().map(id), path.metadata().map(id));
+        own.is_ok() && own.ok() == there.ok()
+    }
+}
+
+impl Write for Blank {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl MappedFile {
-    /// Maps a file of one's own, with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It can get at most `len` bytes long; what comes behind what has been
-    /// written is 0 or anything that was in the file before.
-    pub fn of(mut file: File, len: usize) -> io::Result<MappedFile> {
-        let room = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
+    /// Maps a file with what has been written to it, which for much is cheaper than
+    /// [`MappedFile::write`]. It can get at least `len` bytes long, and at most twice as long; what comes behind
+    /// what has been written is 0 or anything that was in the file before.
+    pub fn of(blank: Blank, len: usize) -> io::Result<MappedFile> {
+        let Blank { mut file, before } = blank;
+        let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
+        let fits = |mapped: &Mapped| mapped.len >= len && mapped.len / 2 <= len;
+        if let Some(mut mapped) = before.filter(fits) {
+            mapped.room = mapped.room.max(written);
+            return Ok(MappedFile { file, mapped });
+        }
         file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
         let mapping = Mapping::shared(&file, 0, len)?;
-        Ok(MappedFile { file, mapping, len, room })
+        Ok(MappedFile { file, mapped: Mapped { mapping, len, room: written } })
+    }
+
+    /// Begins the file again.
+    pub fn blank(self) -> io::Result<Blank> {
+        let MappedFile { mut file, mapped } = self;
+        file.rewind()?;
+        Ok(Blank { file, before: Some(mapped) })
     }
 
     /// How long it may get.
     pub fn limit(&self) -> usize {
-        self.len
+        self.mapped.len
     }
 
     /// Has memory at hand up to here. Fails if there is none, or beyond the limit.
     pub fn reserve(&mut self, end: usize) -> io::Result<()> {
-        if end <= self.room { Ok(()) } else { self.extend(end) }
+        if end <= self.mapped.room { Ok(()) } else { self.extend(end) }
     }
 
     #[cold]
     fn extend(&mut self, end: usize) -> io::Result<()> {
-        if end > self.len {
+        let mapped = &mut self.mapped;
+        if end > mapped.len {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let room = end.next_multiple_of(STEP).min(self.len);
-        let (offset, len) = (self.room as u64, (room - self.room) as u64);
+        let room = end.next_multiple_of(STEP).min(mapped.len);
+        let (offset, len) = (mapped.room as u64, (room - mapped.room) as u64);
         fallocate(&self.file, FallocateFlags::empty(), offset, len)?;
-        let page = self.room.next_multiple_of(PAGE).min(room);
-        self.mapping.have_at_hand(page, room - page);
-        self.room = room;
+        let page = mapped.room.next_multiple_of(PAGE).min(room);
+        mapped.mapping.have_at_hand(page, room - page);
+        mapped.room = room;
         Ok(())
     }
 
     /// Writes bytes at an offset. Fails, having written nothing, if there is no room.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.reserve(at + bytes.len())?;
-        crash::in_parts(bytes, |from, part| self.mapping.write(at + from, part));
+        crash::in_parts(bytes, |from, part| self.mapped.mapping.put(at + from, part));
         Ok(())
     }
 
@@ -92,7 +138,7 @@ impl MappedFile {
 
     /// Reads bytes back.
     pub fn read(&self, at: usize, bytes: &mut [u8]) {
-        self.mapping.read(at, bytes);
+        self.mapped.mapping.read(at, bytes);
     }
 
     /// Writes two words at once, at a multiple of 8, after all that has been written before.
@@ -104,7 +150,7 @@ impl MappedFile {
 
     fn store(&self, at: usize, words: [u32; 2]) {
         if crash::point() {
-            self.mapping.pair(at).store(in_memory(words), Ordering::Release);
+            self.mapped.mapping.pair(at).store(in_memory(words), Ordering::Release);
         }
     }
 }
@@ -127,6 +173,29 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    // Fails if a file that is begun again is mapped anew without need, too small or much too large; or
+    // if anything is lost of what is in it.
+    #[test]
+    fn a_file_that_is_begun_again_keeps_its_mapping() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE).unwrap();
+        mapped.write(PAGE, b"kept").unwrap();
+        for (len, limit) in [(2 * PAGE, 3), (3 * PAGE, 3), (4 * PAGE, 4), (PAGE, 1)] {
+            let mut blank = mapped.blank().unwrap();
+            assert!(blank.is_at(&path) && !blank.is_at(dir.path()));
+            blank.write_all(b"begun").unwrap();
+            mapped = MappedFile::of(blank, len).unwrap();
+            assert_eq!(mapped.limit(), limit * PAGE);
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!((bytes.len(), &bytes[..5]), (limit * PAGE, &b"begun"[..]));
+            assert!(limit == 1 || bytes[PAGE..].starts_with(b"kept"));
+            mapped.write(0, b"again").unwrap();
+            assert!(std::fs::read(&path).unwrap().starts_with(b"again"));
+            assert!(mapped.write(len.max(limit * PAGE), b"x").is_err());
+        }
+    }
 
     // Fails if what was written is not in the file, if there is anything beyond the limit, or if
     // two can have the file at once.

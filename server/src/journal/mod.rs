@@ -19,6 +19,7 @@
 mod panics;
 mod record;
 mod replay;
+mod run;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -38,12 +39,14 @@ use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
+use xenstore_transport::mapped_file::Blank;
 use xenstore_transport::{crash, mapped_file};
 
 use crate::place;
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
+pub(crate) use run::Run;
 use segment::{Group, Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
@@ -76,6 +79,8 @@ pub(crate) struct Journal {
     is_void: bool,
     /// A next one is being written.
     draft: Option<Since>,
+    /// The file before this one.
+    spare: Option<Blank>,
     /// When it may be tried again.
     rests_until: Instant,
     /// What has been recorded and not written.
@@ -97,6 +102,8 @@ pub(crate) struct Draft {
     dir: PathBuf,
     boot: [u8; 16],
     number: u64,
+    /// The file that is not needed any more.
+    spare: Option<Blank>,
 }
 
 impl Draft {
@@ -107,7 +114,14 @@ impl Draft {
         if crash::point() {
             let _ = std::fs::rename(old_file(&self.dir), &path);
         }
-        Drafted(Segment::create(&path, &self.boot, self.number, FULL, write))
+        let spare = self.spare.filter(|spare| spare.is_at(&path));
+        let file = spare.map_or_else(|| mapped_file::create(&path), Ok);
+        // Another process has not let go of it: the one before, during a live update.
+        let file = file.or_else(|_| {
+            remove_file(&path);
+            mapped_file::create(&path)
+        });
+        Drafted(file.and_then(|file| Segment::create(file, &self.boot, self.number, FULL, write)))
     }
 }
 
@@ -161,17 +175,28 @@ fn new_file(dir: &Path) -> PathBuf {
     dir.join("journal.new")
 }
 
-/// One that is not needed any more, to be written over: its memory is at hand, which to get anew for
-/// each page would be a third of what a record costs.
+/// One that is not needed any more, to be written over: its memory is at hand, which to get anew, and
+/// to map, would be a third of what a record costs.
 fn old_file(dir: &Path) -> PathBuf {
     dir.join("journal.old")
 }
 
-/// The next file is written over this one, unless another process has not let go of it yet.
-fn keep_for_later(dir: &Path, file: &Path) {
-    let is_free = File::open(file).and_then(|file| mapped_file::lock(&file)).is_ok();
-    if !is_free || std::fs::rename(file, old_file(dir)).is_err() {
+/// The next file is written over this one.
+fn keep_for_later(dir: &Path, number: u64) {
+    let file = file(dir, number);
+    if std::fs::rename(&file, old_file(dir)).is_err() {
         let _ = std::fs::remove_file(file);
+    }
+}
+
+/// Or over those before this one that another process has left, if it has let go of them.
+fn keep_left(dir: &Path, number: u64) {
+    for left in numbers(dir).into_iter().filter(|left| *left < number) {
+        let path = file(dir, left);
+        match File::open(&path).and_then(|file| mapped_file::lock(&file)) {
+            Ok(()) => keep_for_later(dir, left),
+            Err(_) => drop(std::fs::remove_file(path)),
+        }
     }
 }
 
@@ -303,6 +328,7 @@ impl Journal {
             segment: None,
             is_void: false,
             draft: None,
+            spare: None,
             rests_until: Instant::now(),
             group: Group::default(),
             open: false,
@@ -325,7 +351,8 @@ impl Journal {
         self.commit();
         let goes_on = self.segment.as_ref().filter(|_| self.is_valid());
         self.draft = Some(goes_on.map(Segment::end));
-        Draft { dir: self.dir.clone(), boot: self.boot, number: self.number + 1 }
+        let (dir, number, spare) = (self.dir.clone(), self.number + 1, self.spare.take());
+        Draft { dir, boot: self.boot, number, spare }
     }
 
     /// Could the next process go on from here?
@@ -353,19 +380,15 @@ impl Journal {
         };
         match make() {
             Ok(segment) => {
-                let old = self.segment.replace(segment);
-                (self.number, self.is_void) = (number, false);
-                let dir = self.dir.clone();
-                // Nobody waits until the memory has been given back.
-                let remove = move || {
-                    drop(old);
-                    for old in numbers(&dir).into_iter().filter(|old| *old < number) {
-                        keep_for_later(&dir, &file(&dir, old));
-                    }
-                };
+                let last = self.segment.replace(segment);
                 if crash::point() {
-                    unblock(remove).detach();
+                    match last {
+                        Some(_) => keep_for_later(&self.dir, self.number),
+                        None => keep_left(&self.dir, number),
+                    }
                 }
+                self.spare = last.and_then(|last| last.blank().ok());
+                (self.number, self.is_void) = (number, false);
             }
             Err(error) => self.suspend(&error),
         }
@@ -395,7 +418,7 @@ impl Journal {
 
     /// Nobody is to go on from here until the next file.
     pub(crate) fn interrupt(&mut self) {
-        (self.segment, self.draft) = (None, None);
+        (self.segment, self.draft, self.spare) = (None, None, None);
         self.group.clear();
         self.rests_until = Instant::now();
         remove(&self.dir);
@@ -413,30 +436,38 @@ impl Journal {
     }
 
     /// Adds a record, which `emit` appends to its argument.
+    #[inline]
     fn record(&mut self, emit: impl FnOnce(&mut Vec<u8>)) {
         if self.segment.is_some() {
             self.group.push(emit);
         }
     }
 
+    /// Must it hear of each input before that is carried out?
+    pub(crate) fn looks_out(&self) -> bool {
+        self.look_out > 0
+    }
+
     /// Something is about to be done.
+    #[inline]
     pub(crate) fn input(&mut self, input: &Input<'_>) {
         self.record(|out| input.emit(out));
         self.open = true;
-        if self.look_out > 0 {
-            self.look_out -= 1;
-            self.commit();
+        if self.looks_out() {
+            self.write();
         }
     }
 
     /// It has been done, and the machine has answered this meanwhile.
+    #[inline]
     pub(crate) fn done(&mut self, answers: &[u8]) {
         if !answers.is_empty() {
             self.record(|out| Record::Answers(answers).emit(out));
         }
         self.open = false;
-        if self.look_out > 0 {
-            self.commit();
+        if self.looks_out() {
+            self.write();
+            self.look_out -= 1;
         }
     }
 
@@ -447,7 +478,15 @@ impl Journal {
 
     /// The next process knows of all that has happened: to be called before anybody hears of any of
     /// it.
+    #[inline]
     pub(crate) fn commit(&mut self) {
+        if !self.group.is_empty() {
+            self.write();
+        }
+    }
+
+    /// Writes what has been recorded, and whether the last of it has been carried out.
+    fn write(&mut self) {
         let Some(segment) = &mut self.segment else { return };
         if let Err(error) = segment.write(&mut self.group, self.open) {
             return self.suspend(&error);

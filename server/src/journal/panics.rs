@@ -24,12 +24,19 @@ fn log_of(run: impl FnOnce()) -> String {
     text
 }
 
-/// Asks; the type and payload of the answer, or nothing if the connection has ended.
-async fn ask(client: &mut Pipe, op: Operation, payload: &str) -> Option<(Operation, String)> {
-    let payload = payload.replace('|', "\0");
+fn frame(op: Operation, payload: &str) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
     let header = Header { ty: op.as_wire(), len, ..Header::default() };
-    client.write_all(&[&header.emit()[..], payload.as_bytes()].concat()).await.ok()?;
+    [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
+}
+
+/// Asks; the type and payload of the answer, or nothing if the connection has ended.
+async fn ask(client: &mut Pipe, op: Operation, payload: &str) -> Option<(Operation, String)> {
+    client.write_all(&frame(op, payload)).await.ok()?;
+    answer(client).await
+}
+
+async fn answer(client: &mut Pipe) -> Option<(Operation, String)> {
     let mut header = [0; HEADER_LEN];
     client.read_exact(&mut header).await.ok()?;
     let header = Header::parse(&header);
@@ -80,17 +87,43 @@ fn a_request_that_cannot_be_answered_leaves_nothing_behind() {
     assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
 }
 
+// Fails if such a mistake takes anything with it that came together with it, before it or behind it.
+#[test]
+fn requests_that_come_with_it_are_answered() {
+    let kept = kept();
+    let asked = [
+        (Operation::Write, "/a|1"),
+        (Operation::Read, "/a|"),
+        (Operation::Write, "/b|2"),
+        (Operation::Control, "boom|"),
+        (Operation::Write, "/c|3"),
+        (Operation::Introduce, "3|7|8|"),
+        (Operation::Write, "/d|4"),
+    ];
+    let expected = ["OK|", "1", "OK|", "EIO|", "OK|", "OK|", "OK|"];
+    let all = asked.map(|(op, payload)| frame(op, payload)).concat();
+    let log = log_of(|| {
+        with_clients(&kept, async |mut one, _other| {
+            one.write_all(&all).await.unwrap();
+            for expected in expected {
+                assert_eq!(answer(&mut one).await.unwrap().1, expected);
+            }
+            kept.is_exact();
+        });
+    });
+    assert!(log.contains("boom"), "{log}");
+    assert_eq!(["/b|", "/c|", "/d|"].map(|at| kept.ask(Operation::Read, at)), ["2", "3", "4"]);
+}
+
 // Fails if a request that is not in the journal and cannot be answered takes back the one before it.
 #[test]
 fn a_request_that_is_not_journaled_refuses_no_other() {
     let kept = kept();
     kept.ask(Operation::Write, "/a|1");
     let conn = kept.server.connect(Caller::Socket);
-    let payload = b"/a\x002";
-    let header = Header { ty: Operation::Write.as_wire(), len: 4, ..Header::default() };
-    let _ = kept.server.handle(conn, &header, payload, 5, &mut Vec::new());
+    kept.turn(conn, &[(Operation::Write, 0, "/a|2")]);
     // As after a READ.
-    assert!(kept.server.repair());
+    assert!(kept.server.repair(&mut Run::new(conn, 5, &[])));
     kept.is_exact();
     assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
 }

@@ -7,9 +7,9 @@ use xenstore_store::{ConnId, Input};
 pub(super) enum Record<'a> {
     /// Something that is done to the engine.
     Input(Input<'a>),
-    /// What the machine answered meanwhile.
+    /// What the machine answered meanwhile, to the last request if there are more than one.
     Answers(&'a [u8]),
-    /// The request was answered with EIO, and nothing was done.
+    /// The one request was answered with EIO, and nothing was done.
     Refused,
     /// All that was taken from a ring and not executed.
     LeftOver {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
-use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Outcome, Replayed, State};
+use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Replayed, State};
 
 use super::record::Record;
 use super::segment::Left;
@@ -23,7 +23,7 @@ pub(super) struct Replay {
     pub(super) now: Millis,
     /// Records that were carried out again.
     pub(super) records: u64,
-    /// The last request, if it was not carried out.
+    /// The last request, as it came, if it was not carried out.
     pub(super) interrupted: Option<(ConnId, Vec<u8>)>,
 }
 
@@ -57,10 +57,10 @@ impl Replay {
             let record = Record::parse(body).ok_or("a record in it means nothing")?;
             if !done {
                 // One that was being carried out is the last of all.
-                if let Record::Input(Input::Request { conn, header, payload, .. }) = record
+                if let Record::Input(Input::Requests { conn, frames, .. }) = record
                     && records.peek().is_none()
                 {
-                    replay.interrupted = Some((conn, [&header.emit()[..], payload].concat()));
+                    replay.interrupted = Some((conn, frames.to_vec()));
                 }
                 break;
             }
@@ -94,9 +94,10 @@ impl Replay {
             Record::Answers(_) | Record::Refused => return Ok(()),
         };
         let mut out = Vec::new();
-        if let (Input::Request { conn, header, .. }, Some(Record::Refused)) = (input, next) {
-            Reply::Error(ErrorName::Eio).emit(header, &mut out);
-            self.answered(*conn, HEADER_LEN + header.len as usize, &out);
+        if let (Input::Requests { conn, frames, .. }, Some(Record::Refused)) = (input, next) {
+            let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
+            Reply::Error(ErrorName::Eio).emit(&header, &mut out);
+            self.answered(*conn, frames.len(), &out);
             return Ok(());
         }
         let answers = match next {
@@ -104,14 +105,14 @@ impl Replay {
             _ => &[][..],
         };
         let mut host = Replayed { commands: Updatable::COMMANDS, ..Replayed::new(answers) };
-        let outcome = self.engine.apply(input, &mut host, &mut out);
+        let answered = self.engine.apply(input, &mut host, &mut out);
         if host.astray {
             return Err("it does not say what the machine answered".into());
         }
         match input {
-            Input::Request { conn, now, header, .. } if outcome == Outcome::Answered => {
+            Input::Requests { conn, now, .. } => {
                 self.now = self.now.max(*now);
-                self.answered(*conn, HEADER_LEN + header.len as usize, &out);
+                self.answered(*conn, answered, &out);
             }
             Input::Events { conn, .. } => {
                 if let Some(way) = self.ways.get_mut(conn) {
@@ -142,9 +143,9 @@ impl Replay {
         Ok(())
     }
 
-    fn answered(&mut self, conn: ConnId, request: usize, answer: &[u8]) {
+    fn answered(&mut self, conn: ConnId, requests: usize, answers: &[u8]) {
         if let Some(way) = self.ways.get_mut(&conn) {
-            way.answered(request, answer);
+            way.answered(requests, answers);
         }
     }
 

@@ -15,10 +15,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use xenstore_protocol::stream::Sink;
-use xenstore_transport::mapped_file::{self, MappedFile};
+use xenstore_transport::mapped_file::{Blank, MappedFile};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: [u8; 8] = *b"xsjourn\x03";
@@ -72,7 +71,12 @@ pub(super) struct Group {
 }
 
 impl Group {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Adds a record, whose body `emit` appends to its argument.
+    #[inline]
     pub(super) fn push(&mut self, emit: impl FnOnce(&mut Vec<u8>)) {
         self.last = self.bytes.len();
         self.bytes.extend_from_slice(&[0; LEN]);
@@ -101,18 +105,17 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Makes a file with a state, which `write` gives to its argument in pieces; its number is that
+    /// Makes a file into one with a state, which `write` gives to its argument in pieces; its number is that
     /// of no other with groups. It is full after `full` bytes of records, or twice as many as the state
     /// has, so that writing states is always the smaller part of the work; there is as much room
     /// again for what comes until then.
     pub(super) fn create(
-        path: &Path,
+        mut file: Blank,
         boot: &[u8; 16],
         number: u64,
         full: usize,
         write: impl FnOnce(&mut Sink<'_>),
     ) -> io::Result<Segment> {
-        let mut file = mapped_file::create(path)?;
         let mut written = file.write_all(&[0; HEADER]);
         let (mut len, mut sum) = (0, Xxh3::new());
         write(&mut |piece| {
@@ -124,13 +127,19 @@ impl Segment {
         });
         written?;
         let (start, full) = (place(len), full.max(2 * len));
-        let mut file = MappedFile::of(file, start + 2 * full)?;
+        // In large steps, so that it stays mapped when it is written over.
+        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(full))?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
         file.write(start, &END)?;
         let mut segment = Segment { file, head: check, start, at: start, done: 0, full };
         segment.done(start)?;
         Ok(segment)
+    }
+
+    /// The file, to be made into another.
+    pub(super) fn blank(self) -> io::Result<Blank> {
+        self.file.blank()
     }
 
     /// Has memory at hand for all groups until it is full.
@@ -163,6 +172,7 @@ impl Segment {
     }
 
     /// Appends records with the [`END`] behind them.
+    #[inline]
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (at, records) = (self.at, &bytes[..bytes.len() - END.len()]);
         let words = [word(records.len())?, check(self.head, word(at)?, records)];
@@ -174,7 +184,7 @@ impl Segment {
     /// Writes what is in the group, which is empty then. All that was written so far has been carried
     /// out, but for the last of it, if that is `open`.
     pub(super) fn write(&mut self, group: &mut Group, open: bool) -> io::Result<()> {
-        let (last, begun) = (self.at + PREFIX + group.last, !group.bytes.is_empty());
+        let (last, begun) = (self.at + PREFIX + group.last, !group.is_empty());
         if begun {
             let len = group.bytes.len().next_multiple_of(8);
             group.bytes.extend_from_slice(&[0; 16]);
@@ -309,6 +319,10 @@ fn front(file: &File) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use xenstore_transport::mapped_file;
+
     use super::*;
 
     const BOOT: [u8; 16] = *b"0123456789abcdef";
@@ -316,7 +330,7 @@ mod tests {
     fn segment(path: &Path, number: u64, state: &[u8], full: usize) -> Segment {
         let halves = state.split_at(state.len() / 2);
         let write = |sink: &mut Sink<'_>| [halves.0, halves.1].into_iter().for_each(sink);
-        Segment::create(path, &BOOT, number, full, write).unwrap()
+        Segment::create(mapped_file::create(path).unwrap(), &BOOT, number, full, write).unwrap()
     }
 
     fn written(dir: &Path) -> std::path::PathBuf {
@@ -332,7 +346,7 @@ mod tests {
         let mut group = Group::default();
         bodies.iter().for_each(|body| group.push(|out| out.extend_from_slice(body)));
         segment.write(&mut group, open).unwrap();
-        assert!(group.bytes.is_empty());
+        assert!(group.is_empty());
     }
 
     fn bodies(left: &Left) -> Vec<(Vec<u8>, bool)> {

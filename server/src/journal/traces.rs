@@ -26,8 +26,11 @@ enum Step {
     Events(usize),
     /// A domain is gone, or there again.
     Domain(DomId, bool),
-    Ask(usize, Operation, u32, String),
+    /// All in one turn.
+    Ask(usize, Vec<Ask>),
 }
+
+type Ask = (Operation, u32, String);
 
 fn path() -> impl Strategy<Value = String> {
     prop_oneof!["[ab]", "/[ab]/[ab]", "/local/domain/[123]/[ab]", Just("@releaseDomain".into())]
@@ -40,7 +43,10 @@ fn request() -> impl Strategy<Value = (Operation, String)> {
         8 => (path(), "[a-z]{0,40}").prop_map(|(at, v)| (Operation::Write, format!("{at}|{v}"))),
         2 => path().prop_map(|at| (Operation::Rm, format!("{at}|"))),
         2 => path().prop_map(|at| (Operation::Read, format!("{at}|"))),
-        2 => path().prop_map(|at| (Operation::Directory, format!("{at}|"))),
+        1 => path().prop_map(|at| (Operation::Directory, format!("{at}|"))),
+        1 => path().prop_map(|at| (Operation::GetPerms, format!("{at}|"))),
+        1 => domain().prop_map(|d| (Operation::IsDomainIntroduced, format!("{d}|"))),
+        1 => domain().prop_map(|d| (Operation::GetDomainPath, format!("{d}|"))),
         2 => (path(), domain()).prop_map(|(at, d)| (Operation::SetPerms, format!("{at}|n{d}|r0|"))),
         4 => (path(), "[xy]").prop_map(|(at, t)| (Operation::Watch, format!("{at}|{t}|"))),
         1 => (path(), "[xy]").prop_map(|(at, t)| (Operation::Unwatch, format!("{at}|{t}|"))),
@@ -55,6 +61,8 @@ fn request() -> impl Strategy<Value = (Operation, String)> {
 
 fn step() -> impl Strategy<Value = Step> {
     let conn = || any::<usize>();
+    // Ids of transactions are given one after the other.
+    let ask = (request(), 0..4_u32).prop_map(|((op, payload), tx)| (op, tx % 3, payload));
     let caller = prop_oneof![
         Just(Caller::Socket),
         prop::sample::select(&DOMAINS[..]).prop_map(Caller::Domain)
@@ -66,10 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => conn().prop_map(Step::Events),
         1 => (prop::sample::select(&DOMAINS[..]), any::<bool>())
             .prop_map(|(domid, there)| Step::Domain(domid, there)),
-        20 => (conn(), request(), 0..4_u32).prop_map(|(conn, (op, payload), tx)| {
-            // Ids are given one after the other.
-            Step::Ask(conn, op, tx % 3, payload)
-        }),
+        20 => (conn(), vec(ask, 1..4)).prop_map(|(conn, asks)| Step::Ask(conn, asks)),
     ]
 }
 
@@ -94,11 +99,9 @@ impl Kept {
                 server.domains_changed();
             }
             Step::Ask(..) if conns.is_empty() => {}
-            Step::Ask(at, op, tx_id, payload) => {
-                let payload = payload.replace('|', "\0").into_bytes();
-                let len = u32::try_from(payload.len()).unwrap();
-                let header = Header { ty: op.as_wire(), req_id: 1, tx_id: *tx_id, len };
-                let _ = server.handle(conn(*at), &header, &payload, 5, &mut Vec::new());
+            Step::Ask(at, asks) => {
+                let asks: Vec<_> = asks.iter().map(|(op, tx, text)| (*op, *tx, &**text)).collect();
+                self.turn(conn(*at), &asks);
             }
         }
         server.commit();
@@ -129,7 +132,7 @@ impl Kept {
 fn begin() -> Vec<Step> {
     let mut steps = vec![Step::Connect(Caller::Socket)];
     for domid in DOMAINS {
-        let mut ask = |op, payload: String| steps.push(Step::Ask(0, op, 0, payload));
+        let mut ask = |op, payload: String| steps.push(Step::Ask(0, vec![(op, 0, payload)]));
         ask(Operation::Introduce, format!("{domid}|7|8|"));
         ask(Operation::Mkdir, format!("/local/domain/{domid}|"));
         ask(Operation::SetPerms, format!("/local/domain/{domid}|n{domid}|"));

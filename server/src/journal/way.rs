@@ -92,12 +92,12 @@ impl Way {
         (io.input, io.output) = (self.unread, self.tail);
     }
 
-    /// A request of this many bytes was answered with these.
-    pub(super) fn answered(&mut self, request: usize, answer: &[u8]) {
-        let known = self.unread.len().min(request);
+    /// Requests of this many bytes were answered with these.
+    pub(super) fn answered(&mut self, requests: usize, answers: &[u8]) {
+        let known = self.unread.len().min(requests);
         self.unread.drain(..known);
-        self.consumed = self.consumed.wrapping_add(word(request - known));
-        self.made(answer);
+        self.consumed = self.consumed.wrapping_add(word(requests - known));
+        self.made(answers);
     }
 
     /// These bytes were made.

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap};
 
 /// Memory mapped from a file or device, or anonymous memory, readable and writable. Unmapped when
-/// dropped. All access is through atomics: bytes one by one or eight at a time in no particular
-/// order, words in the order that the caller asks for.
+/// dropped. All access is through atomics, bytes one by one or eight at a time in no particular
+/// order, words in the order that the caller asks for; but for [`Mapping::put`].
 #[derive(Debug)]
 pub(crate) struct Mapping {
     /// Page-aligned, valid for `len` bytes until the value is dropped.
@@ -136,6 +136,21 @@ impl Mapping {
         for byte in tail {
             self.byte(at).store(*byte, Ordering::Relaxed);
             at += 1;
+        }
+    }
+
+    /// The same where nobody else writes: in a file of one's own.
+    pub(crate) fn put(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset.checked_add(bytes.len());
+        assert!(end.is_some_and(|end| end <= self.len), "{} at {offset}", bytes.len());
+        // SAFETY: inside of the mapping by the check above. There are no references into it, since
+        // all borrow `self`, which is borrowed here, and `bytes` is not in it for the same reason.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.start.as_ptr().add(offset),
+                bytes.len(),
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`mapping`]: a stretch of memory that is shared with a guest or with another process. It is
 //!   never referenced, only copied through atomics, so that somebody who changes it at any moment
-//!   can do no more than give us strange bytes.
+//!   can do no more than give us strange bytes. A file of one's own is written without them.
 //! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
 //! * [`inherited`]: descriptors that were open before this program started.
 //! * [`sealed`]: memory that nobody can change any more.

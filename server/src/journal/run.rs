@@ -1,0 +1,83 @@
+//! Requests behind each other in what was read from a connection, which the journal hears of at once.
+
+use std::ops::Range;
+
+use xenstore_store::{ConnId, Input, Millis};
+
+use super::Journal;
+
+/// Requests of a turn of a connection.
+pub(crate) struct Run<'a> {
+    conn: ConnId,
+    now: Millis,
+    read: &'a [u8],
+    /// Those that were carried out and are not in the journal, which only ask and lie between others
+    /// among them; then the one that is being carried out, if it is to be in the journal.
+    done: Range<usize>,
+    begun: Range<usize>,
+}
+
+impl<'a> Run<'a> {
+    /// Of requests in these bytes, at this time.
+    pub(crate) fn new(conn: ConnId, now: Millis, read: &'a [u8]) -> Run<'a> {
+        Run { conn, now, read, done: 0..0, begun: 0..0 }
+    }
+
+    /// Who asks.
+    pub(crate) fn conn(&self) -> ConnId {
+        self.conn
+    }
+
+    /// When.
+    pub(crate) fn now(&self) -> Millis {
+        self.now
+    }
+
+    /// The request at this place is about to be carried out.
+    pub(crate) fn begin(&mut self, at: Range<usize>) {
+        self.begun = at;
+    }
+
+    /// It has been.
+    pub(crate) fn done(&mut self) {
+        let begun = std::mem::take(&mut self.begun);
+        if self.done.is_empty() {
+            self.done.start = begun.start;
+        }
+        if !begun.is_empty() {
+            self.done.end = begun.end;
+        }
+    }
+
+    /// All that was read.
+    pub(crate) fn read(&self) -> &'a [u8] {
+        self.read
+    }
+
+    fn input(&self, at: Range<usize>) -> Input<'a> {
+        Input::Requests { conn: self.conn, now: self.now, frames: &self.read[at] }
+    }
+
+    /// Is there nothing of which the journal is to be told?
+    pub(crate) fn is_told(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    /// Tells the journal of all that were carried out.
+    pub(crate) fn tell(&mut self, journal: &mut Journal) {
+        let done = std::mem::take(&mut self.done);
+        if !done.is_empty() {
+            journal.input(&self.input(done));
+            journal.done(&[]);
+        }
+    }
+
+    /// The same, then of the one that is being carried out.
+    pub(crate) fn tell_begun(&mut self, journal: &mut Journal) {
+        self.tell(journal);
+        let begun = std::mem::take(&mut self.begun);
+        if !begun.is_empty() {
+            journal.input(&self.input(begun));
+        }
+    }
+}
