@@ -119,7 +119,7 @@ fn run(options: &Options) -> Result<()> {
     }
     let (rounds, seconds, limit) = options.times();
     let pins = Pins::choose(options.cores)?;
-    pins.pin_client()?;
+    let split = Pins::choose(Cores::Split).unwrap_or(pins);
     subjects::raise_descriptor_limit();
     in_memory();
     xenstore_tests::peers::program("xenstored")?; // built now rather than while it is measured
@@ -134,9 +134,9 @@ fn run(options: &Options) -> Result<()> {
         Cores::Split => "client and daemon on a core each",
     };
     let how = format!("{rounds} rounds of {seconds} s, {cores}, quotas off; medians");
-    let split = if options.cores == Cores::Split { " --cores split" } else { "" };
+    let option = if options.cores == Cores::Split { " --cores split" } else { "" };
     let command =
-        format!("cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{split}");
+        format!("cargo xtask bench --rounds {rounds} --seconds {seconds} --limit {limit}{option}");
     let about = About { machine: report::machine(), how, command };
     about.machine.iter().for_each(|(what, value)| println!("{what:>8}: {value}"));
     println!("{:>8}: {}", "how", about.how);
@@ -146,6 +146,8 @@ fn run(options: &Options) -> Result<()> {
         let (spent, rows) = (start.elapsed().as_secs(), case.rows.len());
         let (of, first) = (cases.len(), &case.rows[0].name);
         eprintln!("bench: {at} of {of}, after {spent} s: {first} ({rows} rows)");
+        let plan = Plan { pins: if case.split { split } else { pins }, ..plan };
+        plan.pins.pin_client()?;
         let measured = measure::measure(case, &plan);
         measured.iter().for_each(report::print);
         all.extend(measured);

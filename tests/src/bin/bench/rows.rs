@@ -117,10 +117,20 @@ impl Row {
 pub(crate) struct Case {
     pub(crate) group: &'static str,
     pub(crate) rows: Vec<Row>,
+    /// Client and daemon have a core each, if there are two.
+    pub(crate) split: bool,
 }
 
 pub(crate) fn case(group: &'static str, rows: impl IntoIterator<Item = Row>) -> Case {
-    Case { group, rows: rows.into_iter().collect() }
+    Case { group, rows: rows.into_iter().collect(), split: false }
+}
+
+impl Case {
+    /// On a core each, whatever is asked for.
+    pub(crate) fn split(mut self) -> Case {
+        self.split = true;
+        self
+    }
 }
 
 /// All of them, in the order of the report.

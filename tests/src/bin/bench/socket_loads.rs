@@ -65,6 +65,12 @@ pub(crate) fn cases() -> Vec<Case> {
                 row("WRITE, 128 connections, with a journal", write(128)).journal(),
             ],
         ),
+        case(
+            "Journal",
+            [row("WRITE, 128 connections, on a core of its own, with a journal", write(128))
+                .journal()],
+        )
+        .split(),
     ]
 }
 
