@@ -11,9 +11,10 @@ pub(crate) struct Run<'a> {
     conn: ConnId,
     now: Millis,
     read: &'a [u8],
-    /// Those that were carried out and are not in the journal, which only ask and lie between others
-    /// among them; then the one that is being carried out, if it is to be in the journal.
+    /// Those that were carried out and are not in the journal, with what only asks and lies between
+    /// them.
     done: Range<usize>,
+    /// The one that is being carried out, if it is to be in the journal and is not.
     begun: Range<usize>,
 }
 
@@ -42,9 +43,8 @@ impl<'a> Run<'a> {
     pub(crate) fn done(&mut self) {
         let begun = std::mem::take(&mut self.begun);
         if self.done.is_empty() {
-            self.done.start = begun.start;
-        }
-        if !begun.is_empty() {
+            self.done = begun;
+        } else if !begun.is_empty() {
             self.done.end = begun.end;
         }
     }
