@@ -373,8 +373,8 @@ impl Drop for Daemon {
     }
 }
 
-/// The directories of a daemon and of its pretend Xen.
-fn lay_out(dir: &Path) -> std::io::Result<()> {
+/// The directories of a daemon and of its pretend Xen: `run` and `xen`.
+pub fn lay_out(dir: &Path) -> std::io::Result<()> {
     let xen = dir.join("xen");
     fs::create_dir_all(dir.join("run"))?;
     fs::create_dir_all(xen.join("0"))?;

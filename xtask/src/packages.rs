@@ -13,7 +13,7 @@ pub const FOR_XEN: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
 ];
 
-/// For other people's daemons and clients, and for killing ours at every call.
+/// For other people's daemons and clients, for killing ours at every call, and for its unit.
 pub const FOR_INTEROP: &[Package] = &[
     ("xenstore-utils", "/usr/bin/xenstore-ls"),
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
@@ -22,6 +22,7 @@ pub const FOR_INTEROP: &[Package] = &[
     ("dpkg-dev", "/usr/bin/dpkg-shlibdeps"),
     ("binutils", "/usr/bin/strip"),
     ("strace", "/usr/bin/strace"),
+    ("systemd", "/lib/systemd/systemd"),
     ("python3", "/usr/bin/python3"),
     ("python3-venv", PYTHON_MODULES),
 ];

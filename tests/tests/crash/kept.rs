@@ -13,14 +13,14 @@ use xenstore_tests::skip;
 const KEPT: &str = "xenstored-evtchn";
 
 /// Who is at the other end of each port that is bound: kind, domid and port (`tests/peers/README.md`).
-type Table = BTreeMap<usize, [u32; 3]>;
+pub(super) type Table = BTreeMap<usize, [u32; 3]>;
 
 const ENTRY: usize = 16;
 const INTERDOMAIN: u32 = 1;
 const VIRQ: [u32; 3] = [2, u32::MAX, 3];
 
-fn table(daemon: &Daemon) -> Table {
-    let bytes = std::fs::read(daemon.xen().join("ports")).unwrap();
+pub(super) fn table(xen: &Path) -> Table {
+    let bytes = std::fs::read(xen.join("ports")).unwrap();
     let words = |entry: &[u8]| {
         [0, 4, 8].map(|at| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap()))
     };
@@ -35,7 +35,7 @@ fn set(xen: &Path, port: usize, entry: [u32; 3]) {
     std::fs::write(path, bytes).unwrap();
 }
 
-fn port_of(table: &Table, domid: u32) -> usize {
+pub(super) fn port_of(table: &Table, domid: u32) -> usize {
     let mut ports = table.iter().filter(|(_, entry)| entry[..2] == [INTERDOMAIN, domid]);
     let port = *ports.next().unwrap_or_else(|| panic!("{domid} in {table:?}")).0;
     assert!(ports.next().is_none(), "{domid} twice in {table:?}");
@@ -83,7 +83,7 @@ impl Host {
 
     /// Ends the daemon; what was bound then.
     fn killed(&mut self) -> Table {
-        let before = table(&self.daemon);
+        let before = table(&self.daemon.xen());
         self.daemon.kill().unwrap();
         self.daemon.keeper.as_mut().unwrap().messages().unwrap();
         before
@@ -119,14 +119,14 @@ fn ports_stay_as_they_are() {
         // An event that nobody hears, and one that waits.
         host.guests[0].send(&xenstore_tests::raw::frame(op::WRITE, 77, 0, b"x\x001")).unwrap();
         host.again();
-        assert_eq!(table(&host.daemon), before);
+        assert_eq!(table(&host.daemon.xen()), before);
         let answer = host.guests[0].message(crate::LIMIT).unwrap().unwrap();
         assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
         host.goes_on();
     }
     host.expect("event channels were kept taken=4");
     host.daemon.stop().unwrap();
-    assert_eq!(table(&host.daemon), Table::new());
+    assert_eq!(table(&host.daemon.xen()), Table::new());
     assert!(!host.is_kept());
     host.again();
     host.goes_on();
@@ -144,7 +144,7 @@ fn what_is_bound_is_looked_at() {
     set(&xen, six, [INTERDOMAIN, 6, 9]);
     set(&xen, six + 1, [INTERDOMAIN, 7, 1]);
     host.again();
-    let after = table(&host.daemon);
+    let after = table(&host.daemon.xen());
     assert_eq!(after.len(), before.len(), "{after:?}");
     assert_eq!(after[&six], [INTERDOMAIN, 6, 9]);
     assert_ne!(port_of(&after, 5), five);
@@ -162,7 +162,7 @@ fn a_domain_may_die_meanwhile() {
     set_state(&host.daemon.xen(), 6, "gone").unwrap();
     host.again();
     while host.dom0.ok(op::READ, "/local/domain/6|").is_ok() {}
-    assert!(table(&host.daemon).values().all(|entry| entry[1] != 6));
+    assert!(table(&host.daemon.xen()).values().all(|entry| entry[1] != 6));
     host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
 }
 
@@ -182,7 +182,7 @@ fn another_descriptor_is_not_taken() {
     assert!(host.is_kept());
     let before = host.killed();
     host.again();
-    assert_eq!(table(&host.daemon), before);
+    assert_eq!(table(&host.daemon.xen()), before);
     host.expect("event channels were kept taken=4");
     host.goes_on();
 }
@@ -199,7 +199,7 @@ fn without_a_journal_nothing_is_kept() {
         }
     });
     host.again();
-    let after = table(&host.daemon);
+    let after = table(&host.daemon.xen());
     let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
     assert_eq!(others.count(), 0, "{after:?}");
     // Nor VIRQ_DOM_EXC: whoever binds it anew is told of all domains.
@@ -225,7 +225,7 @@ fn another_program_has_them_or_not() {
     host.goes_on();
     let before = host.killed();
     host.again();
-    assert_eq!(table(&host.daemon), before);
+    assert_eq!(table(&host.daemon.xen()), before);
     host.goes_on();
     if let Err(why) = peers::available(Kind::C) {
         return skip("live update to C xenstored", &why);
@@ -236,7 +236,7 @@ fn another_program_has_them_or_not() {
     host.goes_on();
 }
 
-fn update(dom0: &mut Conn, program: &Path) {
+pub(super) fn update(dom0: &mut Conn, program: &Path) {
     dom0.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
     dom0.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
 }

@@ -7,6 +7,7 @@
 mod calls;
 mod kept;
 mod systemd;
+mod unit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,0 +1,173 @@
+//! The unit of the package, run by systemd itself: the manager of a user, in a mount namespace in
+//! which it believes that the machine was started with systemd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use xenstore_tests::fake_guest::{FakeGuest, PORT};
+use xenstore_tests::keeper::Keeper;
+use xenstore_tests::peers;
+use xenstore_tests::raw::{Conn, frame, op};
+
+use crate::kept::{Table, port_of, table, update};
+
+const UNIT: &str = "xenstored.service";
+/// Lines that look at the host, or that the manager of a user cannot do.
+const OTHERWISE: [&str; 7] = [
+    "RequiresMountsFor=",
+    "ConditionPathExists=",
+    "ExecCondition=",
+    "EnvironmentFile=",
+    "ExecStart=",
+    "ProtectSystem=",
+    "ProtectHome=",
+];
+const MANAGER: &str = "/lib/systemd/systemd";
+
+struct Systemd {
+    dir: TempDir,
+    manager: Child,
+}
+
+impl Systemd {
+    /// None if it cannot run here, which is said.
+    fn start() -> Option<Systemd> {
+        let systemd = Systemd::try_start();
+        if let Err(why) = &systemd {
+            eprintln!("SKIPPED the unit under systemd: {why}");
+        }
+        systemd.ok()
+    }
+
+    fn try_start() -> Result<Systemd, String> {
+        if !Path::new(MANAGER).exists() {
+            return Err("there is no systemd (Debian package systemd)".into());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let units = dir.path().join("systemd/user");
+        fs::create_dir_all(&units).unwrap();
+        fs::create_dir(dir.path().join("manager")).unwrap();
+        peers::lay_out(dir.path()).unwrap();
+        fs::write(units.join(UNIT), unit(dir.path())).unwrap();
+        fs::write(units.join("probe.service"), "[Service]\nType=oneshot\nExecStart=/bin/true\n")
+            .unwrap();
+        // Where the project is may be hidden from services.
+        let program = peers::program("xenstored").unwrap();
+        fs::copy(program, dir.path().join("xenstored")).unwrap();
+        let mut keeper = Keeper::new(dir.path()).unwrap();
+        let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh", MANAGER, "--user"]);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", dir.path());
+        command.env("XDG_RUNTIME_DIR", dir.path().join("manager"));
+        command.env("XDG_CONFIG_HOME", dir.path()).env("NOTIFY_SOCKET", dir.path().join("notify"));
+        let manager = command.spawn().map_err(|error| format!("unshare: {error}"))?;
+        let systemd = Systemd { dir, manager };
+        while !keeper
+            .message(Duration::from_secs(10))
+            .map_err(|e| format!("no manager: {e}"))?
+            .contains("READY=1")
+        {}
+        systemd.ctl(&["start", "probe.service"]).map_err(|why| format!("no services: {why}"))?;
+        Ok(systemd)
+    }
+
+    fn ctl(&self, args: &[&str]) -> Result<String, String> {
+        let mut command = Command::new("systemctl");
+        command.arg("--user").args(args).env("XDG_RUNTIME_DIR", self.dir.path().join("manager"));
+        let output = command.output().map_err(|error| error.to_string())?;
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        output.status.success().then(|| text(&output.stdout)).ok_or_else(|| text(&output.stderr))
+    }
+
+    fn property(&self, name: &str) -> String {
+        self.ctl(&["show", "--value", "--property", name, UNIT]).unwrap()
+    }
+
+    fn program(&self) -> PathBuf {
+        self.dir.path().join("xenstored")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("run/socket")
+    }
+
+    fn xen(&self) -> PathBuf {
+        self.dir.path().join("xen")
+    }
+}
+
+impl Systemd {
+    /// Ends it, and first its services.
+    fn end(&mut self) {
+        if self.ctl(&["exit"]).is_err() {
+            let _ = self.manager.kill();
+        }
+        let _ = self.manager.wait();
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The unit, for a daemon on a pretend Xen.
+fn unit(dir: &Path) -> String {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/debian/xenstored.service");
+    let text = fs::read_to_string(shipped).unwrap();
+    for start in OTHERWISE {
+        assert!(text.lines().any(|line| line.starts_with(start)), "{start}");
+    }
+    let kept = text.lines().filter(|line| !OTHERWISE.iter().any(|start| line.starts_with(start)));
+    let service = format!(
+        "[Service]\nExecStart={0}/xenstored --no-fork --pid-file {0}/run/pid --journal {0}/run \
+         --pretend-xen {0}/xen\nEnvironment=XENSTORED_RUNDIR={0}/run",
+        dir.display()
+    );
+    let lines = kept.map(|line| if line == "[Service]" { &service } else { line });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+// Fails if systemd does not start the daemon as its unit says, has not kept its socket and its event
+// channels when it was killed, also after a live update, or they are not taken by the next process; or
+// if a stop leaves anything.
+#[test]
+fn systemd_keeps_what_the_unit_says() {
+    let Some(mut systemd) = Systemd::start() else { return };
+    systemd.ctl(&["start", UNIT]).unwrap();
+    let (socket, xen) = (systemd.socket(), systemd.xen());
+    let mut dom0 = Conn::connect(&socket).unwrap();
+    let mut guest = Conn::new(FakeGuest::create(&xen, 5).unwrap());
+    dom0.gives(op::INTRODUCE, &format!("5|1|{PORT}|"), "OK|").unwrap();
+    dom0.ok(op::WRITE, "/local/domain/5|").unwrap();
+    dom0.ok(op::SET_PERMS, "/local/domain/5|n5|").unwrap();
+    guest.watch("n|w|").unwrap();
+    let before = table(&xen);
+    assert!(port_of(&before, 5) > 0);
+    for round in 1..=3 {
+        if round == 2 {
+            update(&mut Conn::connect(&socket).unwrap(), &systemd.program());
+        }
+        systemd.ctl(&["kill", "--signal=KILL", UNIT]).unwrap();
+        guest.send(&frame(op::WRITE, 77, 0, format!("x\0{round}").as_bytes())).unwrap();
+        // Whether the next process is there yet or not.
+        let mut client = Conn::connect(&socket).unwrap();
+        client.gives(op::READ, "/local/domain/5|", "").unwrap();
+        let answer = guest.message(crate::LIMIT).unwrap().unwrap();
+        assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
+        guest.gives(op::WRITE, &format!("n|{round}"), "OK|").unwrap();
+        guest.event("n|w|").unwrap();
+        assert_eq!(table(&xen), before);
+        assert_eq!(systemd.property("NRestarts"), round.to_string());
+        assert_eq!(systemd.property("NFileDescriptorStore"), "2");
+    }
+    let why = systemd.ctl(&["stop", UNIT]).unwrap_err();
+    assert!(why.contains("refuse"), "{why}");
+    systemd.end();
+    assert_eq!(table(&xen), Table::new());
+}
