@@ -338,7 +338,8 @@ mod tests {
     use xenstore_transport::driver::Driver;
     use xenstore_transport::socket::Socket;
 
-    use crate::server::{Clock, Server, TURN_MIN};
+    use crate::clock::Clock;
+    use crate::server::{Server, TURN_MIN};
     use crate::standalone::Standalone;
     use crate::tasks::Tasks;
 

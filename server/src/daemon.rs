@@ -17,12 +17,13 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::inherit;
 use xenstore_transport::socket::Listener;
 
+use crate::clock::Clock;
 use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
 use crate::place::{in_memory, run_dir, socket_path};
-use crate::server::{Clock, Server};
+use crate::server::Server;
 use crate::surroundings::Surroundings;
 use crate::systemd::{self, Given, Keep};
 use crate::tasks::Tasks;

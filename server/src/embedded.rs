@@ -20,7 +20,8 @@ use xenstore_store::{Config, Engine, Millis};
 use xenstore_transport::Peer;
 use xenstore_transport::memory::{Pipe, pair};
 
-use crate::server::{Clock, Server};
+use crate::clock::Clock;
+use crate::server::Server;
 use crate::standalone::Standalone;
 use crate::tasks::Tasks;
 

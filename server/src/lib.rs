@@ -6,6 +6,7 @@
 //! For tests of XenStore clients there is [`embedded::Store`], a server in memory that needs
 //! neither Xen nor sockets nor an executor.
 
+mod clock;
 mod connection;
 pub mod daemon;
 pub mod embedded;
@@ -25,6 +26,7 @@ mod tasks;
 mod update;
 mod xen;
 
-pub use server::{Clock, Server};
+pub use clock::Clock;
+pub use server::Server;
 pub use standalone::Standalone;
 pub use tasks::Tasks;

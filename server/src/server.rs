@@ -1,22 +1,23 @@
 //! A store and the connections to it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_lite::future::yield_now;
 use smol::Timer;
 use tracing::{debug, warn};
 use xenstore_protocol::{Deframer, DomId, Frame, HEADER_LEN, Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Millis, Outcome, Recorded};
+use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Outcome, Recorded};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
+use crate::clock::Clock;
 use crate::connection::{Connection, End, READ_MAX};
 use crate::journal::{self, Journal, Run};
 use crate::log::Trace;
@@ -30,28 +31,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Requests that are answered in one turn, when nobody else has anything to do and at least.
 const TURN: u32 = 128;
 pub(crate) const TURN_MIN: u32 = 32;
-
-/// Where the time comes from.
-#[derive(Debug)]
-pub enum Clock {
-    /// The machine's monotonic clock, from this moment on.
-    Real(Instant),
-    /// Whatever it was set to.
-    Manual(Cell<Millis>),
-}
-
-impl Clock {
-    /// Milliseconds.
-    pub fn now(&self) -> Millis {
-        match self {
-            Clock::Real(start) => {
-                let time = start.elapsed();
-                time.as_secs() * 1000 + u64::from(time.subsec_millis())
-            }
-            Clock::Manual(now) => now.get(),
-        }
-    }
-}
 
 /// With what a connection starts that another program has had before.
 #[derive(Debug, Default)]

@@ -405,7 +405,7 @@ mod tests {
     use xenstore_transport::xen::pretend;
 
     use super::*;
-    use crate::server::Clock;
+    use crate::clock::Clock;
     use crate::standalone::Standalone;
 
     /// A device that has lost events.

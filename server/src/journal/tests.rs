@@ -7,7 +7,8 @@ use xenstore_protocol::{DomId, ErrorName, Frame, HEADER_LEN};
 use xenstore_store::{Caller, DomainInfo, Host};
 
 use super::*;
-use crate::server::{Clock, Server};
+use crate::clock::Clock;
+use crate::server::Server;
 
 /// A machine on which domains exist that have been made. CONTROL `boom` and letting domain 4 go are
 /// mistakes.
