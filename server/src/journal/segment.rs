@@ -126,9 +126,9 @@ impl Segment {
             sum.update(piece);
         });
         written?;
-        let (start, full) = (place(len), full.max(2 * len));
-        // In large steps, so that it stays mapped when it is written over.
-        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(full))?;
+        let (start, step, full) = (place(len), full, full.max(2 * len));
+        // In large steps, so that it stays mapped when it is written over with a state that has grown.
+        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(step))?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
         file.write(start, &END)?;
@@ -440,6 +440,16 @@ mod tests {
             over.append(&[&same, &END[..]].concat()).unwrap();
         }
         assert!(left().groups().eq(groups));
+    }
+
+    // Fails if a file is mapped anew for each state that is a little larger than the last.
+    #[test]
+    fn a_file_has_room_for_a_state_that_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        let limit = |len| segment(&path, 1, &vec![1; len], 2048).file.limit();
+        assert_eq!(limit(3000), limit(3001));
+        assert_eq!(limit(3000) + 2048, limit(3300));
     }
 
     // Fails if a journal that is full is written beyond its end.
