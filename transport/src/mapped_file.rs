@@ -79,7 +79,11 @@ impl MappedFile {
     pub fn of(blank: Blank, len: usize) -> io::Result<MappedFile> {
         let Blank { mut file, before } = blank;
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
-        let fits = |mapped: &Mapped| mapped.len >= len && mapped.len / 2 <= len;
+        let there = file.metadata()?.len();
+        // Not if somebody has cut it: to touch what is not there is a signal.
+        let fits = |mapped: &Mapped| {
+            mapped.len >= len && mapped.len / 2 <= len && mapped.len as u64 <= there
+        };
         if let Some(mut mapped) = before.filter(fits) {
             mapped.room = mapped.room.max(written);
             return Ok(MappedFile { file, mapped });
@@ -195,6 +199,21 @@ mod tests {
             assert!(std::fs::read(&path).unwrap().starts_with(b"again"));
             assert!(mapped.write(len.max(limit * PAGE), b"x").is_err());
         }
+    }
+
+    // Fails if memory is counted on that somebody has cut off a file since: to write there is the end of
+    // the process.
+    #[test]
+    fn a_file_that_was_cut_is_mapped_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE).unwrap();
+        mapped.write(2 * PAGE, b"first").unwrap();
+        let blank = mapped.blank().unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        let mut mapped = MappedFile::of(blank, 3 * PAGE).unwrap();
+        mapped.write(2 * PAGE, b"again").unwrap();
+        assert!(std::fs::read(&path).unwrap()[2 * PAGE..].starts_with(b"again"));
     }
 
     // Fails if what was written is not in the file, if there is anything beyond the limit, or if
