@@ -323,11 +323,7 @@ impl<H: Host + 'static> Server<H> {
     /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
     /// anybody hears of them.
     pub(crate) fn tell(&self, run: &mut Run<'_>) {
-        if !run.is_told()
-            && let Some(journal) = self.0.journal.borrow_mut().as_mut()
-        {
-            run.tell(journal);
-        }
+        self.with_journal(|journal| run.tell(journal));
     }
 
     /// Does something to the engine and records it, if there is a journal.

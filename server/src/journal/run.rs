@@ -58,11 +58,6 @@ impl<'a> Run<'a> {
         Input::Requests { conn: self.conn, now: self.now, frames: &self.read[at] }
     }
 
-    /// Is there nothing of which the journal is to be told?
-    pub(crate) fn is_told(&self) -> bool {
-        self.done.is_empty()
-    }
-
     /// Tells the journal of all that were carried out.
     pub(crate) fn tell(&mut self, journal: &mut Journal) {
         let done = std::mem::take(&mut self.done);

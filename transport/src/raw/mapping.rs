@@ -19,7 +19,8 @@ pub(crate) struct Mapping {
 }
 
 // SAFETY: the memory is shared with other processes in any case, and is only touched by atomics,
-// which threads may use together; nothing else in a `Mapping` changes.
+// which threads may use together, or by `put`, during which nobody else has the value; nothing else
+// in a `Mapping` changes.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -143,8 +144,9 @@ impl Mapping {
     pub(crate) fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len());
         assert!(end.is_some_and(|end| end <= self.len), "{} at {offset}", bytes.len());
-        // SAFETY: inside of the mapping by the check above. There are no references into it, since
-        // all borrow `self`, which is borrowed here, and `bytes` is not in it for the same reason.
+        // SAFETY: inside of the mapping by the check above. No thread of ours touches it meanwhile: all
+        // that is given out borrows `self`, which this has alone, and `bytes` is not in it for the
+        // same reason. No other process writes it: the caller says so.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),
