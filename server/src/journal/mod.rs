@@ -349,7 +349,7 @@ impl Journal {
     /// The next file, which is to be written with the state as it is now.
     pub(crate) fn draft(&mut self) -> Draft {
         self.commit();
-        let goes_on = self.segment.as_ref().filter(|_| self.is_valid());
+        let goes_on = self.segment.as_ref();
         self.draft = Some(goes_on.map(Segment::end));
         let (dir, number, spare) = (self.dir.clone(), self.number + 1, self.spare.take());
         Draft { dir, boot: self.boot, number, spare }
@@ -498,12 +498,9 @@ impl Journal {
 
     /// Makes the engine again as it was before the last input, which is refused.
     pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
-        if self.segment.is_none() {
-            return Err("there is no journal".into());
-        }
         self.commit();
-        let file = File::open(file(&self.dir, self.number)).map_err(|error| error.to_string())?;
-        let left = Left::read(file, &self.boot)?;
+        let segment = self.segment.as_ref().filter(|_| self.is_valid());
+        let left = Left::parse(segment.ok_or("there is no journal")?.bytes(), &self.boot)?;
         let replay = Replay::of(&self.config, &left)?;
         replay.engine.check().map_err(|violation| violation.to_string())?;
         // One that is not in the journal leaves nothing that is to be refused.

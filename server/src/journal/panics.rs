@@ -1,6 +1,7 @@
 //! Requests that end in a mistake of ours.
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
@@ -143,17 +144,26 @@ fn without_a_journal_it_ends_its_connection() {
     assert_eq!(kept.ask(Operation::Read, "/a|"), "1");
 }
 
-// Fails if a journal goes on behind a request that was neither done nor refused.
+// Fails if a journal goes on behind a request that was neither done nor refused, or if the engine is made
+// again from one that misses something.
 #[test]
 fn a_journal_that_cannot_be_read_is_begun_anew() {
-    let kept = kept();
-    remove(kept.dir.path());
-    let log = log_of(|| {
-        with_clients(&kept, async |mut one, _other| {
-            assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
-            let full = futures_lite::future::poll_once(kept.server.journal_is_full()).await;
-            assert_eq!(full, Some(()));
+    let damage = |kept: &Kept| {
+        let newest = file(kept.dir.path(), numbers(kept.dir.path())[0]);
+        let file = File::options().write(true).open(newest).unwrap();
+        file.write_all_at(&[0xff], segment::HEADER as u64).unwrap();
+    };
+    let void = |kept: &Kept| kept.server.with_journal(Journal::renew).unwrap();
+    for spoil in [&damage as &dyn Fn(&Kept), &void] {
+        let kept = kept();
+        spoil(&kept);
+        let log = log_of(|| {
+            with_clients(&kept, async |mut one, _other| {
+                assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
+                let full = futures_lite::future::poll_once(kept.server.journal_is_full()).await;
+                assert_eq!(full, Some(()));
+            });
         });
-    });
-    assert!(log.contains("the store cannot be made again"), "{log}");
+        assert!(log.contains("the store cannot be made again"), "{log}");
+    }
 }

@@ -20,7 +20,7 @@ use xenstore_protocol::stream::Sink;
 use xenstore_transport::mapped_file::{Blank, MappedFile};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
-const MAGIC: [u8; 8] = *b"xsjourn\x03";
+const MAGIC: [u8; 8] = *b"xsjourn\x04";
 pub(super) const HEADER: usize = 4096;
 /// Where `done` is.
 pub(super) const DONE: usize = 64;
@@ -142,6 +142,13 @@ impl Segment {
         self.file.blank()
     }
 
+    /// All that has been written.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.at];
+        self.file.read(0, &mut bytes);
+        bytes
+    }
+
     /// Has memory at hand for all groups until it is full.
     pub(super) fn get_memory(&mut self) -> io::Result<()> {
         self.file.reserve(self.start + self.full)
@@ -217,17 +224,17 @@ pub(super) struct Left {
     head: u32,
     state: std::ops::Range<usize>,
     /// Kept, so that nobody else takes it.
-    _file: File,
+    _file: Option<File>,
 }
 
 impl Left {
     /// Reads a file that a process has left. `Err` says why nothing can be made of it.
     pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<Left, String> {
         let bytes = front(&file).map_err(|error| error.to_string())?;
-        Left::parse(file, bytes, boot)
+        Ok(Left { _file: Some(file), ..Left::parse(bytes, boot)? })
     }
 
-    pub(super) fn parse(file: File, bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
+    pub(super) fn parse(bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
         let number = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let (this, len) = number(24).zip(number(32)).ok_or("it is too short")?;
         let len = usize::try_from(len).map_err(|_| "its state is not whole")?;
@@ -243,7 +250,7 @@ impl Left {
         if bytes[..head.len()] != head {
             return Err("its state is damaged".into());
         }
-        Ok(Left { bytes, head: check, state, _file: file })
+        Ok(Left { bytes, head: check, state, _file: None })
     }
 
     /// The state that the records go on from.
@@ -382,8 +389,7 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         let end = good.iter().rposition(|byte| *byte != 0).unwrap() + 1;
         let seen = |bytes: Vec<u8>| {
-            let file = File::open(&path).unwrap();
-            let left = Left::parse(file, bytes, &BOOT).ok()?;
+            let left = Left::parse(bytes, &BOOT).ok()?;
             assert_eq!(left.state(), b"the state");
             Some(left.records().map(|(body, _)| body.to_vec()).collect::<Vec<_>>())
         };

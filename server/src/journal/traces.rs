@@ -143,7 +143,7 @@ fn begin() -> Vec<Step> {
 
 /// The engine that is made of these bytes, and whether it is said that something is lost.
 fn made(bytes: &[u8]) -> Result<(Digest, bool), String> {
-    let left = Left::parse(tempfile::tempfile().unwrap(), bytes.to_vec(), &boot_id())?;
+    let left = Left::parse(bytes.to_vec(), &boot_id())?;
     let replay = Replay::of(&Config::default(), &left)?;
     replay.engine.check().map_err(|violation| violation.to_string())?;
     assert_eq!(replay.interrupted, None);
