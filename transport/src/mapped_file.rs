@@ -2,7 +2,7 @@
 //! written is there for the next program however this one ends.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, Write};
+use std::io::{self, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,14 +15,6 @@ use crate::raw::Mapping;
 /// Bytes that are asked for at once.
 const STEP: usize = 1 << 20;
 const PAGE: usize = 4096;
-
-/// A file of one's own whose beginning is written, as that of any file, before it is mapped.
-#[derive(Debug)]
-pub struct Blank {
-    file: File,
-    /// The mapping that it had before: to make one costs more than to fill it.
-    before: Option<Mapped>,
-}
 
 /// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
 /// file system is an error and not a signal.
@@ -40,9 +32,24 @@ struct Mapped {
     room: usize,
 }
 
+/// What is left of a file that has been closed: its mapping, for when it is written over. To make one
+/// costs more than to fill it.
+#[derive(Debug)]
+pub struct Spare {
+    mapped: Mapped,
+    of: Id,
+}
+
+/// Device and inode.
+type Id = (u64, u64);
+
+fn id(file: &Metadata) -> Id {
+    (file.dev(), file.ino())
+}
+
 /// Makes a file that only its owner may read, and locks it. What is in a file of that name stays there, to
 /// be written over: its memory is at hand.
-pub fn create(path: &Path) -> io::Result<Blank> {
+pub fn create(path: &Path) -> io::Result<File> {
     if !crash::point() {
         return Err(io::ErrorKind::Other.into());
     }
@@ -50,41 +57,23 @@ pub fn create(path: &Path) -> io::Result<Blank> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path)?;
     lock(&file)?;
-    Ok(Blank { file, before: None })
-}
-
-impl Blank {
-    /// Is this the file of that name?
-    pub fn is_at(&self, path: &Path) -> bool {
-        let id = |data: Metadata| (data.dev(), data.ino());
-        let (own, there) = (self.file.metadata().map(id), path.metadata().map(id));
-        own.is_ok() && own.ok() == there.ok()
-    }
-}
-
-impl Write for Blank {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    Ok(file)
 }
 
 impl MappedFile {
     /// Maps a file with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It can get at least `len` bytes long, and at most twice as long; what comes behind
-    /// what has been written is 0 or anything that was in the file before.
-    pub fn of(blank: Blank, len: usize) -> io::Result<MappedFile> {
-        let Blank { mut file, before } = blank;
+    /// [`MappedFile::write`]. It can get at least `len` bytes long, and at most twice as long if there is a
+    /// spare mapping of it; what comes behind what has been written is 0 or anything that was in the file
+    /// before.
+    pub fn of(mut file: File, len: usize, spare: Option<Spare>) -> io::Result<MappedFile> {
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
-        let there = file.metadata()?.len();
+        let there = file.metadata()?;
         // Not if somebody has cut it: to touch what is not there is a signal.
-        let fits = |mapped: &Mapped| {
-            mapped.len >= len && mapped.len / 2 <= len && mapped.len as u64 <= there
+        let fits = |Spare { mapped, of }: &Spare| {
+            let enough = mapped.len >= len && mapped.len / 2 <= len;
+            enough && *of == id(&there) && mapped.len as u64 <= there.len()
         };
-        if let Some(mut mapped) = before.filter(fits) {
+        if let Some(Spare { mut mapped, .. }) = spare.filter(fits) {
             mapped.room = mapped.room.max(written);
             return Ok(MappedFile { file, mapped });
         }
@@ -93,11 +82,11 @@ impl MappedFile {
         Ok(MappedFile { file, mapped: Mapped { mapping, len, room: written } })
     }
 
-    /// Begins the file again.
-    pub fn blank(self) -> io::Result<Blank> {
-        let MappedFile { mut file, mapped } = self;
-        file.rewind()?;
-        Ok(Blank { file, before: Some(mapped) })
+    /// Closes the file.
+    pub fn close(self) -> io::Result<Spare> {
+        // Which closing does not do: the mapping has the file as well.
+        flock(&self.file, FlockOperation::Unlock)?;
+        Ok(Spare { of: id(&self.file.metadata()?), mapped: self.mapped })
     }
 
     /// How long it may get.
@@ -178,19 +167,19 @@ mod tests {
 
     use super::*;
 
-    // Fails if a file that is begun again is mapped anew without need, too small or much too large; or
-    // if anything is lost of what is in it.
+    // Fails if a file that is written over is mapped anew without need; or is not although it is another one,
+    // too short or much too long; or if anything is lost of what is in it.
     #[test]
-    fn a_file_that_is_begun_again_keeps_its_mapping() {
+    fn a_file_that_is_written_over_keeps_its_mapping() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE).unwrap();
+        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(PAGE, b"kept").unwrap();
         for (len, limit) in [(2 * PAGE, 3), (3 * PAGE, 3), (4 * PAGE, 4), (PAGE, 1)] {
-            let mut blank = mapped.blank().unwrap();
-            assert!(blank.is_at(&path) && !blank.is_at(dir.path()));
-            blank.write_all(b"begun").unwrap();
-            mapped = MappedFile::of(blank, len).unwrap();
+            let spare = mapped.close().unwrap();
+            let mut file = create(&path).unwrap();
+            file.write_all(b"begun").unwrap();
+            mapped = MappedFile::of(file, len, Some(spare)).unwrap();
             assert_eq!(mapped.limit(), limit * PAGE);
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!((bytes.len(), &bytes[..5]), (limit * PAGE, &b"begun"[..]));
@@ -199,6 +188,11 @@ mod tests {
             assert!(std::fs::read(&path).unwrap().starts_with(b"again"));
             assert!(mapped.write(len.max(limit * PAGE), b"x").is_err());
         }
+        let spare = mapped.close().unwrap();
+        std::fs::rename(&path, dir.path().join("other")).unwrap();
+        let mut mapped = MappedFile::of(create(&path).unwrap(), PAGE, Some(spare)).unwrap();
+        mapped.write(0, b"another").unwrap();
+        assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
     }
 
     // Fails if memory is counted on that somebody has cut off a file since: to write there is the end of
@@ -207,11 +201,12 @@ mod tests {
     fn a_file_that_was_cut_is_mapped_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE).unwrap();
+        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(2 * PAGE, b"first").unwrap();
-        let blank = mapped.blank().unwrap();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
-        let mut mapped = MappedFile::of(blank, 3 * PAGE).unwrap();
+        let spare = mapped.close().unwrap();
+        let file = create(&path).unwrap();
+        file.set_len(0).unwrap();
+        let mut mapped = MappedFile::of(file, 3 * PAGE, Some(spare)).unwrap();
         mapped.write(2 * PAGE, b"again").unwrap();
         assert!(std::fs::read(&path).unwrap()[2 * PAGE..].starts_with(b"again"));
     }
@@ -224,7 +219,7 @@ mod tests {
         let path = dir.path().join("file");
         let mut file = create(&path).unwrap();
         file.write_all(b"first").unwrap();
-        let mut mapped = MappedFile::of(file, 8192).unwrap();
+        let mut mapped = MappedFile::of(file, 8192, None).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
         mapped.publish(8, [0x0102_0304, 5]).unwrap();
         assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);

@@ -39,7 +39,7 @@ use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
-use xenstore_transport::mapped_file::Blank;
+use xenstore_transport::mapped_file::Spare;
 use xenstore_transport::{crash, mapped_file};
 
 use crate::place;
@@ -79,8 +79,8 @@ pub(crate) struct Journal {
     is_void: bool,
     /// A next one is being written.
     draft: Option<Since>,
-    /// The file before this one.
-    spare: Option<Blank>,
+    /// The mapping of the file before this one.
+    spare: Option<Spare>,
     /// When it may be tried again.
     rests_until: Instant,
     /// What has been recorded and not written.
@@ -102,8 +102,8 @@ pub(crate) struct Draft {
     dir: PathBuf,
     boot: [u8; 16],
     number: u64,
-    /// The file that is not needed any more.
-    spare: Option<Blank>,
+    /// That of the file that is written over.
+    spare: Option<Spare>,
 }
 
 impl Draft {
@@ -114,14 +114,8 @@ impl Draft {
         if crash::point() {
             let _ = std::fs::rename(old_file(&self.dir), &path);
         }
-        let spare = self.spare.filter(|spare| spare.is_at(&path));
-        let file = spare.map_or_else(|| mapped_file::create(&path), Ok);
-        // Another process has not let go of it: the one before, during a live update.
-        let file = file.or_else(|_| {
-            remove_file(&path);
-            mapped_file::create(&path)
-        });
-        Drafted(file.and_then(|file| Segment::create(file, &self.boot, self.number, FULL, write)))
+        let create = |file| Segment::create(file, self.spare, &self.boot, self.number, FULL, write);
+        Drafted(mapped_file::create(&path).and_then(create))
     }
 }
 
@@ -387,7 +381,7 @@ impl Journal {
                         None => keep_left(&self.dir, number),
                     }
                 }
-                self.spare = last.and_then(|last| last.blank().ok());
+                self.spare = last.and_then(|last| last.close().ok());
                 (self.number, self.is_void) = (number, false);
             }
             Err(error) => self.suspend(&error),

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 
 use xenstore_protocol::stream::Sink;
-use xenstore_transport::mapped_file::{Blank, MappedFile};
+use xenstore_transport::mapped_file::{MappedFile, Spare};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: [u8; 8] = *b"xsjourn\x04";
@@ -110,7 +110,8 @@ impl Segment {
     /// has, so that writing states is always the smaller part of the work; there is as much room
     /// again for what comes until then.
     pub(super) fn create(
-        mut file: Blank,
+        mut file: File,
+        spare: Option<Spare>,
         boot: &[u8; 16],
         number: u64,
         full: usize,
@@ -128,7 +129,7 @@ impl Segment {
         written?;
         let (start, step, full) = (place(len), full, full.max(2 * len));
         // In large steps, so that it stays mapped when it is written over with a state that has grown.
-        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(step))?;
+        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(step), spare)?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
         file.write(start, &END)?;
@@ -137,9 +138,9 @@ impl Segment {
         Ok(segment)
     }
 
-    /// The file, to be made into another.
-    pub(super) fn blank(self) -> io::Result<Blank> {
-        self.file.blank()
+    /// Closes it.
+    pub(super) fn close(self) -> io::Result<Spare> {
+        self.file.close()
     }
 
     /// All that has been written.
@@ -337,7 +338,8 @@ mod tests {
     fn segment(path: &Path, number: u64, state: &[u8], full: usize) -> Segment {
         let halves = state.split_at(state.len() / 2);
         let write = |sink: &mut Sink<'_>| [halves.0, halves.1].into_iter().for_each(sink);
-        Segment::create(mapped_file::create(path).unwrap(), &BOOT, number, full, write).unwrap()
+        Segment::create(mapped_file::create(path).unwrap(), None, &BOOT, number, full, write)
+            .unwrap()
     }
 
     fn written(dir: &Path) -> std::path::PathBuf {
