@@ -190,7 +190,9 @@ mod tests {
         }
         let spare = mapped.close().unwrap();
         std::fs::rename(&path, dir.path().join("other")).unwrap();
-        let mut mapped = MappedFile::of(create(&path).unwrap(), PAGE, Some(spare)).unwrap();
+        let another = create(&path).unwrap();
+        another.set_len(PAGE as u64).unwrap();
+        let mut mapped = MappedFile::of(another, PAGE, Some(spare)).unwrap();
         mapped.write(0, b"another").unwrap();
         assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
     }
