@@ -290,6 +290,7 @@ impl<H: Host + 'static> Server<H> {
         outcome
     }
 
+    /// The engine's part of that, of which the run knows then if the journal is to be told.
     fn carry_out(
         &self,
         run: &mut Run<'_>,
