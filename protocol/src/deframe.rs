@@ -115,8 +115,7 @@ fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameTooLong> {
 }
 
 fn split(frame: &[u8]) -> Frame<'_> {
-    let (header, payload) = frame.split_first_chunk().expect("frame_len() counts the header");
-    Frame { header: Header::parse(header), payload }
+    Frame::split_first(frame).expect("frame_len() has measured it").0
 }
 
 #[cfg(test)]

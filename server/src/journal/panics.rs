@@ -10,7 +10,7 @@ use xenstore_store::Caller;
 use xenstore_transport::Peer;
 use xenstore_transport::memory::{self, Pipe};
 
-use super::tests::{Kept, kept};
+use super::tests::{Kept, frame, kept};
 use super::*;
 
 /// What is said in the log meanwhile.
@@ -25,15 +25,9 @@ fn log_of(run: impl FnOnce()) -> String {
     text
 }
 
-fn frame(op: Operation, payload: &str) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).unwrap();
-    let header = Header { ty: op.as_wire(), len, ..Header::default() };
-    [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
-}
-
 /// Asks; the type and payload of the answer, or nothing if the connection has ended.
 async fn ask(client: &mut Pipe, op: Operation, payload: &str) -> Option<(Operation, String)> {
-    client.write_all(&frame(op, payload)).await.ok()?;
+    client.write_all(&frame(op, 0, payload)).await.ok()?;
     answer(client).await
 }
 
@@ -102,7 +96,7 @@ fn requests_that_come_with_it_are_answered() {
         (Operation::Write, "/d|4"),
     ];
     let expected = ["OK|", "1", "OK|", "EIO|", "OK|", "OK|", "OK|"];
-    let all = asked.map(|(op, payload)| frame(op, payload)).concat();
+    let all = asked.map(|(op, payload)| frame(op, 0, payload)).concat();
     let log = log_of(|| {
         with_clients(&kept, async |mut one, _other| {
             one.write_all(&all).await.unwrap();

@@ -54,6 +54,13 @@ pub(super) fn kept() -> Kept {
     Kept { server: server.journaled(Some(journal)), dir }
 }
 
+/// A request; `|` stands for NUL.
+pub(super) fn frame(op: Operation, tx_id: u32, payload: &str) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = Header { ty: op.as_wire(), tx_id, len, ..Header::default() };
+    [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
+}
+
 impl Kept {
     pub(super) fn ask(&self, op: Operation, payload: &str) -> String {
         let (_, answer) = self.server.request(op, payload.replace('|', "\0").as_bytes());
@@ -72,10 +79,7 @@ impl Kept {
     pub(super) fn turn(&self, conn: ConnId, requests: &[(Operation, u32, &str)]) {
         let mut frames = Vec::new();
         for (op, tx_id, payload) in requests {
-            let len = u32::try_from(payload.len()).unwrap();
-            let header = Header { ty: op.as_wire(), req_id: 1, tx_id: *tx_id, len };
-            frames.extend_from_slice(&header.emit());
-            frames.extend(payload.bytes().map(|byte| if byte == b'|' { 0 } else { byte }));
+            frames.extend_from_slice(&frame(*op, *tx_id, payload));
         }
         let (mut run, mut at) = (Run::new(conn, 5, &frames), 0);
         while let Some((frame, rest)) = Frame::split_first(&frames[at..]) {
@@ -195,10 +199,7 @@ fn a_file_that_misses_something_is_given_up() {
     assert_eq!(draft(Journal::interrupt), None);
     assert!(!new_file(kept.dir.path()).exists());
     // Nothing was kept when it was begun: it is that of a moment in which nothing happens.
-    let begun = kept.server.with_journal(Journal::draft).unwrap();
-    let state = kept.server.with(|engine, _| engine.dump());
-    let drafted = begun.write(|sink| state.encode_to(sink));
-    kept.server.with_journal(|journal| journal.replace(drafted));
+    kept.renew();
     kept.ask(Operation::Write, "/a|2");
     kept.is_exact();
 }
