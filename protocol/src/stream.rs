@@ -33,6 +33,8 @@ pub mod kind {
     pub const NODES_SINCE: u32 = 0x8000_0004;
     /// An open transaction, whole.
     pub const TRANSACTION_DETAIL: u32 = 0x8000_0005;
+    /// How many domains with each domid have died.
+    pub const ERAS: u32 = 0x8000_0007;
 }
 
 const IDENT: [u8; 8] = *b"xenstore";

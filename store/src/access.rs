@@ -11,15 +11,19 @@ pub(crate) struct Rights {
     /// May do everything, and no quota applies.
     pub(crate) privileged: bool,
     pub(crate) domid: DomId,
+    pub(crate) era: Era,
     /// The domain whose rights it has as well (SET_TARGET).
-    pub(crate) target: Option<DomId>,
+    pub(crate) target: Option<(DomId, Era)>,
 }
 
 impl Rights {
-    fn ids(&self) -> impl Iterator<Item = DomId> {
-        [Some(self.domid), self.target].into_iter().flatten()
+    fn ids(&self) -> impl Iterator<Item = (DomId, Era)> {
+        [Some((self.domid, self.era)), self.target].into_iter().flatten()
     }
 }
+
+/// Number of domains with the same domid that have died before: tells a domain from its predecessors.
+pub(crate) type Era = u32;
 
 /// An entry of a permission list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,9 @@ pub(crate) struct AclEntry {
     /// Named a domain that did not exist: never grants anything, not even to a later domain with
     /// this domid (XSA-322, XSA-417).
     pub(crate) ignored: bool,
+    /// The entry is stale once another domain has this domid: it grants nothing and is not shown, so
+    /// that the death of a domain does not visit the nodes that name it (XSA-322).
+    pub(crate) era: Era,
 }
 
 /// A permission list: never empty, shared between the nodes that inherit it.
@@ -48,9 +55,10 @@ impl Acl {
         Acl::new([Perm { access: Access::None, domid: owner }]).expect("one entry")
     }
 
-    /// A list of entries that are all in force.
+    /// A list of entries for domains none of whose predecessors has died.
     pub(crate) fn new(perms: impl IntoIterator<Item = Perm>) -> Option<Acl> {
-        Acl::from_entries(perms.into_iter().map(|perm| AclEntry { perm, ignored: false }).collect())
+        let entry = |perm| AclEntry { perm, ignored: false, era: 0 };
+        Acl::from_entries(perms.into_iter().map(entry).collect())
     }
 
     /// A list of entries, unless there are none.
@@ -75,28 +83,25 @@ impl Acl {
         self.entries()[0].perm.domid
     }
 
-    /// Does any entry name the domain, the owner's included?
-    pub(crate) fn mentions(&self, domid: DomId) -> bool {
-        self.entries().iter().any(|entry| entry.perm.domid == domid)
-    }
-
     /// The same list for another owner.
-    pub(crate) fn with_owner(&self, owner: DomId) -> Acl {
-        if self.owner() == owner {
+    pub(crate) fn with_owner(&self, owner: DomId, era: Era) -> Acl {
+        if self.owner() == owner && self.entries()[0].era == era {
             return self.clone();
         }
         let mut entries = self.entries().to_vec();
-        entries[0].perm.domid = owner;
+        (entries[0].perm.domid, entries[0].era) = (owner, era);
         Acl::of(&entries)
     }
 
-    /// The list without what it grants to `domid`; the owner stays. Nothing if it names no such
-    /// entry.
-    pub(crate) fn without(&self, domid: DomId) -> Option<Acl> {
-        let stays = |(i, entry): &(usize, &AclEntry)| *i == 0 || entry.perm.domid != domid;
-        let entries: Vec<AclEntry> =
-            self.entries().iter().enumerate().filter(stays).map(|(_, entry)| *entry).collect();
-        (entries.len() < self.entries().len()).then(|| Acl::of(&entries))
+    /// The list without its stale entries; the owner stays. `None` if there are none.
+    pub(crate) fn without_stale(&self, era_of: impl Fn(DomId) -> Era) -> Option<Acl> {
+        let (owner, others) = self.entries().split_first()?;
+        let stays = |entry: &&AclEntry| entry.era == era_of(entry.perm.domid);
+        if others.iter().all(|entry| stays(&entry)) {
+            return None;
+        }
+        let kept = others.iter().filter(stays);
+        Acl::from_entries(core::iter::once(owner).chain(kept).copied().collect())
     }
 
     /// What GET_PERMS shows: every entry, also those that are ignored.
@@ -112,19 +117,25 @@ impl Acl {
         who.ids().map(|id| self.access_of(id)).fold(Access::None, Access::union)
     }
 
+    fn is_owned_by(&self, (domid, era): (DomId, Era)) -> bool {
+        let owner = &self.entries()[0];
+        owner.perm.domid == domid && owner.era == era
+    }
+
     /// Owner, then the first entry that names the domain or every domain, then the default.
-    fn access_of(&self, id: DomId) -> Access {
-        if self.owner() == id {
+    fn access_of(&self, id: (DomId, Era)) -> Access {
+        if self.is_owned_by(id) {
             return Access::Both;
         }
-        let names_it =
-            |e: &&AclEntry| !e.ignored && (e.perm.domid == id || e.perm.domid == DomId::ANY);
+        let names_it = |e: &&AclEntry| {
+            !e.ignored && ((e.perm.domid, e.era) == id || e.perm.domid == DomId::ANY)
+        };
         self.entries()[1..].iter().find(names_it).unwrap_or(&self.entries()[0]).perm.access
     }
 
     /// May `who` change the list?
     pub(crate) fn is_owner(&self, who: &Rights) -> bool {
-        who.privileged || who.ids().any(|id| id == self.owner())
+        who.privileged || who.ids().any(|id| self.is_owned_by(id))
     }
 }
 
@@ -137,7 +148,8 @@ mod tests {
     }
 
     fn guest(domid: u16, target: Option<u16>) -> Rights {
-        Rights { privileged: false, domid: DomId(domid), target: target.map(DomId) }
+        let target = target.map(|target| (DomId(target), 0));
+        Rights { privileged: false, domid: DomId(domid), era: 0, target }
     }
 
     // Fails if the rules of evaluation change: owner, first own entry, default letter.
@@ -171,10 +183,16 @@ mod tests {
         assert_eq!(acl.perms().0.len(), 2, "GET_PERMS still shows it");
     }
 
-    // Fails if removing a domain's entries touches the owner or another domain.
+    // Fails if an entry or an owner of before a domain's death counts for its successor (XSA-322), or if
+    // removing stale entries touches the owner or another domain.
     #[test]
-    fn entries_of_a_domain_can_be_removed() {
-        assert_eq!(acl("n5 r5 r6 w5").without(DomId(5)), Some(acl("n5 r6")));
-        assert_eq!(acl("n5 r6").without(DomId(5)), None);
+    fn stale_entries_grant_nothing_and_are_not_shown() {
+        let successor = Rights { era: 1, ..guest(5, None) };
+        assert_eq!(acl("n0 r5").access(&successor), Access::None);
+        assert_eq!(acl("n5").access(&successor), Access::None);
+        assert!(!acl("n5").is_owner(&successor));
+        let era_of = |domid| if domid == DomId(5) { 1 } else { 0 };
+        assert_eq!(acl("n5 r5 r6 w5").without_stale(era_of), Some(acl("n5 r6")));
+        assert_eq!(acl("n5 r6").without_stale(era_of), None);
     }
 }

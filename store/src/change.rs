@@ -3,28 +3,66 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// A node that a client changed. Parents that were created on the way are not among them; watchers
-/// of their ancestors hear of the node itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use triomphe::Arc;
+
+use crate::access::Acl;
+use crate::node::Node;
+
+/// Permission lists of which one must let a watcher read, or it gets no event: those of the node and of
+/// the node above, before and after each request (XSA-115). They are taken when the request is executed,
+/// in a transaction too: what was readable before the commit, or is after it, does not count.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Readers {
+    few: [Option<Acl>; 3],
+    more: Vec<Acl>,
+}
+
+impl Readers {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Acl> {
+        self.few.iter().flatten().chain(&self.more)
+    }
+
+    pub(crate) fn add(&mut self, acl: &Acl) {
+        for place in &mut self.few {
+            match place {
+                Some(known) if known == acl => return,
+                Some(_) => {}
+                None => return *place = Some(acl.clone()),
+            }
+        }
+        if !self.more.contains(acl) {
+            self.more.push(acl.clone());
+        }
+    }
+}
+
+impl<'a> FromIterator<&'a Acl> for Readers {
+    fn from_iter<I: IntoIterator<Item = &'a Acl>>(acls: I) -> Readers {
+        let mut readers = Readers::default();
+        acls.into_iter().for_each(|acl| readers.add(acl));
+        readers
+    }
+}
+
+/// A node that a client changed. Parents that were created on the way are not among them; watches on
+/// their ancestors match the node itself.
+#[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) path: String,
-    /// It was removed, with all below it, at some point; it may be there again.
-    pub(crate) removed: bool,
-    /// It was created with other permissions than the node above it has, or its permissions were set.
-    pub(crate) permitted: bool,
+    /// Bytes of `path` up to the topmost node that was created.
+    pub(crate) top: usize,
+    /// What was removed here, with all below it.
+    pub(crate) removed: Vec<Arc<Node>>,
+    /// The node has another owner than before, or than the node above it.
+    pub(crate) owned: bool,
+    pub(crate) readers: Readers,
 }
 
 impl Change {
-    pub(crate) fn written(path: &str) -> Change {
-        Change { path: path.into(), removed: false, permitted: false }
-    }
-
-    pub(crate) fn permitted(path: &str) -> Change {
-        Change { path: path.into(), removed: false, permitted: true }
-    }
-
-    pub(crate) fn removed(path: &str) -> Change {
-        Change { path: path.into(), removed: true, permitted: false }
+    /// A node that was there has another value or permission list.
+    pub(crate) fn written(path: &str, readers: Readers) -> Change {
+        let (path, top) = (path.into(), path.len());
+        Change { path, top, removed: Vec::new(), owned: false, readers }
     }
 }
 
@@ -38,10 +76,14 @@ pub(crate) fn merge(mut changes: Vec<Change>) -> Vec<Change> {
     let mut first = places[0];
     for &place in &places[1..] {
         if changes[place].path == changes[first].path {
-            changes[first].removed |= changes[place].removed;
-            changes[first].permitted |= changes[place].permitted;
             // No path is empty.
             changes[place].path.clear();
+            let later = changes[place].clone();
+            let merged = &mut changes[first];
+            merged.top = merged.top.min(later.top);
+            merged.owned |= later.owned;
+            merged.removed.extend(later.removed);
+            later.readers.iter().for_each(|acl| merged.readers.add(acl));
         } else {
             first = place;
         }
@@ -53,16 +95,32 @@ pub(crate) fn merge(mut changes: Vec<Change>) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xenstore_protocol::DomId;
 
-    // Fails if a path is told twice, out of the order of first changes, or forgets its removal.
+    // Fails if a path is told twice, out of the order of first changes, or forgets its removal or who
+    // may hear of it.
     #[test]
     fn paths_stand_once_at_their_first_change() {
+        let acls = [0, 1, 2, 3, 4].map(|domid| Acl::private(DomId(domid)));
+        let change = |path: &str, acl: usize, removes: bool| Change {
+            removed: (0..usize::from(removes))
+                .map(|_| Arc::new(Node::new("x", 1, acls[0].clone(), b"")))
+                .collect(),
+            ..Change::written(path, [&acls[acl]].into_iter().collect())
+        };
         let changes = [
-            Change::written("/b"),
-            Change::removed("/a"),
-            Change::removed("/b"),
-            Change::written("/b"),
+            change("/b", 0, false),
+            change("/a", 1, true),
+            change("/b", 2, true),
+            change("/b", 3, false),
+            change("/b", 4, false),
         ];
-        assert_eq!(merge(changes.to_vec()), [Change::removed("/b"), Change::removed("/a")]);
+        let merged = merge(changes.to_vec());
+        let shown: Vec<_> = merged
+            .iter()
+            .map(|c| (&*c.path, c.removed.len(), c.readers.iter().map(Acl::owner).collect()))
+            .collect();
+        let owners = |domids: &[u16]| domids.iter().map(|domid| DomId(*domid)).collect::<Vec<_>>();
+        assert_eq!(shown, [("/b", 1, owners(&[0, 2, 3, 4])), ("/a", 1, owners(&[1]))]);
     }
 }

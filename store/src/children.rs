@@ -312,6 +312,19 @@ impl Children {
         Some(node)
     }
 
+    /// Appends those that are in no list but this one.
+    pub(crate) fn dismantle(self, unused: &mut Vec<Arc<Node>>) {
+        let nodes = |chunk: Chunk| chunk.into_iter().map(|entry| entry.node);
+        match self.list {
+            List::Few(chunk) => unused.extend(nodes(chunk)),
+            List::Many(parts) => {
+                for chunk in parts.into_iter().filter_map(|part| Arc::try_unwrap(part.chunk).ok()) {
+                    unused.extend(nodes(chunk));
+                }
+            }
+        }
+    }
+
     /// By name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.chunks().flatten().map(|entry| &entry.node)

@@ -33,6 +33,8 @@ pub enum Caller {
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
     pub(crate) watch: WatchId,
+    /// That of the watch when the event was queued: it is stale if the watch has another one now.
+    pub(crate) round: u32,
     pub(crate) path: Arc<str>,
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct Connection {
     pub(crate) failures: u16,
     pub(crate) watches: BTreeMap<WatchKey, WatchId>,
     pub(crate) events: VecDeque<Queued>,
+    /// How many of them are stale.
+    pub(crate) stale: usize,
 }
 
 impl Connection {
@@ -60,6 +64,25 @@ impl Connection {
             failures: 0,
             watches: BTreeMap::new(),
             events: VecDeque::new(),
+            stale: 0,
+        }
+    }
+
+    /// Events that wait to be fetched.
+    pub(crate) fn waiting(&self) -> usize {
+        self.events.len() - self.stale
+    }
+
+    /// So many more events are stale. They are taken out when they are the larger part, so that this
+    /// costs a constant for each event that was ever queued. `is_live` says which are not.
+    pub(crate) fn make_stale(&mut self, count: usize, is_live: impl Fn(&Queued) -> bool) {
+        self.stale += count;
+        if self.stale == self.events.len() {
+            self.events.clear();
+            self.stale = 0;
+        } else if self.stale > self.waiting().max(32) {
+            self.events.retain(is_live);
+            self.stale = 0;
         }
     }
 

@@ -189,7 +189,7 @@ impl Engine {
         self.conns.iter().fold(String::new(), |text, (conn, connection)| {
             let who = self.who(*conn);
             let (watches, transactions) = (connection.watches.len(), connection.transactions.len());
-            let events = connection.events.len();
+            let events = connection.waiting();
             let waits = if self.protection.is_held(*conn) { " waits" } else { "" };
             text + &format!(
                 "{who} watches {watches} transactions {transactions} events {events}{waits}\n"

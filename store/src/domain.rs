@@ -1,12 +1,13 @@
 //! Domains that the store knows, and the machine that they live on.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, ErrorName, Quota, feature};
 
+use crate::access::Era;
 use crate::charge::Charge;
 use crate::config::Quotas;
 use crate::engine::Millis;
@@ -117,6 +118,7 @@ impl Usage {
 #[derive(Clone, Debug)]
 pub(crate) struct Domain {
     pub(crate) unique_id: u64,
+    pub(crate) era: Era,
     pub(crate) introduced: bool,
     /// Its shutdown has been told; reset by RESUME.
     pub(crate) shutdown: bool,
@@ -137,6 +139,11 @@ pub(crate) struct Domains {
     /// What new domains start with.
     pub(crate) defaults: Quotas,
     pub(crate) notices: Notices,
+    /// How many domains with the same domid have died, for those domids where it is not 0.
+    pub(crate) eras: BTreeMap<DomId, Era>,
+    /// Domains that are dead and still have nodes, and whether they had been introduced. Their domids
+    /// are not used again before these have gone.
+    pub(crate) dying: BTreeMap<DomId, bool>,
     /// Each target with a domain that has it.
     targets: BTreeSet<(DomId, DomId)>,
     /// Bytes that are charged to all of them, and the most that were since they last had shrunk.
@@ -150,9 +157,16 @@ const SHRUNK_MIN: i64 = 4 << 20;
 impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
-        let notices = Notices::default();
-        let (known, targets) = (Recent::new(), BTreeSet::new());
-        Domains { known, defaults, notices, targets, held: 0, peak: 0 }
+        Domains {
+            known: Recent::new(),
+            defaults,
+            notices: Notices::default(),
+            eras: BTreeMap::new(),
+            dying: BTreeMap::new(),
+            targets: BTreeSet::new(),
+            held: 0,
+            peak: 0,
+        }
     }
 
     /// Gives a domain that is known another target, or none.
@@ -174,9 +188,18 @@ impl Domains {
     /// Forgets a domain. Was it introduced?
     pub(crate) fn forget(&mut self, domid: DomId) -> bool {
         self.set_target(domid, None);
+        *self.eras.entry(domid).or_default() += 1;
         let Some(domain) = self.known.remove(&domid) else { return false };
         self.held -= domain.usage.bytes;
         domain.introduced
+    }
+
+    /// The era of a domain, or of the next one with its domid.
+    pub(crate) fn era(&self, domid: DomId) -> Era {
+        match self.known.get(&domid) {
+            Some(domain) => domain.era,
+            None => self.eras.get(&domid).copied().unwrap_or(0),
+        }
     }
 
     /// Pairs of a target that is there and a domain that has it, for the invariant checker.
@@ -197,6 +220,9 @@ impl Domains {
     pub(crate) fn find(&mut self, domid: DomId, host: &mut dyn Host) -> Option<&mut Domain> {
         if !self.known.contains_key(&domid) {
             let info = host.domain(domid).filter(|_| domid.is_ordinary())?;
+            if self.dying.contains_key(&domid) {
+                return None;
+            }
             self.add(domid, info.unique_id);
         }
         self.known.get_mut(&domid)
@@ -207,6 +233,7 @@ impl Domains {
         if !self.known.contains_key(&domid) {
             let domain = Domain {
                 unique_id,
+                era: self.era(domid),
                 introduced: false,
                 shutdown: false,
                 target: None,

@@ -4,20 +4,22 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 
 use xenstore_protocol::{
     DomId, ErrorName, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
 };
 
-use crate::access::Rights;
+use crate::access::{Era, Rights};
 use crate::answer::{Answer, Lists};
+use crate::change::merge;
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection};
+use crate::deferred::{BUDGET, Deferred, Removal};
 use crate::domain::{Domain, Domains, Host};
 use crate::execute::{Context, Work, execute};
 use crate::history::{Conflict, History, Past};
-use crate::mentions::Mentions;
+use crate::owners::Owners;
 use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
 use crate::recent::Recent;
@@ -44,7 +46,7 @@ pub struct Engine {
     /// The committed tree. Its charges are settled and its changes told after each request.
     pub(crate) work: Work,
     /// Follows the committed tree whenever that is settled.
-    pub(crate) mentions: Mentions,
+    pub(crate) owners: Owners,
     pub(crate) domains: Domains,
     pub(crate) conns: Recent<ConnId, Connection>,
     /// The connections of each domain that are no sockets.
@@ -60,6 +62,7 @@ pub struct Engine {
     pub(crate) history: History,
     pub(crate) protection: Protection,
     pub(crate) pins: Pins,
+    pub(crate) deferred: Deferred,
     lists: Lists,
     pub(crate) last_conn: u64,
     pub(crate) injected_eagain: u32,
@@ -83,7 +86,7 @@ impl Engine {
             tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
-            mentions: Mentions::of(&tree, [config.privileged, config.store]),
+            owners: Owners::of(&tree, [config.privileged, config.store]),
             work: Work::new(tree),
             domains,
             conns: Recent::new(),
@@ -96,6 +99,7 @@ impl Engine {
             history: History::default(),
             protection: Protection::default(),
             pins: Pins::default(),
+            deferred: Deferred::default(),
             lists: Lists::default(),
             last_conn: 0,
             injected_eagain: 0,
@@ -121,6 +125,11 @@ impl Engine {
 
     /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
     pub fn disconnect(&mut self, conn: ConnId) {
+        self.deferred.begin(BUDGET);
+        self.close(conn);
+    }
+
+    pub(crate) fn close(&mut self, conn: ConnId) {
         self.reset_watches(conn);
         let connection = self.conns.remove(&conn);
         if let Some(Connection { caller: Caller::Domain(domid), .. }) = connection {
@@ -131,6 +140,7 @@ impl Engine {
 
     /// The connection starts anew: its watches, transactions and events go.
     pub fn restart(&mut self, conn: ConnId) {
+        self.deferred.begin(BUDGET);
         self.reset_watches(conn);
     }
 
@@ -156,7 +166,7 @@ impl Engine {
 
     /// Do events wait for this connection?
     pub fn has_events(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|connection| !connection.events.is_empty())
+        self.conns.get(&conn).is_some_and(|connection| connection.waiting() > 0)
     }
 
     /// A connection for which events wait that did not at the last call, or whose request was put
@@ -204,6 +214,10 @@ impl Engine {
             return Outcome::Answered;
         };
         self.domains.notices.now = now;
+        self.deferred.begin(BUDGET);
+        if let Some(until) = self.deferred.delay(conn, now) {
+            return Outcome::Later(until);
+        }
         let privileged = self.domid_of(Some(caller)) == self.config.privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
@@ -244,10 +258,18 @@ impl Engine {
     ) -> Result<Answer, ErrorName> {
         let tx_id = frame.header.tx_id;
         if request.operation().is_transactional() {
+            if let Request::SetPerms { .. } = request
+                && let Some(until) = self.delay_for_dying(conn, request, now, host)
+            {
+                return Ok(Answer::Later(until));
+            }
             return match tx_id {
                 0 => self.run(conn, request, now, host),
                 _ => self.run_in_transaction(conn, tx_id, request, frame.payload, host),
             };
+        }
+        if let Some(until) = self.delay_for_dying(conn, request, now, host) {
+            return Ok(Answer::Later(until));
         }
         match request {
             Request::Watch { path, token, depth } => self.watch(conn, *path, token, *depth)?,
@@ -307,7 +329,9 @@ impl Engine {
 
     fn rights_of(&self, domid: DomId, domain: Option<&Domain>) -> Rights {
         let target = domain.and_then(|domain| domain.target);
-        Rights { privileged: domid == self.config.privileged, domid, target }
+        let target = target.map(|target| (target, self.domains.era(target)));
+        let era = domain.map_or(0, |domain| domain.era);
+        Rights { privileged: domid == self.config.privileged, domid, era, target }
     }
 
     /// How many replies a connection may leave unread before its requests should wait: what its
@@ -344,9 +368,12 @@ impl Engine {
         let any_domid = features_of(caller, domain) & feature::DOMID_ANY != 0;
         let usage = domain.map(|domain| domain.usage).unwrap_or_default();
         let quotas = domain.map_or(self.domains.defaults, |domain| domain.quotas);
-        let domains = &mut self.domains;
+        let domains = RefCell::new(&mut self.domains);
         let refused = Cell::default();
-        let mut exists = |domid| domains.find(domid, host).is_some();
+        let mut exists = |domid| -> Option<Era> {
+            domains.borrow_mut().find(domid, host).map(|domain| domain.era)
+        };
+        let era_of = |domid| domains.borrow().era(domid);
         let mut cx = Context {
             rights,
             quotas,
@@ -354,6 +381,7 @@ impl Engine {
             any_domid,
             stamp: &mut self.stamp,
             exists: &mut exists,
+            era_of: &era_of,
             counts_copies: self.pins.is_active(),
             refused,
         };
@@ -390,32 +418,36 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Answer, ErrorName> {
         let guard = self.guard(conn, now);
-        // Only these take nodes or rights away, which watchers must be asked about.
-        let takes_away = matches!(request, Request::Rm(_) | Request::SetPerms { .. });
-        let before = takes_away.then(|| self.work.tree.clone());
-        let since = self.stamp;
         let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
         if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
             return Ok(Answer::Later(until));
         }
         if !self.work.changes.is_empty() {
-            self.settle(before.as_ref(), Some(conn), since);
+            self.settle(Some(conn), None);
         }
         answer
     }
 
-    /// Charges and tells what has been done to the committed tree, by a connection or else by the
-    /// store itself. The tree `before` is needed if nodes or rights can have gone; otherwise nodes
-    /// that are new have been created after `since`.
-    pub(crate) fn settle(&mut self, before: Option<&Tree>, conn: Option<ConnId>, since: u64) {
+    /// Charges what has been done to the committed tree, by a connection or else by the store itself,
+    /// and queues its events. If it is a commit, `old` is the tree before.
+    pub(crate) fn settle(&mut self, conn: Option<ConnId>, old: Option<&Tree>) {
         for (domid, charge) in self.work.charges.drain() {
             self.domains.charge(domid, charge);
         }
-        let changes = core::mem::take(&mut self.work.changes);
-        self.mentions.follow(&changes, before, &self.work.tree, since);
-        let mut changes = self.fire(changes, before);
+        let mut changes = merge(core::mem::take(&mut self.work.changes));
+        let charged = core::mem::take(&mut self.work.uncounted);
+        let mut removal = Removal { charged, ..Removal::default() };
+        for change in &changes {
+            let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
+            removal.indexed.extend(tops);
+        }
+        for change in changes.iter().filter(|change| change.owned) {
+            self.owners.follow(change, &self.work.tree);
+        }
+        self.fire(conn, &changes, old);
         for change in changes.drain(..) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
+            removal.unused.extend(change.removed);
         }
         // For the next request, which mostly changes one node.
         if changes.capacity() <= CHANGES_KEPT {
@@ -424,6 +456,7 @@ impl Engine {
         let replaced =
             core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
         self.retire(replaced);
+        self.forget_nodes(conn, removal);
     }
 
     fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
@@ -455,12 +488,16 @@ impl Engine {
         let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let before = transaction.bytes;
         let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
+        if protected {
+            self.add_footprint(conn, tx_id, request);
+        }
         let answer = self.with_context(conn, host, |work, cx| {
             if protected {
                 transaction.follow(cx, &work.tree, epoch, request);
             }
             transaction.request(cx, request, payload)
         });
+        self.forget_nodes(None, transaction.take_unused());
         let more = transaction.bytes - before;
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| usage.bytes += more);
@@ -482,9 +519,10 @@ impl Engine {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
         let domid = self.rights(conn).domid;
-        self.forget_transaction(domid, &transaction);
+        self.discount_transaction(domid, &transaction);
         if !commit {
             self.unprotect();
+            self.forget_nodes(None, transaction.into_nodes());
             return Ok(Answer::Done);
         }
         if self.injected_eagain > 0 {
@@ -493,8 +531,8 @@ impl Engine {
             return Err(ErrorName::Eagain);
         }
         let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
-        let before = self.work.tree.clone();
         let epoch = self.epoch;
+        let old = self.work.tree.clone();
         let outcome =
             self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
         let result = match outcome {
@@ -506,7 +544,7 @@ impl Engine {
                     self.open_transaction(conn, tx_id, transaction);
                     return Ok(Answer::Later(until));
                 }
-                self.settle(Some(&before), Some(conn), self.stamp);
+                self.settle(Some(conn), Some(&old));
                 Ok(Answer::Done)
             }
             Ok(None) => Ok(Answer::Done),
@@ -524,6 +562,7 @@ impl Engine {
             connection.failures = connection.failures << 1 | failed;
         }
         self.unprotect();
+        self.forget_nodes(None, transaction.into_nodes());
         result
     }
 
@@ -541,7 +580,12 @@ impl Engine {
     }
 
     /// Gives back what a transaction that is no longer open has cost.
-    pub(crate) fn forget_transaction(&mut self, domid: DomId, transaction: &Transaction) {
+    pub(crate) fn forget_transaction(&mut self, domid: DomId, transaction: Transaction) {
+        self.discount_transaction(domid, &transaction);
+        self.forget_nodes(None, transaction.into_nodes());
+    }
+
+    pub(crate) fn discount_transaction(&mut self, domid: DomId, transaction: &Transaction) {
         self.domains.count(domid, |usage| {
             usage.transactions -= 1;
             usage.bytes -= transaction.bytes;

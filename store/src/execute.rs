@@ -12,15 +12,18 @@ use xenstore_protocol::{
     Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
 };
 
-use crate::access::{Acl, AclEntry, Rights};
+use crate::access::{Acl, AclEntry, Era, Rights};
 use crate::answer::Answer;
-use crate::change::Change;
+use crate::change::{Change, Readers};
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
-use crate::node::{Node, descend, node_size};
+use crate::node::{Node, node_size};
 use crate::sharing::copied_by_change;
-use crate::tree::{Tree, components, parent};
+use crate::tree::{Nearest, Tree, components, parent};
+
+/// Nodes that a removal counts at once. The rest is counted later; see `deferred.rs`.
+pub(crate) const COUNTED_MAX: usize = 4096;
 
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
 /// transaction.
@@ -34,11 +37,20 @@ pub(crate) struct Work {
     pub(crate) copied: i64,
     /// Bytes of nodes that were taken away.
     pub(crate) removed: i64,
+    /// Nodes that were taken away with all below them, and are still charged to their owners.
+    pub(crate) uncounted: Vec<Arc<Node>>,
 }
 
 impl Work {
     pub(crate) fn new(tree: Tree) -> Work {
-        Work { tree, charges: Charges::default(), changes: Vec::new(), copied: 0, removed: 0 }
+        Work {
+            tree,
+            charges: Charges::default(),
+            changes: Vec::new(),
+            copied: 0,
+            removed: 0,
+            uncounted: Vec::new(),
+        }
     }
 }
 
@@ -52,8 +64,10 @@ pub(crate) struct Context<'a> {
     pub(crate) any_domid: bool,
     /// Grows with every change.
     pub(crate) stamp: &'a mut u64,
-    /// Is there such a domain?
-    pub(crate) exists: &'a mut dyn FnMut(DomId) -> bool,
+    /// The era of a domain, if it exists.
+    pub(crate) exists: &'a mut dyn FnMut(DomId) -> Option<Era>,
+    /// The era of a domain that is known; 0 for any other.
+    pub(crate) era_of: &'a dyn Fn(DomId) -> Era,
     /// Is it to be counted what is copied?
     pub(crate) counts_copies: bool,
     /// The last amount that was refused, and by which quota.
@@ -86,18 +100,12 @@ impl Context<'_> {
             .and_then(|path| if path.starts_with('@') { Err(ErrorName::Einval) } else { Ok(path) })
     }
 
-    /// The node at `path`, or else the nearest above it that exists and how many names are missing
-    /// below, if the caller has the access to it that it wants. Whether a node exists is told only to
-    /// those who have that.
-    fn find<'t>(
-        &self,
-        tree: &'t Tree,
-        path: &str,
-        wanted: Access,
-    ) -> Result<(&'t Arc<Node>, usize)> {
-        let (node, missing) = tree.nearest(path);
-        if node.acl().access(&self.rights).grants(wanted) {
-            Ok((node, missing))
+    /// The node at `path`, or else the nearest above it that exists, if the caller has the access to it
+    /// that it wants. Whether a node exists is told only to those who have that.
+    fn find<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<Nearest<'t>> {
+        let nearest = tree.nearest(path);
+        if nearest.node.acl().access(&self.rights).grants(wanted) {
+            Ok(nearest)
         } else {
             Err(ErrorName::Eacces)
         }
@@ -105,8 +113,18 @@ impl Context<'_> {
 
     /// The node at `path`, if it exists and the caller has the access it wants.
     fn reach<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<&'t Arc<Node>> {
+        self.reach_with_parent(tree, path, wanted).map(|(node, _)| node)
+    }
+
+    /// The same, and the node above it.
+    fn reach_with_parent<'t>(
+        &self,
+        tree: &'t Tree,
+        path: &str,
+        wanted: Access,
+    ) -> Result<(&'t Arc<Node>, &'t Arc<Node>)> {
         match self.find(tree, path, wanted)? {
-            (node, 0) => Ok(node),
+            Nearest { node, above, missing: 0 } => Ok((node, above)),
             _ => Err(ErrorName::Enoent),
         }
     }
@@ -155,7 +173,11 @@ pub(crate) fn execute(
         }
         Request::GetPerms(path) => {
             let path = cx.resolve(*path)?;
-            Ok(Answer::Seen(cx.reach(&work.tree, &path, Access::Read)?.clone()))
+            let node = cx.reach(&work.tree, &path, Access::Read)?;
+            Ok(Answer::Seen(match node.acl().without_stale(cx.era_of) {
+                None => node.clone(),
+                Some(acl) => Arc::new(Node::new("", node.created(), acl, b"")),
+            }))
         }
         Request::Write { path, value } => {
             let path = cx.resolve_ordinary(*path)?;
@@ -178,10 +200,12 @@ pub(crate) fn execute(
 }
 
 fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Answer> {
-    let (node, missing) = cx.find(&work.tree, path, Access::Write)?;
-    if missing > 0 {
-        return plan(work, cx, (node, missing), path, value)?.carry_out(work, cx, path, value);
+    let nearest = cx.find(&work.tree, path, Access::Write)?;
+    if nearest.missing > 0 {
+        return plan(work, cx, nearest, path, value)?.carry_out(work, cx, path, value);
     }
+    let Nearest { node, above, .. } = nearest;
+    let readers = Readers::from_iter([node.acl(), above.acl()]);
     let more = bytes(value.len()) - bytes(node.value().len());
     let owner = node.acl().owner();
     cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
@@ -191,13 +215,13 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
     let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
     node.set_value(value);
     work.charges.add(owner, Charge { nodes: 0, bytes: more });
-    work.changes.push(Change::written(path));
+    work.changes.push(Change::written(path, readers));
     Ok(Answer::Done)
 }
 
 fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.find(&work.tree, path, Access::Write)? {
-        (_, 0) => Ok(Answer::Done),
+        Nearest { missing: 0, .. } => Ok(Answer::Done),
         nearest => plan(work, cx, nearest, path, b"")?.carry_out(work, cx, path, b""),
     }
 }
@@ -205,8 +229,8 @@ fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 /// A node to be created, with its missing parents.
 struct Plan {
     acl: Acl,
-    /// Is it the list of the node above?
-    inherited: bool,
+    /// The list of the node above.
+    above: Acl,
     missing: usize,
     more: Charge,
 }
@@ -216,13 +240,13 @@ struct Plan {
 fn plan(
     work: &Work,
     cx: &Context<'_>,
-    (ancestor, missing): (&Arc<Node>, usize),
+    Nearest { node: ancestor, missing, .. }: Nearest<'_>,
     path: &str,
     value: &[u8],
 ) -> Result<Plan> {
     let acl = match cx.rights.privileged {
         true => ancestor.acl().clone(),
-        false => ancestor.acl().with_owner(cx.rights.domid),
+        false => ancestor.acl().with_owner(cx.rights.domid, cx.rights.era),
     };
     let perms = acl.entries().len();
     let existing = components(path).count() - missing;
@@ -241,7 +265,7 @@ fn plan(
     let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
     cx.check_memory(work, acl.owner(), more.bytes)?;
-    Ok(Plan { inherited: acl.is_same(ancestor.acl()), acl, missing, more })
+    Ok(Plan { acl, above: ancestor.acl().clone(), missing, more })
 }
 
 impl Plan {
@@ -255,20 +279,32 @@ impl Plan {
         cx.count_copies(work, path);
         work.tree.create(path, self.missing, &self.acl, value, cx.stamp);
         work.charges.add(self.acl.owner(), self.more);
-        work.changes.push(match self.inherited {
-            true => Change::written(path),
-            false => Change::permitted(path),
+        let mut readers = Readers::from_iter([&self.acl]);
+        if self.missing == 1 {
+            readers.add(&self.above);
+        }
+        let created: usize = components_from_end(path).take(self.missing - 1).sum();
+        work.changes.push(Change {
+            top: path.len() - created,
+            owned: self.acl.owner() != self.above.owner(),
+            ..Change::written(path, readers)
         });
         Ok(Answer::Done)
     }
 }
 
+/// Bytes of the names of a path, each with its slash, the last first.
+fn components_from_end(path: &str) -> impl Iterator<Item = usize> {
+    path.rsplit('/').map(|name| name.len() + 1)
+}
+
 fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
-    match cx.reach(&work.tree, path, Access::Write) {
+    match cx.reach_with_parent(&work.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(ErrorName::Einval),
-        Ok(_) => {
+        Ok((node, above)) => {
+            let readers = Readers::from_iter([node.acl(), above.acl()]);
             cx.count_copies(work, path);
-            remove(work, cx.stamp, path);
+            remove(work, cx.stamp, path, readers);
             Ok(Answer::Done)
         }
         // Not there already is fine, if its parent is.
@@ -279,31 +315,38 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     }
 }
 
-/// Removes a node and all below it, whoever owns them.
-pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str) {
-    if let Some(removed) = work.tree.remove(path, stamp) {
-        for node in descend(&removed) {
-            work.charges.add(node.acl().owner(), -node.charge());
-            work.removed += node.charge().bytes;
-        }
-        work.changes.push(Change::removed(path));
+/// Removes a node and all below it, whoever owns them. Of these at most [`COUNTED_MAX`] are given back
+/// to their owners now.
+pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str, readers: Readers) {
+    let Some(removed) = work.tree.remove(path, stamp) else { return };
+    let mut rest = alloc::vec![&removed];
+    for _ in 0..COUNTED_MAX {
+        let Some(node) = rest.pop() else { break };
+        work.charges.add(node.acl().owner(), -node.charge());
+        work.removed += node.charge().bytes;
+        rest.extend(node.children().iter());
     }
+    work.uncounted.extend(rest.into_iter().cloned());
+    let removed = alloc::vec![removed];
+    work.changes.push(Change { removed, ..Change::written(path, readers) });
 }
 
 /// In the order of C xenstored: number of entries, existence of the owner, access, change of owner.
 fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -> Result<Answer> {
     cx.check(Quota::NodePermissions, bytes(perms.0.len()))?;
     let owner = perms.0[0].domid;
-    if !(cx.exists)(owner) {
+    if (cx.exists)(owner).is_none() {
         return Err(ErrorName::Enoent);
     }
     let mut entry = |perm: &xenstore_protocol::Perm| {
         let everybody = perm.domid == DomId::ANY && cx.any_domid;
-        AclEntry { perm: *perm, ignored: !everybody && !(cx.exists)(perm.domid) }
+        let era = if everybody { Some(0) } else { (cx.exists)(perm.domid) };
+        let (ignored, era) = (era.is_none(), era.unwrap_or_else(|| (cx.era_of)(perm.domid)));
+        AclEntry { perm: *perm, ignored, era }
     };
     let entries: Vec<AclEntry> = perms.0.iter().map(&mut entry).collect();
     let acl = Acl::from_entries(entries).ok_or(ErrorName::Einval)?;
-    let node = cx.reach(&work.tree, path, Access::Write)?;
+    let (node, above) = cx.reach_with_parent(&work.tree, path, Access::Write)?;
     if !node.acl().is_owner(&cx.rights) {
         return Err(ErrorName::Eacces);
     }
@@ -314,13 +357,20 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
         Quota::NodeSize,
         bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl().entries().len()),
     )?;
-    let before = (node.acl().owner(), node.charge());
+    let readers = Readers::from_iter([node.acl(), &acl, above.acl()]);
+    let owned = owner != node.acl().owner();
     cx.count_copies(work, path);
-    let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
+    replace_acl(work, path, acl);
+    work.changes.push(Change { owned, ..Change::written(path, readers) });
+    Ok(Answer::Done)
+}
+
+/// Gives the node at `path`, if there is one, another list, and charges its owners.
+pub(crate) fn replace_acl(work: &mut Work, path: &str, acl: Acl) {
+    let Some(node) = work.tree.get_mut(path) else { return };
+    let before = (node.acl().owner(), node.charge());
     node.set_acl(acl);
     let after = (node.acl().owner(), node.charge());
     work.charges.add(before.0, -before.1);
     work.charges.add(after.0, after.1);
-    work.changes.push(Change::permitted(path));
-    Ok(Answer::Done)
 }

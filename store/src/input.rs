@@ -40,6 +40,11 @@ pub enum Input<'a> {
     },
     /// [`Engine::domains_changed`].
     DomainsChanged,
+    /// [`Engine::work`].
+    Work {
+        /// How much is done at the most.
+        budget: u32,
+    },
 }
 
 /// Takes the front of some bytes.
@@ -92,6 +97,10 @@ impl<'a> Input<'a> {
                 out.extend_from_slice(&limit.to_le_bytes());
             }
             Input::DomainsChanged => out.push(6),
+            Input::Work { budget } => {
+                out.push(7);
+                out.extend_from_slice(&budget.to_le_bytes());
+            }
         }
     }
 
@@ -114,6 +123,7 @@ impl<'a> Input<'a> {
             }
             [5] => Input::Events { conn: conn(bytes)?, limit: u32::from_le_bytes(take(bytes)?) },
             [6] => Input::DomainsChanged,
+            [7] => Input::Work { budget: u32::from_le_bytes(take(bytes)?) },
             _ => return None,
         };
         bytes.is_empty().then_some(input)
@@ -142,6 +152,7 @@ impl Engine {
                 self.emit_events(*conn, out.len().saturating_add(limit), out);
             }
             Input::DomainsChanged => self.domains_changed(host),
+            Input::Work { budget } => self.work(*budget),
         }
         answered
     }
@@ -295,6 +306,7 @@ mod tests {
             Input::Requests { conn, now, frames: &one },
             Input::Events { conn, limit: 70_000 },
             Input::DomainsChanged,
+            Input::Work { budget: 0x1234_5678 },
         ];
         for input in inputs {
             let mut bytes = Vec::new();

@@ -2,14 +2,15 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName};
+use xenstore_protocol::{DomId, ErrorName, Request};
 
-use crate::access::Acl;
+use crate::change::{Change, Readers};
 use crate::connection::ConnId;
+use crate::deferred::BUDGET;
 use crate::domain::{Host, UNKNOWN_ID};
-use crate::engine::Engine;
-use crate::execute::remove;
-use crate::tree::{INTRODUCE, RELEASE};
+use crate::engine::{Engine, Millis};
+use crate::execute::{remove, replace_acl};
+use crate::tree::{INTRODUCE, Nearest, RELEASE, components};
 
 impl Engine {
     /// Introducing a domain again gives it a fresh connection: watches, transactions and events are
@@ -24,7 +25,6 @@ impl Engine {
         if !domid.is_ordinary() {
             return Err(ErrorName::Einval);
         }
-        self.forget_predecessor(domid, host);
         let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
         host.introduce(domid, gfn, port, domain.features)?;
         let again = core::mem::replace(&mut domain.introduced, true);
@@ -43,7 +43,8 @@ impl Engine {
     /// new one starts with nothing of it (XSA-322).
     fn forget_predecessor(&mut self, domid: DomId, host: &mut dyn Host) {
         let own = [self.config.privileged, self.config.store].contains(&domid);
-        let Some(domain) = self.domains.get(domid).filter(|_| !own) else { return };
+        let is_candidate = domid.is_ordinary() && !own;
+        let Some(domain) = self.domains.get(domid).filter(|_| is_candidate) else { return };
         let known = domain.unique_id;
         if !host.domain(domid).is_some_and(|info| self.is_same(domid, known, info.unique_id)) {
             self.destroy(domid, host);
@@ -92,6 +93,7 @@ impl Engine {
     /// changed (VIRQ_DOM_EXC): tells shutdowns, and forgets domains that are gone or have been
     /// replaced by others with the same domid.
     pub fn domains_changed(&mut self, host: &mut dyn Host) {
+        self.deferred.begin(BUDGET);
         let domids: Vec<DomId> = self.domains.known.keys().copied().collect();
         let own = [self.config.privileged, self.config.store];
         for domid in domids.into_iter().filter(|domid| !own.contains(domid)) {
@@ -116,60 +118,91 @@ impl Engine {
         conns.map(|(_, conn)| *conn).collect()
     }
 
-    /// Forgets a domain. Who hears of its release finds nothing of it any more.
+    /// Forgets a domain. Its rights go at once, its nodes as far as the budget of the input allows, the
+    /// others in pieces. `@releaseDomain` fires when they have gone: a receiver finds nothing of it.
     fn destroy(&mut self, domid: DomId, host: &mut dyn Host) {
         self.epoch += 1;
         for conn in self.connections_of(domid) {
-            self.disconnect(conn);
+            self.close(conn);
             self.closed.push_back(conn);
         }
         // A later domain with this domid must not inherit anything (XSA-322).
         self.domains.untarget(domid);
-        let before = self.work.tree.clone();
-        self.remove_mentions_of(domid);
-        self.settle(Some(&before), None, self.stamp);
-        self.mentions.forget(domid);
         self.domains.notices.forget(Some(domid));
-        if self.domains.forget(domid) {
+        let introduced = self.domains.forget(domid);
+        if introduced {
             host.release(domid);
-            self.fire_special(RELEASE, domid);
         }
+        self.domains.dying.insert(domid, introduced);
+        for path in [INTRODUCE, RELEASE] {
+            self.disown(path, domid);
+        }
+        self.remove_nodes_of(domid);
     }
 
-    /// Removes each topmost node that the domain owns with all below it, or gives its nodes to the
-    /// privileged domain. The root and the special nodes cannot be removed. Its entries in the lists
-    /// of others go.
-    fn remove_mentions_of(&mut self, domid: DomId) {
-        let privileged = self.config.privileged;
-        let keep = self.config.keep_orphans;
-        let owns = |acl: &Acl| acl.owner() == domid;
-        let names = |acl: &Acl| acl.without(domid).is_some();
-        let goes = |acl: &Acl| !keep && owns(acl);
-        // All are looked for before anything changes: a mention is found by the one above it.
-        let owned = self.mentions.paths(&self.work.tree, domid, owns, goes);
-        let named = self.mentions.paths(&self.work.tree, domid, names, goes);
-        for path in owned {
-            let permanent = keep || path == "/" || path.starts_with('@');
-            if permanent {
-                self.replace_acl(&path, |acl| Some(acl.with_owner(privileged)));
+    /// Removes each topmost node that a dead domain owns with all below it, or gives its nodes to the
+    /// privileged domain. The root cannot be removed. Stops when the budget is used up.
+    pub(crate) fn remove_nodes_of(&mut self, domid: DomId) {
+        while self.deferred.budget() > 0 {
+            let Some(created) = self.owners.first(domid) else {
+                if self.domains.dying.remove(&domid) == Some(true) {
+                    self.fire_special(RELEASE, domid);
+                }
+                return;
+            };
+            let path = self.owners.path_of(created);
+            self.deferred.spend(1 + components(&path).count() / 4);
+            let Nearest { node, above, missing } = self.work.tree.nearest(&path);
+            if missing > 0 || node.created() != created {
+                // It has been removed, and the index does not know yet.
+                self.owners.forget(created);
+            } else if self.config.keep_orphans || path == "/" {
+                self.deferred.spend(node.children().len() / 4);
+                self.disown(&path, domid);
             } else {
-                // Nothing happens if a node above it has gone with it already.
-                remove(&mut self.work, &mut self.stamp, &path);
+                let readers = Readers::from_iter([node.acl(), above.acl()]);
+                remove(&mut self.work, &mut self.stamp, &path, readers);
+                self.settle(None, None);
             }
         }
-        for path in named {
-            self.replace_acl(&path, |acl| acl.without(domid));
-        }
     }
 
-    /// Changes a permission list without telling watchers.
-    fn replace_acl(&mut self, path: &str, change: impl FnOnce(&Acl) -> Option<Acl>) {
-        let Some(node) = self.work.tree.get_mut(path) else { return };
-        let Some(acl) = change(node.acl()) else { return };
-        let before = (node.acl().owner(), node.charge());
-        node.set_acl(acl);
-        let after = (node.acl().owner(), node.charge());
-        self.work.charges.add(before.0, -before.1);
-        self.work.charges.add(after.0, after.1);
+    /// Gives a node that a dead domain owns to the privileged domain. No watch fires.
+    fn disown(&mut self, path: &str, domid: DomId) {
+        let acl = self.work.tree.get(path).map(|node| node.acl().clone());
+        let Some(acl) = acl.filter(|acl| acl.owner() == domid) else { return };
+        replace_acl(&mut self.work, path, acl.with_owner(self.config.privileged, 0));
+        let change = Change { owned: true, ..Change::written(path, Readers::default()) };
+        self.owners.follow(&change, &self.work.tree);
+        self.settle(None, None);
+    }
+
+    /// Until when a request waits at the most that is about a domid whose last domain still has nodes.
+    pub(crate) fn delay_for_dying(
+        &mut self,
+        conn: ConnId,
+        request: &Request<'_>,
+        now: Millis,
+        host: &mut dyn Host,
+    ) -> Option<Millis> {
+        if let Request::Introduce { domid, .. } = request {
+            self.forget_predecessor(*domid, host);
+        }
+        if self.domains.dying.is_empty() {
+            return None;
+        }
+        let dying = |domid: &DomId| self.domains.dying.contains_key(domid);
+        let waits = match request {
+            Request::SetPerms { perms, .. } => perms.0.iter().any(|perm| dying(&perm.domid)),
+            Request::Introduce { domid, .. } => dying(domid),
+            Request::SetTarget { domid, target } => [domid, target].into_iter().any(dying),
+            Request::SetFeature { domid, .. } => dying(domid),
+            Request::GetFeature(domid) => domid.as_ref().is_some_and(dying),
+            Request::SetQuota { domid, .. } | Request::GetQuota { domid, .. } => {
+                domid.as_ref().is_some_and(dying)
+            }
+            _ => false,
+        };
+        waits.then(|| self.deferred.wait(conn, now))
     }
 }

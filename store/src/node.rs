@@ -87,6 +87,13 @@ impl Node {
         self.text.set_value(value);
     }
 
+    /// Appends the children that are in no list but this one.
+    pub(crate) fn dismantle(self, unused: &mut Vec<Arc<Node>>) {
+        if let Some(children) = self.children {
+            children.dismantle(unused);
+        }
+    }
+
     pub(crate) fn set_listed(&mut self, listed: u64) {
         if listed != self.listed() {
             self.children_mut().listed = listed;

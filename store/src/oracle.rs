@@ -27,7 +27,7 @@ fn describe(outcome: &Result<Option<Work>, Refusal>, unchanged: &Tree) -> String
         Ok(None) => format!("{:?}", content(unchanged)),
         Ok(Some(work)) => {
             // What a change does to permissions is in the tree.
-            let changes: Vec<_> = work.changes.iter().map(|c| (&c.path, c.removed)).collect();
+            let changes: Vec<_> = work.changes.iter().map(|c| (&c.path, c.removed.len())).collect();
             format!("{:?} {:?} {changes:?}", content(&work.tree), work.charges)
         }
     }
@@ -48,7 +48,7 @@ impl Engine {
         let before = (self.stamp, self.epoch);
         let usage = self.domains.get(self.rights(conn).domid).map(|domain| domain.usage);
         let domid = self.rights(conn).domid;
-        self.forget_transaction(domid, &transaction);
+        self.discount_transaction(domid, &transaction);
         let replayed = self.with_context(conn, host, |work, cx| {
             if !transaction.can_matter() {
                 return None;

@@ -81,15 +81,22 @@ impl Engine {
     /// (0: none). How much that is then.
     fn keep_within(&mut self, domid: DomId, limit: i64) -> i64 {
         let mut open = self.snapshots_of(domid);
-        // From the newest on, each keeps what the next newer one does not.
+        // From the newest on, each keeps what the next newer one does not. Those that are older than the
+        // one with which the limit is exceeded are given up whatever they keep.
         let mut newer = self.work.tree.clone();
         let mut kept: Vec<i64> = Vec::new();
+        let mut sum = 0;
         for (_, conn, id) in open.iter().rev() {
-            let snapshot = self.conns[conn].transactions[id].snapshot().clone();
-            kept.push(kept_by(&snapshot, &newer));
-            newer = snapshot;
+            let mut bytes = 0;
+            if limit == 0 || sum <= limit {
+                let snapshot = self.conns[conn].transactions[id].snapshot().clone();
+                let most = if limit == 0 { i64::MAX } else { limit - sum };
+                bytes = kept_by(&snapshot, &newer, most);
+                newer = snapshot;
+            }
+            sum += bytes;
+            kept.push(bytes);
         }
-        let mut sum: i64 = kept.iter().sum();
         open.reverse();
         while limit > 0
             && sum > limit
@@ -102,6 +109,8 @@ impl Engine {
                 continue;
             };
             let back = transaction.give_up(ErrorName::Eagain);
+            let unused = transaction.take_unused();
+            self.forget_nodes(None, unused);
             self.domains.count(domid, |usage| usage.bytes -= back);
         }
         sum

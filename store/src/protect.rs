@@ -12,16 +12,21 @@
 //! the other. What a protected transaction has not read yet may change until it does: it then goes on
 //! from the tree as it is ([`Transaction::follow`](crate::transaction::Transaction::follow)). Only those wait who cannot be protected, so that nobody waits for somebody who waits.
 
-use alloc::collections::BTreeMap;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Bound;
 
+use crate::change::Change;
 use crate::connection::{ConnId, Connection};
 use crate::domain::Host;
 use crate::engine::{Engine, Millis};
 use crate::execute::Work;
+use crate::footprint::looks_at;
 use crate::recent::Recent;
-use crate::tree::Tree;
+use crate::tree::{Tree, parent};
+use xenstore_protocol::Request;
 
 /// Failures after which the transactions of a connection are protected. A retry loop on a
 /// connection of its own so commits at the third try, if it takes less than [`PROTECTED_FOR`] and
@@ -49,6 +54,8 @@ pub enum Outcome {
 pub(crate) struct Protection {
     /// Protected transactions, and when that ends.
     pub(crate) open: Vec<(ConnId, u32, Millis)>,
+    /// Paths of the requests of protected transactions.
+    pub(crate) footprints: BTreeMap<(ConnId, u32), BTreeSet<Box<str>>>,
     /// Connections whose request has been put off, and for how long at the most.
     pub(crate) held: BTreeMap<ConnId, Millis>,
     /// How many transactions were protected, and requests put off.
@@ -110,6 +117,20 @@ impl Engine {
         if protection.open.len() < before {
             self.ready.extend(protection.held.keys());
         }
+        if !protection.footprints.is_empty() {
+            let open: BTreeSet<_> =
+                protection.open.iter().map(|(conn, id, _)| (*conn, *id)).collect();
+            protection.footprints.retain(|transaction, _| open.contains(transaction));
+        }
+    }
+
+    /// A protected transaction has a request about this path.
+    pub(crate) fn add_footprint(&mut self, conn: ConnId, id: u32, request: &Request<'_>) {
+        let Some((path, ..)) = looks_at(request) else { return };
+        if let Some(path) = path.resolve(self.rights(conn).domid) {
+            let footprint = self.protection.footprints.entry((conn, id)).or_default();
+            footprint.insert(path.as_str().into());
+        }
     }
 
     /// The tree as it is, if what `conn` is about to do to it may have to be taken back.
@@ -132,7 +153,14 @@ impl Engine {
             return None;
         }
         let after = self.work.tree.clone();
-        let in_force = |(.., end): &&(ConnId, u32, Millis)| *end > now;
+        // Most changes are elsewhere, and running a long transaction again for each would be dear.
+        let footprints = &self.protection.footprints;
+        let near = |conn, id| {
+            let footprint = footprints.get(&(conn, id));
+            footprint
+                .is_some_and(|footprint| self.work.changes.iter().any(|c| concerns(c, footprint)))
+        };
+        let in_force = |(conn, id, end): &&(ConnId, u32, Millis)| *end > now && near(*conn, *id);
         let open: Vec<_> = self.protection.open.iter().filter(in_force).copied().collect();
         let broken = open.into_iter().find(|(conn, id, _)| {
             !self.could_commit(*conn, *id, &after, host)
@@ -152,6 +180,7 @@ impl Engine {
         let take =
             |conns: &mut Recent<ConnId, Connection>| conns.get_mut(&conn)?.transactions.remove(&id);
         let Some(transaction) = take(&mut self.conns) else { return false };
+        self.deferred.spend(transaction.steps);
         let (stamp, epoch) = (self.stamp, self.epoch);
         let could =
             self.with_context(conn, host, |_, cx| transaction.could_commit(cx, tree, epoch));
@@ -161,4 +190,21 @@ impl Engine {
         }
         could
     }
+}
+
+/// Can a change make a request about one of these paths give another answer? Not if the paths are beside
+/// each other: a request depends on its node and on those above it, and a change affects its node, what
+/// is below, and those that were created above it or got another list of children.
+fn concerns(change: &Change, footprint: &BTreeSet<Box<str>>) -> bool {
+    if change.path.starts_with('@') {
+        return true;
+    }
+    let top = &change.path[..change.top];
+    let mut above = core::iter::successors(Some(&*change.path), |path| parent(path));
+    let start = format!("{}/", top.trim_end_matches('/'));
+    above.any(|path| footprint.contains(path))
+        || footprint
+            .range::<str, _>((Bound::Included(&*start), Bound::Unbounded))
+            .next()
+            .is_some_and(|path| path.starts_with(&start))
 }

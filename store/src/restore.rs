@@ -5,15 +5,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path};
+use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path, Request};
 
 use crate::charge::{Charge, event_cost};
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection, Queued};
 use crate::domain::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
-use crate::mentions::Mentions;
 use crate::node::Node;
+use crate::owners::Owners;
 use crate::state::{
     ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
 };
@@ -55,7 +55,7 @@ fn dump_domain(domid: DomId, domain: &Domain) -> DomainState {
 
 impl Engine {
     /// Everything that outlives the engine; see [`State`] for what does not. Between requests, when
-    /// [`Engine::pop_closed`] has nothing to say.
+    /// [`Engine::pop_closed`] has nothing to say and [`Engine::has_work`] is false.
     ///
     /// Costs as much as there are domains, connections, watches and open transactions. The nodes are
     /// shared until they change.
@@ -77,6 +77,7 @@ impl Engine {
             lost: Vec::new(),
             counters,
             pins: self.pins.clone(),
+            eras: self.domains.eras.clone(),
             tree: self.work.tree.clone(),
         }
     }
@@ -94,6 +95,7 @@ impl Engine {
                 collapsed: watch.collapsed,
             })
         };
+        let is_live = |event: &&Queued| self.watches.is_live(event);
         let event = |event: &Queued| EventState { watch: event.watch, path: event.path.clone() };
         ConnectionState {
             id,
@@ -105,7 +107,7 @@ impl Engine {
             failures: connection.failures,
             held: self.protection.held.get(&id).copied(),
             protected: self.protection.of(id).collect(),
-            events: connection.events.iter().map(event).collect(),
+            events: connection.events.iter().filter(is_live).map(event).collect(),
             transactions: connection
                 .transactions
                 .iter()
@@ -122,6 +124,7 @@ impl Engine {
     pub fn restore(config: &Config, state: &State) -> Result<(Engine, Vec<ConnId>)> {
         let mut engine = Engine::new(config);
         engine.domains.known.clear();
+        engine.domains.eras = state.eras.clone();
         engine.domains.defaults = state.quotas.unwrap_or(config.quotas);
         for domid in [config.privileged, config.store] {
             let domain = engine.domains.add(domid, 0);
@@ -191,7 +194,7 @@ impl Engine {
         };
         tree.special().for_each(|node| visit(node));
         let immortal = [self.config.privileged, self.config.store];
-        self.mentions = Mentions::with(&tree, immortal, visit);
+        self.owners = Owners::with(&tree, immortal, visit);
         charge(run.0, run.1);
         self.work.tree = tree;
     }
@@ -228,6 +231,12 @@ impl Engine {
             let known = state.transactions.iter().any(|(known, _)| known == id);
             ensure(known, || format!("protection of no transaction of connection {conn}"))?;
             self.protection.open.push((conn, *id, *end));
+            let transaction = state.transactions.iter().find(|(known, _)| known == id);
+            for logged in transaction.iter().flat_map(|(_, transaction)| &transaction.log) {
+                if let Ok(request) = Request::parse(logged.op, &logged.payload) {
+                    self.add_footprint(conn, *id, &request);
+                }
+            }
         }
         self.protection.held.extend(state.held.map(|until| (conn, until)));
         Ok(())
@@ -265,7 +274,7 @@ impl Engine {
         if !fits || !few || !watch.pending.insert(path.clone()) {
             return Err(wrong());
         }
-        let event = Queued { watch: *id, path: path.clone() };
+        let event = Queued { watch: *id, round: watch.round, path: path.clone() };
         self.conns.get_mut(&conn).ok_or_else(wrong)?.events.push_back(event);
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| usage.bytes += event_cost(path));

@@ -39,11 +39,13 @@ pub(crate) fn copied_by_change(tree: &Tree, path: &str) -> i64 {
 }
 
 /// Bytes of the nodes of `old` that are not in `new`. Goes down both at once and stops where they are
-/// one.
-pub(crate) fn kept_by(old: &Tree, new: &Tree) -> i64 {
+/// one, or when there are more than `most`.
+pub(crate) fn kept_by(old: &Tree, new: &Tree, most: i64) -> i64 {
     let mut kept = 0;
     let mut pairs = alloc::vec![(old.root(), Some(new.root()))];
-    while let Some((old, new)) = pairs.pop() {
+    while kept <= most
+        && let Some((old, new)) = pairs.pop()
+    {
         if new.is_some_and(|new| Arc::ptr_eq(old, new)) {
             continue;
         }

@@ -13,15 +13,17 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{ErrorName, Operation, Quota, Request};
+use xenstore_protocol::{ErrorName, Operation, Path, Quota, Request};
 
 use crate::answer::{Answer, same};
 use crate::charge::{TRANSACTION, bytes, request_cost};
+use crate::deferred::Removal;
 use crate::engine::Millis;
-use crate::execute::{Context, Work, execute};
+use crate::execute::{COUNTED_MAX, Context, Work, execute};
 use crate::footprint::{looks_at, unchanged};
+use crate::node::descend;
 use crate::sharing::copied_by_change;
-use crate::tree::Tree;
+use crate::tree::{Tree, components};
 
 /// A request of a transaction and the answer to it.
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ pub(crate) struct Logged {
     pub(crate) payload: Box<[u8]>,
     pub(crate) answer: Result<Answer, ErrorName>,
 }
+
+/// Levels of paths and nodes that are removed, in all requests of a transaction of a domain with quotas:
+/// so much work may have to be done at once when it is committed, some five milliseconds.
+const STEPS_MAX: usize = 1 << 17;
 
 /// Why a transaction cannot be committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +64,10 @@ pub(crate) struct Transaction {
     pub(crate) since: Millis,
     /// Bytes charged to the domain that opened it.
     pub(crate) bytes: i64,
+    /// What running its requests again costs; see [`STEPS_MAX`].
+    pub(crate) steps: usize,
+    /// What it has kept before it was given up.
+    unused: Removal,
 }
 
 impl Transaction {
@@ -72,7 +82,35 @@ impl Transaction {
             lost: false,
             since,
             bytes: TRANSACTION,
+            steps: 0,
+            unused: Removal::default(),
         }
+    }
+
+    /// Everything that it keeps, to be freed in pieces.
+    pub(crate) fn into_nodes(mut self) -> Removal {
+        self.discard();
+        self.unused
+    }
+
+    /// What it does not keep any more.
+    pub(crate) fn take_unused(&mut self) -> Removal {
+        core::mem::take(&mut self.unused)
+    }
+
+    fn discard(&mut self) {
+        let none = Tree::empty();
+        let work = core::mem::replace(&mut self.work, Work::new(none.clone()));
+        let snapshot = core::mem::replace(&mut self.snapshot, none);
+        let unused = &mut self.unused.unused;
+        for logged in core::mem::take(&mut self.log) {
+            if let Ok(Answer::Seen(node)) = logged.answer {
+                unused.push(node);
+            }
+        }
+        unused.extend(work.changes.into_iter().flat_map(|change| change.removed));
+        unused.extend(work.uncounted);
+        unused.extend([work.tree, snapshot].map(Tree::into_root));
     }
 
     /// Number of requests so far.
@@ -102,9 +140,7 @@ impl Transaction {
     /// Lets everything go that it keeps: END T fails with this error. How many bytes it costs less.
     pub(crate) fn give_up(&mut self, error: ErrorName) -> i64 {
         self.doomed = Some(error);
-        self.snapshot = Tree::empty();
-        self.work = Work::new(self.snapshot.clone());
-        self.log = Vec::new();
+        self.discard();
         core::mem::replace(&mut self.bytes, TRANSACTION) - TRANSACTION
     }
 
@@ -119,7 +155,8 @@ impl Transaction {
         let cost = request_cost(payload.len()) + copied;
         let room = cx
             .check(Quota::TransactionNodes, bytes(self.log.len() + 1))
-            .and_then(|()| cx.check(Quota::Memory, cx.usage.bytes + cost));
+            .and_then(|()| cx.check(Quota::Memory, cx.usage.bytes + cost))
+            .and_then(|()| self.count_steps(cx, request));
         if self.doomed.is_some() || room.is_err() {
             if self.doomed.is_none() {
                 self.give_up(ErrorName::Enospc);
@@ -131,13 +168,27 @@ impl Transaction {
         cx.counts_copies = false;
         self.work.copied += copied;
         let before = self.work.charges.added + self.work.copied;
+        let removes = self.work.changes.len();
         let answer = execute(&mut self.work, cx, request);
+        for node in self.work.changes[removes..].iter().flat_map(|change| &change.removed) {
+            self.steps += descend(node).take(COUNTED_MAX).count();
+        }
         // Nothing is given back before its end: the answers that it has given keep what they saw.
         self.bytes += self.work.charges.added + self.work.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
         let op = request.operation();
         self.log.push(Logged { op, payload: payload.into(), answer: answer.clone() });
         answer
+    }
+
+    /// Counts the steps of a request, as far as they are known before.
+    fn count_steps(&mut self, cx: &Context<'_>, request: &Request<'_>) -> Result<(), ErrorName> {
+        let levels = |(path, ..): (Path<'_>, _, _)| components(path.as_str()).count();
+        self.steps += 1 + looks_at(request).map_or(0, levels);
+        match cx.rights.privileged || self.steps <= STEPS_MAX {
+            true => Ok(()),
+            false => Err(ErrorName::Enospc),
+        }
     }
 
     /// Bytes that it will take to change what `request` may change: the nodes on the way that the

@@ -24,6 +24,16 @@ pub(crate) struct Tree {
     special: Arc<Children>,
 }
 
+/// Where the way to a path ends; see [`Tree::nearest`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nearest<'t> {
+    pub(crate) node: &'t Arc<Node>,
+    /// The node above that; the root itself if there is none.
+    pub(crate) above: &'t Arc<Node>,
+    /// Names of the path that are missing below the node.
+    pub(crate) missing: usize,
+}
+
 /// Names on the way to a node. By hand: `str::split` costs more than finding the node does.
 pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
     let mut rest = path.strip_prefix('/').unwrap_or(path);
@@ -112,6 +122,10 @@ impl Tree {
         Tree { root: Arc::new(root), special: Arc::new(Children::new(0)) }
     }
 
+    pub(crate) fn into_root(self) -> Arc<Node> {
+        self.root
+    }
+
     pub(crate) fn root(&self) -> &Arc<Node> {
         &self.root
     }
@@ -132,32 +146,30 @@ impl Tree {
         self.special.iter()
     }
 
-    /// The node at `path`, or else the nearest above it that exists, and how many names of the path
-    /// are missing below that one.
-    pub(crate) fn nearest(&self, path: &str) -> (&Arc<Node>, usize) {
+    /// The node at `path`, or else the nearest above it that exists.
+    pub(crate) fn nearest(&self, path: &str) -> Nearest<'_> {
+        let mut above = &self.root;
         if path.starts_with('@') {
             let mut names = components(path);
             return match names.next().and_then(|name| self.special.get(name)) {
-                Some(node) => (node, names.count()),
-                None => (&self.root, components(path).count()),
+                Some(node) => Nearest { node, above, missing: names.count() },
+                None => Nearest { node: above, above, missing: components(path).count() },
             };
         }
         let mut node = &self.root;
         let mut names = components(path);
         while let Some(name) = names.next() {
             match node.children().get(name) {
-                Some(child) => node = child,
-                None => return (node, 1 + names.count()),
+                Some(child) => (above, node) = (node, child),
+                None => return Nearest { node, above, missing: 1 + names.count() },
             }
         }
-        (node, 0)
+        Nearest { node, above, missing: 0 }
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<&Arc<Node>> {
-        match self.nearest(path) {
-            (node, 0) => Some(node),
-            _ => None,
-        }
+        let nearest = self.nearest(path);
+        (nearest.missing == 0).then_some(nearest.node)
     }
 
     /// The node at `path`, to be changed. If it is not there, what is shared of the way to it may
@@ -218,7 +230,7 @@ impl Tree {
 impl Tree {
     /// Creates a node, and its parents that are missing.
     pub(crate) fn make(&mut self, path: &str, acl: &Acl, value: &[u8], stamp: &mut u64) {
-        let (_, missing) = self.nearest(path);
+        let missing = self.nearest(path).missing;
         self.create(path, missing, acl, value, stamp);
     }
 }
@@ -280,6 +292,6 @@ mod tests {
         tree.remove("/tool", &mut stamp);
         assert_eq!(snapshot.get("/a/b").unwrap().value(), b"1");
         assert!(snapshot.get("/a/c").is_none() && snapshot.get("/tool").is_some());
-        assert_eq!(tree.nearest("/tool/xenstored/x").1, 3);
+        assert_eq!(tree.nearest("/tool/xenstored/x").missing, 3);
     }
 }

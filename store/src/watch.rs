@@ -8,10 +8,10 @@ use core::ops::Bound;
 
 use xenstore_protocol::DomId;
 
-use crate::connection::ConnId;
+use crate::connection::{ConnId, Queued};
 use crate::node::Node;
 use crate::recent::Recent;
-use crate::tree::{components, parent};
+use crate::tree::{Tree, components, parent};
 
 /// A watch, by number, in order of registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,10 +35,12 @@ pub(crate) struct Watch {
     pub(crate) pending: BTreeSet<Arc<str>>,
     /// One event with the path of the watch waits instead of all that happened.
     pub(crate) collapsed: bool,
+    /// Grows when the events that wait are dropped; see [`Queued`](crate::connection::Queued).
+    pub(crate) round: u32,
 }
 
 /// The watches on one path, and the depth of each.
-type Found = BTreeMap<WatchId, Option<u32>>;
+pub(crate) type Found = BTreeMap<WatchId, Option<u32>>;
 
 /// All watches. They are found by path in one ordered map, so that a watch costs the same however
 /// deep its path is (XSA-326), and those below a path are next to each other.
@@ -55,6 +57,18 @@ pub(crate) struct Removed<'a> {
     pub(crate) ids: &'a Found,
     /// The node, and the one above it, as they were.
     pub(crate) nodes: [&'a triomphe::Arc<Node>; 2],
+}
+
+/// A node that was removed, in which watches are looked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Gone<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) before: &'a triomphe::Arc<Node>,
+    /// What is there now.
+    pub(crate) now: Option<&'a triomphe::Arc<Node>>,
+    /// The tree before the commit that this is a part of: nodes that are not there never were, for any
+    /// other connection.
+    pub(crate) old: Option<&'a Tree>,
 }
 
 impl Watches {
@@ -77,26 +91,44 @@ impl Watches {
         Some(watch)
     }
 
+    /// Does a queued event still wait?
+    pub(crate) fn is_live(&self, event: &Queued) -> bool {
+        self.all.get(&event.watch).is_some_and(|watch| watch.round == event.round)
+    }
+
+    /// How many watches there are on a path.
+    pub(crate) fn count_on(&self, path: &str) -> usize {
+        self.by_path.get(path).map_or(0, BTreeMap::len)
+    }
+
     fn at(&self, path: &str) -> impl Iterator<Item = (&WatchId, &Option<u32>)> {
         self.by_path.get(path).into_iter().flatten()
     }
 
-    /// Watches that a change of the node at `path` fires, in order of registration.
-    pub(crate) fn matching(&self, path: &str) -> Vec<WatchId> {
+    /// Watches that a change of the node at `path` fires, in order of registration; `None` if there are
+    /// more than `most`.
+    pub(crate) fn matching(&self, path: &str, most: usize) -> Option<Vec<WatchId>> {
         if path.starts_with('@') {
-            return self.at(path).map(|(id, _)| *id).collect();
+            let few = self.count_on(path) <= most;
+            return few.then(|| self.at(path).map(|(id, _)| *id).collect());
         }
         let mut found = Vec::new();
         let mut distance = 0;
         let mut above = Some(path);
         while let Some(path) = above {
-            let near = |depth: Option<u32>| depth.is_none_or(|depth| depth as usize >= distance);
-            found.extend(self.at(path).filter(|(_, depth)| near(**depth)).map(|(id, _)| *id));
+            if let Some(ids) = self.by_path.get(path) {
+                if found.len() + ids.len() > most {
+                    return None;
+                }
+                let near =
+                    |depth: &Option<u32>| depth.is_none_or(|depth| depth as usize >= distance);
+                found.extend(ids.iter().filter(|(_, depth)| near(depth)).map(|(id, _)| *id));
+            }
             distance += 1;
             above = parent(path);
         }
         found.sort_unstable();
-        found
+        Some(found)
     }
 
     /// Watches on a special path fired by a domain: with the bare name, and with the domid behind
@@ -116,32 +148,53 @@ impl Watches {
         found
     }
 
-    /// Watches exactly on nodes below `path` that were there (`before`) and are there no more:
-    /// deepest first, siblings in order of creation.
-    pub(crate) fn removed_below<'a>(
+    /// How many watches there are below a path, and paths that they watch; `None` if more than `most`.
+    pub(crate) fn count_below(&self, path: &str, most: usize) -> Option<usize> {
+        let mut sizes = self.watched_below(path, None).map(|(_, ids)| 1 + ids.len());
+        sizes.try_fold(0, |sum, size| Some(sum + size).filter(|sum| *sum <= most))
+    }
+
+    /// The watched paths at and above a path, each with its distance.
+    pub(crate) fn watched_above(&self, path: &str) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        let above = core::iter::successors(Some(path), |path| parent(path));
+        above.enumerate().filter_map(|(distance, path)| {
+            self.by_path.get_key_value(path).map(|(path, _)| (path, distance))
+        })
+    }
+
+    /// Watches on a path, in order of registration, behind `after` and up to `newest`.
+    pub(crate) fn on_path(
+        &self,
+        path: &str,
+        after: WatchId,
+        newest: WatchId,
+    ) -> impl Iterator<Item = (WatchId, Option<u32>)> {
+        let range = (Bound::Excluded(after), Bound::Included(newest.max(after)));
+        let found = self.by_path.get(path).filter(|_| after < newest);
+        found.into_iter().flat_map(move |found| found.range(range)).map(|(id, depth)| (*id, *depth))
+    }
+
+    /// Watched paths below one, behind `after`.
+    pub(crate) fn watched_below<'a>(
         &'a self,
         path: &str,
-        before: &'a triomphe::Arc<Node>,
-        now: Option<&triomphe::Arc<Node>>,
-    ) -> Vec<Removed<'a>> {
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Found)> {
         let start = alloc::format!("{path}/");
-        let from = (Bound::Included(start.as_str()), Bound::Unbounded);
-        let below = self.by_path.range::<str, _>(from);
+        let from = after.map_or(Bound::Included(&*start), Bound::Excluded);
+        let below = self.by_path.range::<str, _>((from, Bound::Unbounded));
+        below.take_while(move |(path, _)| path.starts_with(&start))
+    }
+
+    /// Watches exactly on nodes below one that has gone: deepest first, siblings in order of creation.
+    pub(crate) fn removed_below<'a>(&'a self, gone: Gone<'a>) -> Vec<Removed<'a>> {
         let mut found: Vec<(Vec<u64>, Removed<'a>)> = Vec::new();
-        for (path, ids) in below.take_while(|(path, _)| path.starts_with(&start)) {
-            let (mut node, mut above, mut now) = (before, before, now);
+        for (path, ids) in self.watched_below(gone.path, None) {
             // Sorts a node behind all that is below it.
             let mut place = Vec::new();
-            let gone = components(&path[start.len()..]).all(|name| {
-                let Some(child) = node.children().get(name) else { return false };
-                (above, node) = (node, child);
-                now = now.and_then(|now| now.children().get(name));
-                place.push(child.created());
-                true
-            }) && now.is_none();
-            if gone {
+            if let Some(nodes) = gone.find(path, &mut place) {
                 place.push(u64::MAX);
-                found.push((place, Removed { path, ids, nodes: [node, above] }));
+                found.push((place, Removed { path, ids, nodes }));
             }
         }
         found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -163,6 +216,26 @@ impl Watches {
     }
 }
 
+impl<'a> Gone<'a> {
+    /// The node at a path below this one, and the one above it, if it has gone with it. Appends the
+    /// stamps of the nodes on the way to `place`.
+    pub(crate) fn find(
+        &self,
+        path: &str,
+        place: &mut Vec<u64>,
+    ) -> Option<[&'a triomphe::Arc<Node>; 2]> {
+        let (mut node, mut above, mut now) = (self.before, self.before, self.now);
+        for name in components(&path[self.path.len() + 1..]) {
+            let child = node.children().get(name)?;
+            (above, node) = (node, child);
+            now = now.and_then(|now| now.children().get(name));
+            place.push(child.created());
+        }
+        let was_there = || self.old.is_none_or(|old| old.get(path).is_some());
+        (now.is_none() && was_there()).then_some([node, above])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +249,7 @@ mod tests {
             depth,
             pending: BTreeSet::new(),
             collapsed: false,
+            round: 0,
         }
     }
 
@@ -195,7 +269,7 @@ mod tests {
         ];
         let ids: Vec<WatchId> = rows.iter().map(|(p, d)| watches.add(watch(p, *d))).collect();
         let fired = |path: &str| -> Vec<usize> {
-            let found = watches.matching(path);
+            let found = watches.matching(path, 7).unwrap();
             found.iter().map(|id| ids.iter().position(|i| i == id).unwrap()).collect()
         };
         assert_eq!(fired("/a"), [0, 1, 2, 3]);

@@ -8,13 +8,14 @@ use alloc::vec::Vec;
 use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEvent, feature};
 
 use crate::access::{Acl, Rights};
-use crate::change::{Change, merge};
+use crate::change::{Change, Readers};
 use crate::charge::{event_cost, watch_cost};
 use crate::connection::{ConnId, Queued};
 use crate::engine::Engine;
 use crate::execute::resolve;
-use crate::tree::{Tree, parent};
-use crate::watch::{PENDING_MAX, Watch, WatchId};
+use crate::fanout::Fanout;
+use crate::tree::{Tree, components};
+use crate::watch::{Gone, PENDING_MAX, Watch, WatchId};
 
 /// Places for events that a connection keeps when none wait.
 const EVENTS_KEPT: usize = 16;
@@ -77,6 +78,7 @@ impl Engine {
             depth,
             pending: BTreeSet::new(),
             collapsed: false,
+            round: 0,
         });
         connection.watches.insert(key, id);
         self.domains.count(domid, |usage| {
@@ -107,13 +109,14 @@ impl Engine {
         let watches = core::mem::take(&mut connection.watches);
         // All of them belong to these watches.
         connection.events.clear();
+        connection.stale = 0;
         let transactions = core::mem::take(&mut connection.transactions);
         for id in watches.into_values() {
             self.forget_watch(conn, id);
         }
         let domid = self.rights(conn).domid;
         for transaction in transactions.into_values() {
-            self.forget_transaction(domid, &transaction);
+            self.forget_transaction(domid, *transaction);
         }
         self.protection.answered(conn);
         self.unprotect();
@@ -124,11 +127,7 @@ impl Engine {
     fn forget_watch(&mut self, conn: ConnId, id: WatchId) {
         let Some(watch) = self.watches.remove(id) else { return };
         let domid = self.rights(conn).domid;
-        if !watch.pending.is_empty()
-            && let Some(connection) = self.conns.get_mut(&conn)
-        {
-            connection.events.retain(|event| event.watch != id);
-        }
+        self.drop_events(conn, watch.pending.len());
         let events: i64 = watch.pending.iter().map(|path| event_cost(path)).sum();
         self.domains.count(domid, |usage| {
             usage.watches -= 1;
@@ -136,73 +135,93 @@ impl Engine {
         });
     }
 
-    /// Tells the watchers of changes. `before` is needed where rights or nodes can have gone.
-    /// Gives back each path once.
-    pub(crate) fn fire(&mut self, changes: Vec<Change>, before: Option<&Tree>) -> Vec<Change> {
-        let changes = merge(changes);
-        if self.watches.all.is_empty() {
-            return changes;
-        }
-        let tree = self.work.tree.clone();
-        for change in &changes {
-            let old = || before.and_then(|before| before.get(&change.path));
-            let new = || tree.get(&change.path);
-            if change.removed
-                && let Some(old) = old()
-            {
-                let removed = self.watches.removed_below(&change.path, old, new());
-                let events: Vec<_> = removed
-                    .into_iter()
-                    .map(|gone| {
-                        (
-                            gone.path.clone(),
-                            gone.nodes.map(|n| n.acl().clone()),
-                            gone.ids.keys().copied().collect::<Vec<_>>(),
-                        )
-                    })
-                    .collect();
-                for (path, acls, ids) in events {
-                    // Rights on the parent as it is now count as well.
-                    let above = parent(&path).and_then(|above| tree.get(above));
-                    let acls: Vec<&Acl> = acls.iter().chain(above.map(|node| node.acl())).collect();
-                    self.tell(&path, &ids, &acls);
-                }
-            }
-            let ids = self.watches.matching(&change.path);
-            if ids.is_empty() || old().is_none() && new().is_none() {
-                continue;
-            }
-            let trees = [before, Some(&tree)];
-            let nodes = trees.into_iter().flatten().flat_map(|tree| {
-                [Some(&*change.path), parent(&change.path)]
-                    .map(|path| path.and_then(|p| tree.get(p)))
-            });
-            let acls: Vec<&Acl> = nodes.flatten().map(|node| node.acl()).collect();
-            self.tell(&change.path.as_str().into(), &ids, &acls);
-        }
-        changes
+    /// So many events of a connection, whose watch is gone or has another round, are stale.
+    fn drop_events(&mut self, conn: ConnId, count: usize) {
+        let Some(connection) = self.conns.get_mut(&conn).filter(|conn| !conn.events.is_empty())
+        else {
+            return;
+        };
+        let watches = &self.watches;
+        connection.make_stale(count, |event| watches.is_live(event));
     }
 
-    /// Tells the watchers of a special node about a domain.
+    /// Queues the events of changes by a connection, or else by the store itself, each path of which is
+    /// there once. Those of a commit led from the tree `old` to this one. What exceeds the budget of the
+    /// input is deferred.
+    pub(crate) fn fire(&mut self, conn: Option<ConnId>, changes: &[Change], old: Option<&Tree>) {
+        if self.watches.all.is_empty() {
+            return;
+        }
+        let tree = self.work.tree.clone();
+        for (at, change) in changes.iter().enumerate() {
+            self.deferred.spend(components(&change.path).count() / 4);
+            if !self.fire_at_once(change, &tree, old) {
+                let newest = WatchId(self.watches.last);
+                let fanout = Fanout::new(changes[at..].to_vec(), &tree, old.cloned(), newest);
+                return self.deferred.defer_fanout(conn, fanout);
+            }
+        }
+    }
+
+    /// Queues the events of one change, unless they are too many, or others wait that come before.
+    fn fire_at_once(&mut self, change: &Change, tree: &Tree, old: Option<&Tree>) -> bool {
+        let now = tree.get(&change.path);
+        let mut room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
+        let mut events = Vec::new();
+        for before in &change.removed {
+            let Some(below) = self.watches.count_below(&change.path, room) else { return false };
+            room -= below;
+            if below > 0 {
+                let gone = Gone { path: &change.path, before, now, old };
+                events.extend(self.watches.removed_below(gone).into_iter().map(|gone| {
+                    let readers: Readers = gone.nodes.into_iter().map(|node| node.acl()).collect();
+                    (gone.path.clone(), gone.ids.keys().copied().collect::<Vec<_>>(), readers)
+                }));
+            }
+        }
+        let mut ids = Vec::new();
+        if now.is_some() || old.is_none_or(|old| old.get(&change.path).is_some()) {
+            let Some(matching) = self.watches.matching(&change.path, room) else { return false };
+            ids = matching;
+        }
+        if self.deferred.has_fanouts() && !(events.is_empty() && ids.is_empty()) {
+            return false;
+        }
+        for (path, ids, readers) in events {
+            self.tell(&path, &ids, &readers);
+        }
+        if !ids.is_empty() {
+            self.tell(&change.path.as_str().into(), &ids, &change.readers);
+        }
+        true
+    }
+
+    /// Queues the events of a special node about a domain.
     pub(crate) fn fire_special(&mut self, name: &str, domid: DomId) {
         let tree = self.work.tree.clone();
-        let acls: Vec<&Acl> = [tree.get(name), Some(tree.root())]
-            .into_iter()
-            .flatten()
-            .map(|node| node.acl())
-            .collect();
+        let nodes = [tree.get(name), Some(tree.root())].into_iter().flatten();
+        let readers: Readers = nodes.map(|node| node.acl()).collect();
+        let with_domid: Arc<str> = alloc::format!("{name}/{domid}").into();
+        let count = [name, &with_domid].map(|path| self.watches.count_on(path));
+        let waits = self.deferred.has_fanouts();
+        if waits || count[0] + count[1] >= usize::try_from(self.deferred.budget()).unwrap_or(0) {
+            let newest = WatchId(self.watches.last);
+            let fanout = Fanout::special(name, with_domid, readers, &tree, newest);
+            return self.deferred.defer_fanout(None, fanout);
+        }
         for (id, path) in self.watches.matching_special(name, domid) {
-            self.tell(&path, &[id], &acls);
+            self.tell(&path, &[id], &readers);
         }
     }
 
-    /// Queues an event for those watches whose connection may read by one of the lists: that of the
-    /// node or of its parent, before or after the change (XSA-115).
-    fn tell(&mut self, path: &Arc<str>, ids: &[WatchId], acls: &[&Acl]) {
+    /// Queues an event for those watches whose connection may read by one of the lists.
+    fn tell(&mut self, path: &Arc<str>, ids: &[WatchId], readers: &Readers) {
+        self.deferred.spend(ids.len());
         for id in ids {
             let Some(conn) = self.watches.all.get(id).map(|watch| watch.conn) else { continue };
             let rights = self.rights(conn);
-            if acls.iter().any(|acl| acl.access(&rights).grants(Access::Read)) {
+            let grants = |acl: &Acl| acl.access(&rights).grants(Access::Read);
+            if readers.iter().any(grants) {
                 self.queue(*id, path.clone(), &rights);
             }
         }
@@ -220,17 +239,15 @@ impl Engine {
             !self.allow(rights, Quota::Memory, usage.bytes + event_cost(&path))
         };
         let Some(watch) = self.watches.all.get_mut(&id) else { return };
-        let Some(connection) = self.conns.get_mut(&conn) else { return };
         let too_long =
             path.len() - watch.prefix + watch.token.len() + 2 > xenstore_protocol::PAYLOAD_MAX;
         let collapse = too_long || no_memory || watch.pending.len() >= PENDING_MAX;
-        let mut cost = 0;
+        let (mut cost, mut dropped) = (0, 0);
         let path = if collapse {
             cost -= watch.pending.iter().map(|path| event_cost(path)).sum::<i64>();
-            if !watch.pending.is_empty() {
-                connection.events.retain(|event| event.watch != id);
-                watch.pending.clear();
-            }
+            dropped = watch.pending.len();
+            watch.pending.clear();
+            watch.round = watch.round.wrapping_add(1);
             watch.collapsed = true;
             watch.path.clone()
         } else {
@@ -238,7 +255,12 @@ impl Engine {
         };
         cost += event_cost(&path);
         watch.pending.insert(path.clone());
-        connection.events.push_back(Queued { watch: id, path });
+        let event = Queued { watch: id, round: watch.round, path };
+        if dropped > 0 {
+            self.drop_events(conn, dropped);
+        }
+        let Some(connection) = self.conns.get_mut(&conn) else { return };
+        connection.events.push_back(event);
         self.domains.count(rights.domid, |usage| usage.bytes += cost);
         self.ready.insert(conn);
     }
@@ -253,6 +275,10 @@ impl Engine {
         while out.len() < limit {
             let Some(connection) = self.conns.get_mut(&conn) else { return false };
             let Some(event) = connection.events.pop_front() else { break };
+            if !self.watches.is_live(&event) {
+                connection.stale -= 1;
+                continue;
+            }
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
             watch.collapsed = false;
@@ -261,10 +287,11 @@ impl Engine {
             self.domains.count(domid, |usage| usage.bytes -= event_cost(&event.path));
         }
         let Some(connection) = self.conns.get_mut(&conn) else { return false };
+        connection.make_stale(0, |event| self.watches.is_live(event));
         if connection.events.is_empty() {
             // A burst does not keep its memory.
             connection.events.shrink_to(EVENTS_KEPT);
         }
-        !connection.events.is_empty()
+        connection.waiting() > 0
     }
 }

@@ -17,6 +17,7 @@ use super::{
     ConnectionState, Counters, DomainState, EventState, IoState, NEVER, NO_DEPTH, NO_TARGET,
     ServerIo, State, WatchState, ocaml,
 };
+use crate::access::Era;
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
 use crate::domain::Usage;
@@ -49,6 +50,7 @@ pub(super) struct Decoder {
     unknown: BTreeSet<u32>,
     counters: Option<Counters>,
     pins: Pins,
+    eras: BTreeMap<DomId, Era>,
     last_watch: u64,
     /// Stamps of the nodes, sorted.
     created: Vec<u64>,
@@ -130,6 +132,7 @@ impl Decoder {
             unknown: BTreeSet::new(),
             counters: None,
             pins: Pins::default(),
+            eras: BTreeMap::new(),
             last_watch: 0,
             created: Vec::new(),
             tree: None,
@@ -249,6 +252,11 @@ impl Decoder {
                 (domain.introduced, domain.shutdown) = (flags & 1 != 0, flags & 2 != 0);
                 domain.target = (target != NO_TARGET).then_some(DomId(target));
                 domain.peak = Usage { nodes, watches, transactions, bytes };
+            }
+            kind::ERAS => {
+                for _ in 0..body.u32()? {
+                    self.eras.insert(DomId(body.u16()?), body.u32()?);
+                }
             }
             kind::ENGINE => {}
             _ if self.unknown.len() < LOST_MAX && self.unknown.insert(kind) => {
@@ -516,6 +524,7 @@ impl Decoder {
             lost: self.lost,
             counters,
             pins: self.pins,
+            eras: self.eras,
             tree,
         })
     }

@@ -63,6 +63,22 @@ pub(super) fn put_difference(writer: &mut Writer, base: &Tree, new: &Tree) {
     writer.u8(mark::END);
 }
 
+/// Writes a node with all below it by itself.
+pub(super) fn put_subtree(writer: &mut Writer, node: &Arc<Node>) {
+    put_all(writer, alloc::format!("/{}", node.name()), node);
+    writer.u8(mark::END);
+}
+
+/// Reads what [`put_subtree`] has written. No stamp may be above `limit`.
+pub(super) fn take_subtree(body: &mut Cursor<'_>, limit: u64) -> Result<Arc<Node>, StreamError> {
+    let (tree, _) = take_difference(body, &Tree::empty(), limit)?;
+    let mut nodes = tree.root().children().iter();
+    match (nodes.next(), nodes.next()) {
+        (Some(node), None) => Ok(node.clone()),
+        _ => Err(body.error("not one node")),
+    }
+}
+
 /// A node that is not in the base, with all below it, parents first.
 fn put_all(writer: &mut Writer, path: String, node: &Arc<Node>) {
     let mut stack = alloc::vec![(path, node)];

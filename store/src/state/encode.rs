@@ -117,7 +117,7 @@ impl State {
                 self.put_connection(&mut writer, number, &connection, &[]);
             }
         }
-        put_nodes(&mut writer, &self.tree);
+        put_nodes(&mut writer, &self.tree, |domid| self.eras.get(&domid).copied().unwrap_or(0));
         if version > 1 {
             met.extend(descend(self.tree.root()).map(|node| node.acl().owner()));
             for domain in self.domains.iter().filter(|domain| met.contains(&domain.domid)) {
@@ -159,6 +159,14 @@ impl State {
         for (domid, due) in &self.pins.due {
             writer.u16(domid.0);
             writer.u64(due.cast_unsigned());
+        }
+        if !self.eras.is_empty() {
+            writer.begin(kind::ERAS);
+            writer.len32(self.eras.len());
+            for (domid, era) in &self.eras {
+                writer.u16(domid.0);
+                writer.u32(*era);
+            }
         }
         writer.begin(kind::SERVER);
         writer.u32(self.io.virq_port.unwrap_or(0));

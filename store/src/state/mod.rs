@@ -29,12 +29,14 @@ mod ocaml;
 mod transactions;
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, Perms};
 
+use crate::access::Era;
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
 use crate::domain::Usage;
@@ -218,6 +220,8 @@ pub struct State {
     pub lost: Vec<String>,
     pub(crate) counters: Counters,
     pub(crate) pins: Pins,
+    /// How many domains with each domid have died.
+    pub(crate) eras: BTreeMap<DomId, Era>,
     pub(crate) tree: Tree,
 }
 
@@ -237,7 +241,9 @@ impl State {
     pub fn visit_nodes(&self, mut visit: impl FnMut(&str, &[u8], &Perms)) {
         nodes::walk(&self.tree, |path, node| {
             let path = core::str::from_utf8(path).expect("it is made of names");
-            visit(path, node.value(), &node.acl().perms());
+            let era_of = |domid| self.eras.get(&domid).copied().unwrap_or(0);
+            let acl = node.acl().without_stale(era_of);
+            visit(path, node.value(), &acl.as_ref().unwrap_or(node.acl()).perms());
         });
     }
 }

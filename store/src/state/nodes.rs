@@ -7,7 +7,7 @@ use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, StreamError, Writer, kind};
 use xenstore_protocol::{ABS_PATH_MAX, Access, DomId, PAYLOAD_MAX, Path, Perm};
 
-use crate::access::{Acl, AclEntry};
+use crate::access::{Acl, AclEntry, Era};
 use crate::children::Gathered;
 use crate::node::Node;
 use crate::tree::{Tree, components};
@@ -15,11 +15,25 @@ use crate::tree::{Tree, components};
 /// Most entries of a permission list: as many as a message has room for.
 const PERMS_MAX: usize = PAYLOAD_MAX / 3;
 
-/// Permission entries as NODE_DATA has them.
+/// Bits of the second byte of an entry.
+const IGNORED: u8 = 1;
+/// Our own: the era of the domain follows.
+const HAS_ERA: u8 = 2;
+
+/// Permission entries as NODE_DATA has them, with eras.
 pub(super) fn put_perms(writer: &mut Writer, acl: &Acl) {
     for entry in acl.entries() {
-        let [low, high] = entry.perm.domid.0.to_le_bytes();
-        writer.bytes(&[entry.perm.access.letter(), entry.ignored.into(), low, high]);
+        put_perm(writer, entry, entry.era);
+    }
+}
+
+fn put_perm(writer: &mut Writer, entry: &AclEntry, era: Era) {
+    let [low, high] = entry.perm.domid.0.to_le_bytes();
+    let ignored = if entry.ignored { IGNORED } else { 0 };
+    let has_era = if era > 0 { HAS_ERA } else { 0 };
+    writer.bytes(&[entry.perm.access.letter(), ignored | has_era, low, high]);
+    if era > 0 {
+        writer.u32(era);
     }
 }
 
@@ -40,8 +54,10 @@ pub(super) fn take_perms(
     let mut many = Vec::new();
     for at in 0..usize::from(count) {
         let access = Access::parse(body.u8()?).ok_or(body.error("no permission letter"))?;
-        let ignored = body.u8()? & 1 != 0;
-        let entry = AclEntry { perm: Perm { access, domid: DomId(body.u16()?) }, ignored };
+        let flags = body.u8()?;
+        let perm = Perm { access, domid: DomId(body.u16()?) };
+        let era = if flags & HAS_ERA != 0 { body.u32()? } else { 0 };
+        let entry = AclEntry { perm, ignored: flags & IGNORED != 0, era };
         match few.get_mut(at) {
             Some(place) if usize::from(count) <= 4 => *place = Some(entry),
             _ => many.push(entry),
@@ -95,16 +111,17 @@ pub(super) fn walk<'t>(tree: &'t Tree, mut visit: impl FnMut(&[u8], &'t Node)) {
     }
 }
 
-/// Writes a record for each node.
-pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree) {
+/// Writes a record for each node, without entries that are stale.
+pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, era_of: impl Fn(DomId) -> Era) {
     walk(tree, |path, node| {
+        let acl = node.acl().without_stale(&era_of).unwrap_or_else(|| node.acl().clone());
         writer.begin(kind::NODE_DATA);
         writer.u64(0); // committed: no connection, no transaction
         writer.len16(path.len() + 1);
         writer.len16(node.value().len());
         writer.u16(0);
-        writer.len16(node.acl().entries().len());
-        put_perms(writer, node.acl());
+        writer.len16(acl.entries().len());
+        acl.entries().iter().for_each(|entry| put_perm(writer, entry, 0));
         writer.c_string(path);
         writer.bytes(node.value());
     });

@@ -12,12 +12,14 @@ use xenstore_protocol::{DomId, ErrorName, Operation, Request};
 
 use crate::access::Acl;
 use crate::answer::Answer;
-use crate::change::Change;
+use crate::change::{Change, Readers};
 use crate::charge::Charge;
 use crate::execute::Work;
 use crate::footprint::looks_at;
 use crate::node::Node;
-use crate::state::difference::{put_difference, put_path, take_difference, take_path};
+use crate::state::difference::{
+    put_difference, put_path, put_subtree, take_difference, take_path, take_subtree,
+};
 use crate::state::nodes::{put_perms, take_perms};
 use crate::transaction::{Logged, Transaction};
 use crate::tree::Tree;
@@ -34,6 +36,9 @@ mod answer {
     pub(super) const SEEN: u8 = b'n';
 }
 
+/// Stands beside the first flag: the format of the record, which has no other number yet.
+const FORMAT: u32 = 2 << 8;
+
 /// Most bytes that a transaction may be charged.
 const BYTES_MAX: i64 = 1 << 40;
 
@@ -45,7 +50,8 @@ pub(super) fn put_transaction(
     domid: Option<DomId>,
 ) {
     let Transaction { snapshot, work, .. } = transaction;
-    writer.u32(transaction.lost.into());
+    writer.u32(FORMAT | u32::from(transaction.lost));
+    writer.u64(transaction.steps as u64);
     writer.u64(transaction.stamp);
     writer.u64(transaction.epoch);
     writer.u64(transaction.since);
@@ -64,8 +70,7 @@ pub(super) fn put_transaction(
     }
     writer.len32(work.changes.len());
     for change in &work.changes {
-        writer.u8(change.removed.into());
-        put_path(writer, &change.path);
+        put_change(writer, change, snapshot);
     }
     writer.len32(transaction.log.len());
     for logged in &transaction.log {
@@ -74,6 +79,45 @@ pub(super) fn put_transaction(
         writer.bytes(&logged.payload);
         put_answer(writer, transaction, logged, domid);
     }
+}
+
+fn put_change(writer: &mut Writer, change: &Change, snapshot: &Tree) {
+    writer.u8(change.owned.into());
+    put_path(writer, &change.path);
+    writer.len16(change.top);
+    let readers: Vec<&Acl> = change.readers.iter().collect();
+    writer.len32(readers.len());
+    for acl in readers {
+        writer.len16(acl.entries().len());
+        put_perms(writer, acl);
+    }
+    writer.len32(change.removed.len());
+    for node in &change.removed {
+        let was_there = snapshot.get(&change.path).is_some_and(|before| Arc::ptr_eq(before, node));
+        writer.u8(was_there.into());
+        if !was_there {
+            put_subtree(writer, node);
+        }
+    }
+}
+
+fn take_change(body: &mut Cursor<'_>, snapshot: &Tree, limit: u64) -> Result<Change, StreamError> {
+    let owned = body.u8()? != 0;
+    let path = take_path(body)?;
+    let top = usize::from(body.u16()?).min(path.len());
+    let mut readers = Readers::default();
+    for _ in 0..body.u32()? {
+        let count = body.u16()?;
+        readers.add(&take_perms(body, count, [None, None])?);
+    }
+    let mut removed = Vec::new();
+    for _ in 0..body.u32()? {
+        removed.push(match body.u8()? {
+            0 => take_subtree(body, limit)?,
+            _ => snapshot.get(&path).cloned().ok_or(body.error("no such node"))?,
+        });
+    }
+    Ok(Change { path, top, removed, owned, readers })
 }
 
 fn put_answer(
@@ -126,7 +170,12 @@ pub(super) fn take_transaction(
     limit: u64,
     domid: Option<DomId>,
 ) -> Result<Transaction, StreamError> {
-    let lost = body.u32()? != 0;
+    let flags = body.u32()?;
+    if flags & !1 != FORMAT {
+        return Err(body.error("an open transaction as an earlier version wrote it"));
+    }
+    let lost = flags & 1 != 0;
+    let steps = usize::try_from(body.u64()?).unwrap_or(usize::MAX / 2);
     let (stamp, epoch, since) = (body.u64()?, body.u64()?, body.u64()?);
     let mut made = [0; 4];
     for bytes in &mut made {
@@ -154,25 +203,15 @@ pub(super) fn take_transaction(
         work.charges.add(DomId(body.u16()?), Charge::default());
     }
     for _ in 0..body.u32()? {
-        let removed = body.u8()? != 0;
-        // Looking for new mentions of domains where there are none costs little.
-        work.changes.push(Change { removed, path: take_path(body)?, permitted: true });
+        work.changes.push(take_change(body, &snapshot, limit)?);
     }
     if !are_told(&effect.places, &work.changes) || !are_new(effect.created, stamp) {
         return Err(body.error("a transaction that has done what it has not"));
     }
     (work.charges.added, work.copied, work.removed) = (added, copied, removed);
-    let mut transaction = Transaction {
-        snapshot,
-        epoch,
-        stamp,
-        work,
-        log: Vec::new(),
-        doomed: None,
-        lost,
-        since,
-        bytes,
-    };
+    let mut transaction = Transaction::new(&snapshot, epoch, stamp, since);
+    (transaction.work, transaction.lost) = (work, lost);
+    (transaction.bytes, transaction.steps) = (bytes, steps.min(usize::MAX / 2));
     for _ in 0..body.u32()? {
         let op = Operation::from_wire(body.u32()?).filter(|op| op.is_transactional());
         let op = op.ok_or(body.error("no request of a transaction"))?;

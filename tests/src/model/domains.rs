@@ -1,7 +1,7 @@
 //! Domains, features and quotas.
 
 use super::parse::{domid, exactly, number, strings};
-use super::{Model, Outcome, QUOTAS, children, is_below};
+use super::{Model, Outcome, QUOTAS, Step, children, is_below};
 
 fn ok() -> Outcome {
     Ok(b"OK\0".to_vec())
@@ -189,8 +189,9 @@ impl Model {
         for path in in_order(self, "/") {
             let owned = self.tree.get(&path).is_some_and(|node| node.perms[0].1 == domid);
             if owned && path != "/" {
+                let before = self.tree.clone();
                 self.tree.retain(|p, _| *p != path && !is_below(p, &path));
-                changes.push((path, true));
+                changes.push(Step { path, removed: true, before, after: self.tree.clone() });
             }
         }
         for node in self.tree.values_mut() {

@@ -1,7 +1,7 @@
 //! Watches and events.
 
 use super::parse::{number, path, strings};
-use super::{Entry, Model, Outcome, Tree, Watch, children, is_below, parent};
+use super::{Entry, Model, Outcome, Step, Tree, Watch, children, is_below, parent};
 
 impl Model {
     pub(super) fn watch(&mut self, conn: u32, payload: &[u8]) -> Outcome {
@@ -60,23 +60,25 @@ impl Model {
         }
     }
 
-    /// Tells all that changed between two trees.
-    pub(super) fn tell_changes(&mut self, changes: &[(String, bool)], old: &Tree, new: &Tree) {
+    /// Tells all that changed between two trees, in steps. Who may hear of a change is decided as if
+    /// each step had been made outside of a transaction.
+    pub(super) fn tell_changes(&mut self, steps: &[Step], old: &Tree, new: &Tree) {
         let mut done: Vec<&str> = Vec::new();
-        for (path, _) in changes {
+        for Step { path, .. } in steps {
             if done.contains(&path.as_str()) {
                 continue;
             }
             done.push(path);
-            let removed = changes.iter().any(|(other, removed)| other == path && *removed);
-            if removed && old.contains_key(path) {
-                self.tell_removed_below(path, old, new);
+            for step in steps.iter().filter(|step| step.path == *path && step.removed) {
+                self.tell_removed_below(path, &step.before, old, new);
             }
             if !old.contains_key(path) && !new.contains_key(path) {
                 continue;
             }
-            let lists: Vec<Vec<Entry>> = [old, new]
+            let lists: Vec<Vec<Entry>> = steps
                 .iter()
+                .filter(|step| step.path == *path)
+                .flat_map(|step| [&step.before, &step.after])
                 .flat_map(|tree| {
                     // The root is its own parent here, which makes no difference.
                     [tree.get(path), tree.get(&parent(path))]
@@ -100,16 +102,13 @@ impl Model {
         }
     }
 
-    fn tell_removed_below(&mut self, path: &str, old: &Tree, new: &Tree) {
-        for child in children(old, path) {
-            self.tell_removed_below(&child, old, new);
-            if new.contains_key(&child) {
+    fn tell_removed_below(&mut self, path: &str, before: &Tree, old: &Tree, new: &Tree) {
+        for child in children(before, path) {
+            self.tell_removed_below(&child, before, old, new);
+            if new.contains_key(&child) || !old.contains_key(&child) {
                 continue;
             }
-            let above = parent(&child);
-            let nodes = [old.get(&child), old.get(&above), new.get(&above)];
-            let lists: Vec<Vec<Entry>> =
-                nodes.into_iter().flatten().map(|node| node.perms.clone()).collect();
+            let lists = [&before[&child], &before[&parent(&child)]].map(|node| node.perms.clone());
             self.tell(&child, &lists, |watch| watch.path == child);
         }
     }

@@ -65,6 +65,14 @@ struct Transaction {
     doomed: bool,
 }
 
+/// What a request has done at a place, with the trees before and after it.
+struct Step {
+    path: String,
+    removed: bool,
+    before: Tree,
+    after: Tree,
+}
+
 #[derive(Debug, Default)]
 struct Conn {
     /// None for a socket.

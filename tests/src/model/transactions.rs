@@ -1,7 +1,14 @@
 //! Transactions.
 
 use super::requests::{Place, owned};
-use super::{Model, Outcome, Transaction};
+use super::{Model, Outcome, Step, Transaction, Tree};
+
+/// What one request has changed.
+fn steps(changes: Vec<(String, bool)>, before: &Tree, after: &Tree) -> Vec<Step> {
+    let step =
+        |(path, removed)| Step { path, removed, before: before.clone(), after: after.clone() };
+    changes.into_iter().map(step).collect()
+}
 
 impl Model {
     pub(super) fn outside(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
@@ -11,7 +18,7 @@ impl Model {
         let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
         let outcome = self.on_nodes(conn, &mut place, ty, payload);
         self.tree = tree.clone();
-        self.tell_changes(&changes, &old, &tree);
+        self.tell_changes(&steps(changes, &old, &tree), &old, &tree);
         outcome
     }
 
@@ -86,19 +93,21 @@ impl Model {
         }
         let old = self.tree.clone();
         let mut tree = old.clone();
-        let mut changes = Vec::new();
+        let mut all = Vec::new();
         for (ty, payload, before) in &transaction.log {
+            let (last, mut changes) = (tree.clone(), Vec::new());
             let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
             let now = self.on_nodes(conn, &mut place, *ty, payload);
             if now != *before {
                 return Err(if now == Err("ENOSPC") { "ENOSPC" } else { "EAGAIN" });
             }
+            all.extend(steps(changes, &last, &tree));
         }
         if self.planted_mistake && old.len() != transaction.snapshot.len() {
             return Err("EAGAIN");
         }
         self.tree = tree.clone();
-        self.tell_changes(&changes, &old, &tree);
+        self.tell_changes(&all, &old, &tree);
         ok()
     }
 

@@ -1,0 +1,227 @@
+//! Events of changes that concern more watches than one step may serve.
+//!
+//! First the changes are gathered by watched path, then the watches of each path get their events. A
+//! watch on or below which more than [`FEW`] nodes have changed gets one event with its own path: "look
+//! again at everything". Rights are evaluated once for each connection and path. Both parts go on where
+//! the budget has ended.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use xenstore_protocol::Access;
+
+use crate::access::Acl;
+use crate::change::{Change, Readers};
+use crate::connection::ConnId;
+use crate::engine::Engine;
+use crate::tree::{Tree, components};
+use crate::watch::{Gone, WatchId};
+
+/// Changes that a watch is told one by one.
+const FEW: usize = 64;
+
+/// Events that are still to be queued.
+#[derive(Debug)]
+pub(crate) struct Fanout {
+    changes: Vec<Change>,
+    /// The tree after these changes.
+    tree: Tree,
+    /// The tree before, if they are a commit.
+    old: Option<Tree>,
+    /// Watches that are newer were not there.
+    newest: WatchId,
+    /// The change to be gathered next, and the last watched path below it that has been gathered.
+    next: usize,
+    below: Option<Arc<str>>,
+    /// What concerns the watches of each path.
+    found: BTreeMap<Arc<str>, Found>,
+    /// The last watch of the first of these paths that has got its events.
+    last: WatchId,
+    /// Which connections may read what concerns that path.
+    may_read: BTreeMap<ConnId, bool>,
+}
+
+/// What concerns the watches of a path.
+#[derive(Debug, Default)]
+struct Found {
+    /// Changes at or below it: the first, how many in all, and the least distance.
+    few: Vec<(usize, usize)>,
+    count: usize,
+    nearest: usize,
+    /// Whose rights count for all of them together.
+    readers: Readers,
+    /// Whose rights count for the event that the node itself has gone with one above it.
+    gone: Option<Readers>,
+    /// The path that those watches get which do not ask for the bare name of a special node.
+    with_domid: Option<Arc<str>>,
+}
+
+impl Fanout {
+    /// The events of `changes`, which led to `tree`.
+    pub(crate) fn new(
+        changes: Vec<Change>,
+        tree: &Tree,
+        old: Option<Tree>,
+        newest: WatchId,
+    ) -> Fanout {
+        Fanout {
+            changes,
+            tree: tree.clone(),
+            old,
+            newest,
+            next: 0,
+            below: None,
+            found: BTreeMap::new(),
+            last: WatchId(0),
+            may_read: BTreeMap::new(),
+        }
+    }
+
+    /// The events of a special node about a domain: with its name, or for those who ask for that
+    /// `with_domid`.
+    pub(crate) fn special(
+        name: &str,
+        with_domid: Arc<str>,
+        readers: Readers,
+        tree: &Tree,
+        newest: WatchId,
+    ) -> Fanout {
+        let found =
+            |with_domid| Found { gone: Some(readers.clone()), with_domid, ..Found::default() };
+        let mut fanout = Fanout::new(Vec::new(), tree, None, newest);
+        fanout.found.insert(name.into(), found(Some(with_domid.clone())));
+        fanout.found.insert(with_domid, found(None));
+        fanout
+    }
+}
+
+impl Engine {
+    /// Does as much of it as the budget allows; what is left of it.
+    pub(crate) fn advance_fanout(&mut self, mut fanout: Fanout) -> Option<Fanout> {
+        while fanout.next < fanout.changes.len() {
+            if self.deferred.budget() == 0 {
+                return Some(fanout);
+            }
+            self.gather(&mut fanout);
+        }
+        while let Some((path, found)) = fanout.found.pop_first() {
+            if !self.queue_found(&mut fanout, &path, &found) {
+                fanout.found.insert(path, found);
+                return Some(fanout);
+            }
+            fanout.last = WatchId(0);
+            fanout.may_read.clear();
+        }
+        None
+    }
+
+    /// Gathers what the next change concerns, or a part of it.
+    fn gather(&mut self, fanout: &mut Fanout) {
+        let Fanout { changes, tree, old, next, below, found, .. } = fanout;
+        let change = &changes[*next];
+        let now = tree.get(&change.path);
+        let after = below.take();
+        let watched = change.removed.first().map(|_| &self.watches);
+        let watched = watched
+            .into_iter()
+            .flat_map(|watches| watches.watched_below(&change.path, after.as_deref()));
+        for (path, _) in watched {
+            self.deferred.spend(1 + components(path).count() / 4);
+            for before in &change.removed {
+                let gone = Gone { path: &change.path, before, now, old: old.as_ref() };
+                if let Some([node, above]) = gone.find(path, &mut Vec::new()) {
+                    let entry = found.entry(path.clone()).or_default();
+                    let readers = entry.gone.get_or_insert_default();
+                    readers.add(node.acl());
+                    readers.add(above.acl());
+                }
+            }
+            if self.deferred.budget() == 0 {
+                *below = Some(path.clone());
+                return;
+            }
+        }
+        if now.is_some() || old.as_ref().is_none_or(|old| old.get(&change.path).is_some()) {
+            for (path, distance) in self.watches.watched_above(&change.path) {
+                self.deferred.spend(1);
+                let entry = found.entry(path.clone()).or_default();
+                if entry.few.len() < FEW {
+                    entry.few.push((*next, distance));
+                }
+                entry.nearest =
+                    if entry.count == 0 { distance } else { entry.nearest.min(distance) };
+                entry.count += 1;
+                change.readers.iter().for_each(|acl| entry.readers.add(acl));
+            }
+        }
+        self.deferred.spend(1 + components(&change.path).count() / 4);
+        *next += 1;
+    }
+
+    /// Queues the events of the watches of a path; false if some are left.
+    fn queue_found(&mut self, fanout: &mut Fanout, path: &Arc<str>, found: &Found) -> bool {
+        loop {
+            let ids: Vec<_> =
+                self.watches.on_path(path, fanout.last, fanout.newest).take(256).collect();
+            if ids.is_empty() {
+                return true;
+            }
+            for (id, depth) in ids {
+                if self.deferred.budget() == 0 {
+                    return false;
+                }
+                fanout.last = id;
+                self.queue_for(fanout, id, depth, path, found);
+            }
+        }
+    }
+
+    /// Queues the events of one watch.
+    fn queue_for(
+        &mut self,
+        fanout: &mut Fanout,
+        id: WatchId,
+        depth: Option<u32>,
+        path: &Arc<str>,
+        found: &Found,
+    ) {
+        self.deferred.spend(1);
+        let Some(conn) = self.watches.all.get(&id).map(|watch| watch.conn) else { return };
+        let rights = self.rights(conn);
+        let mut units = 0;
+        let mut reads = |readers: &Readers| {
+            let grants = |acl: &Acl| {
+                units += 1;
+                acl.access(&rights).grants(Access::Read)
+            };
+            readers.iter().any(grants)
+        };
+        let near = |distance: usize| depth.is_none_or(|depth| depth as usize >= distance);
+        let mut paths = Vec::new();
+        if found.gone.as_ref().is_some_and(&mut reads) {
+            let bare = depth.is_none_or(|depth| depth == 0);
+            paths.push(match &found.with_domid {
+                Some(with_domid) if !bare => with_domid.clone(),
+                _ => path.clone(),
+            });
+        }
+        if found.count > FEW {
+            let may_read = *fanout.may_read.entry(conn).or_insert_with(|| reads(&found.readers));
+            if may_read && near(found.nearest) {
+                paths.push(path.clone());
+            }
+        } else {
+            for (at, distance) in &found.few {
+                let change = &fanout.changes[*at];
+                if near(*distance) && reads(&change.readers) {
+                    paths.push(change.path.as_str().into());
+                }
+            }
+        }
+        self.deferred.spend(units / 8 + paths.len());
+        for path in paths {
+            self.queue(id, path, &rights);
+        }
+    }
+}
