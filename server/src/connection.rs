@@ -3,18 +3,17 @@
 use std::future::Future;
 use std::io;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use smol::Timer;
-use xenstore_protocol::{ErrorName, Frame, FrameTooLong, HEADER_LEN, Operation, Reply, server};
+use xenstore_protocol::{ErrorName, Frame, FrameTooLong, HEADER_LEN, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
 use crate::journal::Run;
-use crate::server::{Server, Start};
+use crate::server::{Failed, Server, Start};
 use crate::update::UnderWay;
 
 /// Bytes that are read at once.
@@ -31,7 +30,7 @@ pub(crate) enum End {
     Io(io::Error),
     /// The client broke the protocol.
     Violation(FrameTooLong),
-    /// Answering a request failed in a way that nobody had thought of.
+    /// Executing a request, or fetching events, panicked and could not be refused alone.
     Panic,
 }
 
@@ -210,8 +209,8 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 }
 
-/// Answers one frame, at this place of the run. Some if it is put off; an error if it cannot be answered,
-/// which is a mistake.
+/// Answers one frame, at this place of the run. Some if it is put off. A request that panics is refused
+/// with EIO; it is an error, which ends the connection, if it may have been done in part.
 fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
     run: &mut Run<'_>,
@@ -220,26 +219,18 @@ fn answer_frame<H: Host + 'static>(
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let start = out.len();
-    let answer = || server.handle(run, at.clone(), frame, &mut *out);
-    // A mistake in answering one client must not end the others.
-    match catch_unwind(AssertUnwindSafe(answer)) {
+    match server.handle(run, at.clone(), frame, out) {
         Ok(Outcome::Answered) => Ok(None),
         Ok(Outcome::Later(until)) => {
             let timer = Timer::after(Duration::from_millis(until.saturating_sub(run.now())));
             Ok(Some(Held { bytes: run.read()[at].into(), until, timer }))
         }
-        Err(_) => {
-            let name = Operation::from_wire(frame.header.ty).map(Operation::name);
-            let payload = String::from_utf8_lossy(frame.payload);
-            tracing::error!(conn = %run.conn(), header = ?frame.header, name, %payload,
-                "panic while answering this request; please report it");
-            if !server.repair(run) {
-                return Err(End::Panic);
-            }
+        Err(Failed::Refused) => {
             out.truncate(start);
             Reply::Error(ErrorName::Eio).emit(&frame.header, out);
             Ok(None)
         }
+        Err(Failed::InPart) => Err(End::Panic),
     }
 }
 
@@ -296,7 +287,11 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             if self.server.holds(self.conn) {
                 return self.stand();
             }
-            let more = self.state.is_full() || self.server.emit_events(self.conn, self.state.out());
+            let more = self.state.is_full()
+                || match self.server.emit_events(self.conn, self.state.out()) {
+                    Ok(more) => more,
+                    Err(_) => return Poll::Ready(End::Panic),
+                };
             if let Poll::Ready(Err(error)) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }

@@ -1,9 +1,10 @@
 //! A store and the connections to it.
 
+mod inputs;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -11,18 +12,19 @@ use std::time::Duration;
 use futures_lite::future::yield_now;
 use smol::Timer;
 use tracing::{debug, warn};
-use xenstore_protocol::{Deframer, DomId, Frame, HEADER_LEN, Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Input, Outcome, Recorded};
+use xenstore_protocol::{DomId, Frame, HEADER_LEN, Header, Operation};
+use xenstore_store::{Caller, Config, ConnId, Engine, Host, Outcome};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::clock::Clock;
 use crate::connection::{Connection, End, READ_MAX};
-use crate::journal::{self, Journal, Run};
+use crate::journal::{Journal, Run};
 use crate::log::Trace;
 use crate::tasks::Tasks;
 use crate::update::{Hold, UnderWay, Update};
+pub(crate) use inputs::Failed;
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -133,9 +135,15 @@ impl<H: Host + 'static> Server<H> {
             Peer::Process(_) => Caller::Socket,
             Peer::Domain(domid) => Caller::Domain(DomId(domid)),
         };
-        let conn = self.connect(caller);
-        debug!(%conn, ?peer, "connected");
-        self.serve_as(conn, transport, Start::default())
+        let served = self.connect(caller).map(|conn| {
+            debug!(%conn, ?peer, "connected");
+            self.serve_as(conn, transport, Start::default())
+        });
+        async {
+            if let Some(served) = served {
+                served.await;
+            }
+        }
     }
 
     /// Goes on with a connection that the engine has been restored with. Otherwise as
@@ -181,7 +189,7 @@ impl<H: Host + 'static> Server<H> {
                     Failure::Protocol
                 }
                 End::Panic => {
-                    warn!(%conn, ?peer, "connection ended: the request could not be answered");
+                    warn!(%conn, ?peer, "connection ended: an internal error");
                     Failure::Protocol
                 }
             };
@@ -239,7 +247,8 @@ impl<H: Host + 'static> Server<H> {
     /// Runs a request of the machine's own, on behalf of the store's domain. The reply's type and
     /// payload.
     pub fn request(&self, op: Operation, payload: &[u8]) -> (u32, Vec<u8>) {
-        let conn = self.connect(Caller::Socket);
+        let eio = (Operation::Error.as_wire(), b"EIO\0".to_vec());
+        let Some(conn) = self.connect(Caller::Socket) else { return eio };
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let bytes = [&header.emit()[..], payload].concat();
@@ -251,8 +260,12 @@ impl<H: Host + 'static> Server<H> {
             let outcome = self.handle(&mut run, 0..bytes.len(), &frame, &mut out);
             self.tell(&mut run);
             match outcome {
-                Outcome::Later(until) => now = until,
-                Outcome::Answered => break,
+                Ok(Outcome::Later(until)) => now = until,
+                Ok(Outcome::Answered) => break,
+                Err(_) => {
+                    self.disconnect(conn);
+                    return eio;
+                }
             }
         }
         self.disconnect(conn);
@@ -260,97 +273,10 @@ impl<H: Host + 'static> Server<H> {
         (ty, out.split_off(HEADER_LEN.min(out.len())))
     }
 
-    /// Answers one frame, unless it is put off, and wakes those whom it concerns. It is at this place
-    /// of the run, of which the journal is told later: see [`Server::tell`].
-    pub(crate) fn handle(
-        &self,
-        run: &mut Run<'_>,
-        at: Range<usize>,
-        frame: &Frame<'_>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        let shared = &self.0;
-        let start = out.len();
-        shared.update.asked_by(run.conn());
-        let outcome = self.carry_out(run, at, frame, out);
-        if outcome != Outcome::Answered {
-            return outcome;
-        }
-        shared.update.keep_back(&frame.header, out);
-        if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
-            let who = format!("conn {}", run.conn());
-            trace.frame("IN", &who, &frame.header, frame.payload);
-            let mut written = &out[start..];
-            let mut deframer = Deframer::default();
-            while let Ok(Some(frame)) = deframer.next(&mut written) {
-                trace.frame("OUT", &who, &frame.header, frame.payload);
-            }
-        }
-        self.wake();
-        outcome
-    }
-
-    /// The engine's part of that, of which the run knows then if the journal is to be told.
-    fn carry_out(
-        &self,
-        run: &mut Run<'_>,
-        at: Range<usize>,
-        frame: &Frame<'_>,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        let shared = &self.0;
-        let (conn, now, Frame { header, payload }) = (run.conn(), run.now(), frame);
-        let mut engine = shared.engine.borrow_mut();
-        let mut host = shared.host.borrow_mut();
-        let mut journal = shared.journal.borrow_mut();
-        let Some(journal) = journal.as_mut().filter(|_| is_journaled(&engine, conn, header)) else {
-            return engine.handle(conn, header, payload, now, &mut *host, out);
-        };
-        run.begin(at);
-        if journal.looks_out() {
-            run.tell_begun(journal);
-        }
-        let mut answers = Vec::new();
-        let mut recorded = Recorded { host: &mut *host, answers: &mut answers };
-        let outcome = engine.handle(conn, header, payload, now, &mut recorded, out);
-        run.done();
-        if !answers.is_empty() {
-            run.tell(journal);
-        }
-        journal.done(&answers);
-        outcome
-    }
-
     /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
     /// anybody hears of them.
     pub(crate) fn tell(&self, run: &mut Run<'_>) {
         self.with_journal(|journal| run.tell(journal));
-    }
-
-    /// Does something to the engine and records it, if there is a journal.
-    fn run<T>(&self, input: &Input<'_>, run: impl FnOnce(&mut Engine, &mut dyn Host) -> T) -> T {
-        let result = self.run_in_turn(input, run);
-        self.commit();
-        result
-    }
-
-    /// The same in a turn of a connection, which ends with [`Server::commit`].
-    fn run_in_turn<T>(
-        &self,
-        input: &Input<'_>,
-        run: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
-    ) -> T {
-        let shared = &self.0;
-        let mut engine = shared.engine.borrow_mut();
-        let mut host = shared.host.borrow_mut();
-        let mut journal = shared.journal.borrow_mut();
-        let Some(journal) = journal.as_mut() else { return run(&mut engine, &mut *host) };
-        journal.input(input);
-        let mut answers = Vec::new();
-        let mut recorded = Recorded { host: &mut *host, answers: &mut answers };
-        let result = run(&mut engine, &mut recorded);
-        journal.done(&answers);
-        result
     }
 
     /// What has happened so far is kept for the next process: to be called before anybody hears of it.
@@ -395,27 +321,6 @@ impl<H: Host + 'static> Server<H> {
         self.0.journal.borrow_mut().as_mut().map(change)
     }
 
-    /// Asks the machine about every domain.
-    pub(crate) fn domains_changed(&self) {
-        self.run(&Input::DomainsChanged, Engine::domains_changed);
-        self.wake();
-    }
-
-    /// Begins a connection, which nobody serves yet.
-    pub(crate) fn connect(&self, caller: Caller) -> ConnId {
-        self.run(&Input::Connect(caller), |engine, _| engine.connect(caller))
-    }
-
-    /// A connection starts anew.
-    pub(crate) fn restart(&self, conn: ConnId) {
-        self.run(&Input::Restart(conn), |engine, _| engine.restart(conn));
-    }
-
-    /// Ends a connection.
-    pub(crate) fn disconnect(&self, conn: ConnId) {
-        self.run(&Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
-    }
-
     /// Lets the engine and the machine change together, then wakes those whom it concerns. The
     /// journal does not hear of it.
     pub fn with<T>(&self, change: impl FnOnce(&mut Engine, &mut H) -> T) -> T {
@@ -458,18 +363,6 @@ impl<H: Host + 'static> Server<H> {
     /// Is the connection still there?
     pub(crate) fn is_connected(&self, conn: ConnId) -> bool {
         self.0.engine.borrow().is_connected(conn)
-    }
-
-    /// Appends some of the events that wait for `conn`. Are there more?
-    pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> bool {
-        if !self.0.engine.borrow().has_events(conn) {
-            return false;
-        }
-        let (start, room) = (out.len(), xenstore_protocol::server::Connection::HIGH_WATER);
-        let limit = u32::try_from(room).unwrap_or(u32::MAX);
-        self.run_in_turn(&Input::Events { conn, limit }, |engine, _| {
-            engine.emit_events(conn, start + room, out)
-        })
     }
 
     /// How many replies a connection may leave unread.
@@ -525,40 +418,6 @@ impl<H: Host + 'static> Server<H> {
     pub(crate) fn buffer(&self) -> std::cell::RefMut<'_, Box<[u8]>> {
         self.0.buffer.borrow_mut()
     }
-
-    /// After a request could not be answered: makes the engine again as it was before it, or at least
-    /// looks for damage. Has nothing of that request been done?
-    pub(crate) fn repair(&self, run: &mut Run<'_>) -> bool {
-        let rebuilt = self.with_journal(|journal| {
-            run.tell_begun(journal);
-            journal.rebuild()
-        });
-        match rebuilt {
-            Some(Ok(engine)) => {
-                *self.0.engine.borrow_mut() = engine;
-                self.wake();
-                return true;
-            }
-            Some(Err(reason)) => {
-                tracing::error!(reason, "the store cannot be made again");
-                // What is there must not be followed by what comes now.
-                self.with_journal(Journal::renew);
-            }
-            None => {}
-        }
-        if let Err(violation) = self.0.engine.borrow().check() {
-            tracing::error!(%violation, "the store is damaged; please report this");
-        }
-        false
-    }
-}
-
-/// Must this request be in the journal? On a socket, which does not outlive the process, not if it only
-/// asks and brings no events.
-fn is_journaled(engine: &Engine, conn: ConnId, header: &Header) -> bool {
-    !journal::only_asks(header)
-        || engine.caller(conn) != Some(Caller::Socket)
-        || engine.has_events(conn)
 }
 
 struct Disconnect<'a, H: Host + 'static> {

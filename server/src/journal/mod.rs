@@ -46,7 +46,7 @@ use crate::place;
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
-pub(crate) use run::Run;
+pub(crate) use run::{Entry, Run};
 use segment::{Group, Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
@@ -259,6 +259,10 @@ fn wait_for(journal: &File) -> io::Result<()> {
 
 fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
     let (records, interrupted) = (replay.records, replay.interrupted.clone());
+    let interrupted = match interrupted.as_deref().and_then(Input::parse) {
+        Some(Input::Requests { conn, frames, .. }) => Some((conn, frames.to_vec())),
+        _ => None,
+    };
     let (engine, mut state) = replay.finish();
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
@@ -490,20 +494,31 @@ impl Journal {
         }
     }
 
-    /// Makes the engine again as it was before the last input, which is refused.
+    /// Makes the engine again as it was before the last input, if that is not carried out, and refuses
+    /// it. An error is one line.
     pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
         self.commit();
         let segment = self.segment.as_ref().filter(|_| self.is_valid());
-        let left = Left::parse(segment.ok_or("there is no journal")?.bytes(), &self.boot)?;
-        let replay = Replay::of(&self.config, &left)?;
-        replay.engine.check().map_err(|violation| violation.to_string())?;
+        let bytes = segment.ok_or("there is no journal")?.bytes();
+        let make = || -> Result<(Engine, bool), String> {
+            let left = Left::parse(bytes, &self.boot)?;
+            let mut replay = Replay::of(&self.config, &left)?;
+            let interrupted = replay.interrupted.take();
+            if let Some(input) = interrupted.as_deref().and_then(Input::parse) {
+                replay.refuse(&input)?;
+            }
+            replay.engine.check().map_err(|violation| violation.to_string())?;
+            Ok((replay.engine, interrupted.is_some()))
+        };
+        let made = catch_unwind(AssertUnwindSafe(make));
+        let (engine, refused) = made.unwrap_or_else(|_| Err("panic while reading it".into()))?;
         // One that is not in the journal leaves nothing that is to be refused.
-        if replay.interrupted.is_some() {
+        if refused {
             self.record(|out| Record::Refused.emit(out));
         }
         self.open = false;
         self.commit();
-        Ok(replay.engine)
+        Ok(engine)
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) enum Record<'a> {
     Input(Input<'a>),
     /// What the machine answered meanwhile, to the last request if there are more than one.
     Answers(&'a [u8]),
-    /// The one request was answered with EIO, and nothing was done.
+    /// The input, of one request at the most, was refused: see [`Replay::refuse`](super::replay::Replay::refuse).
     Refused,
     /// All that was taken from a ring and not executed.
     LeftOver {

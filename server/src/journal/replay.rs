@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
-use xenstore_store::{Caller, Config, ConnId, Engine, Input, Millis, Replayed, State};
+use xenstore_store::{
+    Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
+};
 
 use super::record::Record;
 use super::segment::Left;
@@ -23,8 +25,9 @@ pub(super) struct Replay {
     pub(super) now: Millis,
     /// Records that were carried out again.
     pub(super) records: u64,
-    /// The last request, as it came, if it was not carried out.
-    pub(super) interrupted: Option<(ConnId, Vec<u8>)>,
+    /// The last input, as it is recorded, if it was not carried out.
+    pub(super) interrupted: Option<Vec<u8>>,
+    config: Config,
 }
 
 impl Replay {
@@ -50,6 +53,7 @@ impl Replay {
             now: 0,
             records: 0,
             interrupted: None,
+            config: *config,
         };
         replay.begin(&state);
         let mut records = left.records().take(count).peekable();
@@ -57,10 +61,8 @@ impl Replay {
             let record = Record::parse(body).ok_or("a record in it means nothing")?;
             if !done {
                 // One that was being carried out is the last of all.
-                if let Record::Input(Input::Requests { conn, frames, .. }) = record
-                    && records.peek().is_none()
-                {
-                    replay.interrupted = Some((conn, frames.to_vec()));
+                if matches!(record, Record::Input(_)) && records.peek().is_none() {
+                    replay.interrupted = Some(body.to_vec());
                 }
                 break;
             }
@@ -93,13 +95,10 @@ impl Replay {
             // With the record before.
             Record::Answers(_) | Record::Refused => return Ok(()),
         };
-        let mut out = Vec::new();
-        if let (Input::Requests { conn, frames, .. }, Some(Record::Refused)) = (input, next) {
-            let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
-            Reply::Error(ErrorName::Eio).emit(&header, &mut out);
-            self.answered(*conn, frames.len(), &out);
-            return Ok(());
+        if next == Some(&Record::Refused) {
+            return self.refuse(input);
         }
+        let mut out = Vec::new();
         let answers = match next {
             Some(Record::Answers(answers)) => answers,
             _ => &[][..],
@@ -140,6 +139,53 @@ impl Replay {
         while let Some(ended) = self.engine.pop_closed() {
             self.ways.remove(&ended);
         }
+        Ok(())
+    }
+
+    /// Does what is done instead of an input that is refused. A server that refuses one goes on from
+    /// here as well.
+    ///
+    /// * A request is answered with EIO.
+    /// * A connection is not begun, events stay queued (the server ends their connection), and a change
+    ///   of domains is not looked at: nothing is done.
+    /// * A connection that is to end, or to start anew, does: it is taken out of the state, or emptied
+    ///   there, without the code that could not do it.
+    pub(super) fn refuse(&mut self, input: &Input<'_>) -> Result<(), String> {
+        match input {
+            Input::Requests { conn, frames, .. } => {
+                let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
+                let mut out = Vec::new();
+                Reply::Error(ErrorName::Eio).emit(&header, &mut out);
+                self.answered(*conn, frames.len(), &out);
+            }
+            Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
+            Input::Disconnect(conn) => {
+                self.change_state(|all| all.retain(|connection| connection.id != *conn))?;
+                self.ways.remove(conn);
+            }
+            Input::Restart(conn) => {
+                self.change_state(|all| {
+                    let connection = all.iter_mut().find(|connection| connection.id == *conn);
+                    if let Some(connection) = connection {
+                        *connection = ConnectionState::new(*conn, connection.caller);
+                    }
+                })?;
+                self.ways.insert(*conn, Way::default());
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on from the state with other connections.
+    fn change_state(
+        &mut self,
+        change: impl FnOnce(&mut Vec<ConnectionState>),
+    ) -> Result<(), String> {
+        let mut state = self.engine.dump();
+        change(&mut state.connections);
+        let (engine, _) =
+            Engine::restore(&self.config, &state).map_err(|error| error.to_string())?;
+        self.engine = engine;
         Ok(())
     }
 

@@ -76,3 +76,65 @@ impl<'a> Run<'a> {
         }
     }
 }
+
+/// An input that is executed, and how the journal learns of it.
+pub(crate) enum Entry<'r, 'a> {
+    /// Recorded by itself.
+    Alone(Input<'a>),
+    /// Recorded with the requests around it, if it must be `recorded` at all.
+    Request {
+        /// Where it is.
+        run: &'r mut Run<'a>,
+        /// At this position.
+        at: Range<usize>,
+        /// Otherwise it leaves everything as it is.
+        recorded: bool,
+    },
+}
+
+impl<'a> Entry<'_, 'a> {
+    /// What is executed.
+    pub(crate) fn input(&self) -> Input<'a> {
+        match self {
+            Entry::Alone(input) => *input,
+            Entry::Request { run, at, .. } => run.input(at.clone()),
+        }
+    }
+
+    /// Returns true if the journal must learn of it.
+    pub(crate) fn is_recorded(&self) -> bool {
+        !matches!(self, Entry::Request { recorded: false, .. })
+    }
+
+    /// It is about to be executed.
+    pub(crate) fn begin(&mut self, journal: &mut Journal) {
+        match self {
+            Entry::Alone(input) => journal.input(input),
+            Entry::Request { run, at, .. } => {
+                run.begin(at.clone());
+                if journal.looks_out() {
+                    run.tell_begun(journal);
+                }
+            }
+        }
+    }
+
+    /// It has been, with these answers of the machine.
+    pub(crate) fn done(&mut self, journal: &mut Journal, answers: &[u8]) {
+        if let Entry::Request { run, .. } = self {
+            run.done();
+            if !answers.is_empty() {
+                run.tell(journal);
+            }
+        }
+        journal.done(answers);
+    }
+
+    /// It was begun and has no result: from now on the journal has it as its last, if it must learn of
+    /// it.
+    pub(crate) fn open(&mut self, journal: &mut Journal) {
+        if let Entry::Request { run, .. } = self {
+            run.tell_begun(journal);
+        }
+    }
+}

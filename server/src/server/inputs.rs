@@ -1,0 +1,192 @@
+//! The one way into the engine: every input is recorded, and a panic in it is repaired.
+//!
+//! [`Server::apply`] executes an input. The journal has it before the input has any effect that
+//! another can see. If executing it panics, the engine is made again from the journal as it was
+//! before, and the input is refused; `journal/replay.rs` says what that means for each kind.
+//!
+//! A new kind of [`Input`] needs a call of [`Server::input`] here, and an arm there.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tracing::error;
+use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
+use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
+
+use super::Server;
+use crate::journal::{self, Entry, Journal, Run};
+
+/// Why an input has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// Nothing of it has been done.
+    Refused,
+    /// It may have been done in part: there is no journal to make the engine again from.
+    InPart,
+}
+
+impl<H: Host + 'static> Server<H> {
+    /// Executes an input, which `change` does to the engine, with its record in the journal.
+    pub(crate) fn apply<T>(
+        &self,
+        mut entry: Entry<'_, '_>,
+        change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
+    ) -> Result<T, Failed> {
+        let shared = &self.0;
+        let result = {
+            let mut engine = shared.engine.borrow_mut();
+            let mut host = shared.host.borrow_mut();
+            let mut journal = shared.journal.borrow_mut();
+            let mut journal = journal.as_mut().filter(|_| entry.is_recorded());
+            let mut answers = Vec::new();
+            if let Some(journal) = &mut journal {
+                entry.begin(journal);
+            }
+            let result = catch_unwind(AssertUnwindSafe(|| match &journal {
+                Some(_) => {
+                    change(&mut engine, &mut Recorded { host: &mut *host, answers: &mut answers })
+                }
+                None => change(&mut engine, &mut *host),
+            }));
+            if let (Ok(_), Some(journal)) = (&result, journal) {
+                entry.done(journal, &answers);
+            }
+            result
+        };
+        result.map_err(|_| {
+            log_panic(&entry.input());
+            self.repair(entry)
+        })
+    }
+
+    /// The same for an input that is recorded by itself, in a turn of a connection, which ends with
+    /// [`Server::commit`].
+    pub(crate) fn input<T>(
+        &self,
+        input: Input<'_>,
+        change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
+    ) -> Result<T, Failed> {
+        self.apply(Entry::Alone(input), change)
+    }
+
+    /// The same outside of a turn. `None` if the input is refused, which is logged.
+    fn input_now<T>(
+        &self,
+        input: Input<'_>,
+        change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
+    ) -> Option<T> {
+        let result = self.input(input, change);
+        self.commit();
+        result.ok()
+    }
+
+    /// Executes one frame, unless it is deferred, and wakes the connections that it concerns. `at` is
+    /// its position in `run`, of which the journal is told by [`Server::tell`].
+    pub(crate) fn handle(
+        &self,
+        run: &mut Run<'_>,
+        at: std::ops::Range<usize>,
+        frame: &Frame<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Outcome, Failed> {
+        let shared = &self.0;
+        let (start, conn, now) = (out.len(), run.conn(), run.now());
+        let Frame { header, payload } = frame;
+        shared.update.asked_by(conn);
+        let recorded = is_journaled(&shared.engine.borrow(), conn, header);
+        let outcome = self.apply(Entry::Request { run, at, recorded }, |engine, host| {
+            engine.handle(conn, header, payload, now, host, out)
+        })?;
+        if outcome != Outcome::Answered {
+            return Ok(outcome);
+        }
+        shared.update.keep_back(header, out);
+        if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
+            let who = format!("conn {conn}");
+            trace.frame("IN", &who, header, payload);
+            let mut written = &out[start..];
+            let mut deframer = Deframer::default();
+            while let Ok(Some(frame)) = deframer.next(&mut written) {
+                trace.frame("OUT", &who, &frame.header, frame.payload);
+            }
+        }
+        self.wake();
+        Ok(outcome)
+    }
+
+    /// Asks the machine about every domain.
+    pub(crate) fn domains_changed(&self) {
+        self.input_now(Input::DomainsChanged, Engine::domains_changed);
+        self.wake();
+    }
+
+    /// Begins a connection, which no task serves yet. `None` if it cannot be, which is logged.
+    pub(crate) fn connect(&self, caller: Caller) -> Option<ConnId> {
+        self.input_now(Input::Connect(caller), |engine, _| engine.connect(caller))
+    }
+
+    /// A connection starts anew.
+    pub(crate) fn restart(&self, conn: ConnId) {
+        self.input_now(Input::Restart(conn), |engine, _| engine.restart(conn));
+    }
+
+    /// Ends a connection.
+    pub(crate) fn disconnect(&self, conn: ConnId) {
+        self.input_now(Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
+    }
+
+    /// Appends some of the events that are queued for `conn`. Returns true if there are more.
+    pub(crate) fn emit_events(&self, conn: ConnId, out: &mut Vec<u8>) -> Result<bool, Failed> {
+        if !self.0.engine.borrow().has_events(conn) {
+            return Ok(false);
+        }
+        let (start, room) = (out.len(), server::Connection::HIGH_WATER);
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let more = self.input(Input::Events { conn, limit }, |engine, _| {
+            engine.emit_events(conn, start + room, out)
+        });
+        more.inspect_err(|_| out.truncate(start))
+    }
+
+    /// Makes the engine again as it was before an input that panicked, or at least looks for damage.
+    fn repair(&self, mut entry: Entry<'_, '_>) -> Failed {
+        let rebuilt = self.with_journal(|journal| {
+            entry.open(journal);
+            journal.rebuild()
+        });
+        match rebuilt {
+            Some(Ok(engine)) => {
+                *self.0.engine.borrow_mut() = engine;
+                self.wake();
+                return Failed::Refused;
+            }
+            Some(Err(reason)) => {
+                error!(reason, "the store cannot be made again");
+                // What is there must not be followed by what comes now.
+                self.with_journal(Journal::renew);
+            }
+            None => {}
+        }
+        if let Err(violation) = self.0.engine.borrow().check() {
+            error!(%violation, "the store is damaged; please report this");
+        }
+        Failed::InPart
+    }
+}
+
+fn log_panic(input: &Input<'_>) {
+    let Input::Requests { conn, frames, .. } = input else {
+        return error!(?input, "panic in this input, which is refused; please report it");
+    };
+    let Some((Frame { header, payload }, _)) = Frame::split_first(frames) else { return };
+    let name = Operation::from_wire(header.ty).map(Operation::name);
+    let payload = String::from_utf8_lossy(payload);
+    error!(%conn, ?header, name, %payload, "panic while answering this request; please report it");
+}
+
+/// Returns true if this request must be in the journal. On a socket, which does not outlive the
+/// process, a request that only reads and brings no events is left out.
+fn is_journaled(engine: &Engine, conn: ConnId, header: &Header) -> bool {
+    !journal::only_asks(header)
+        || engine.caller(conn) != Some(Caller::Socket)
+        || engine.has_events(conn)
+}
