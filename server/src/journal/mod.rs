@@ -7,9 +7,8 @@
 //!
 //! What is done is recorded before anybody hears of it, a turn of a connection at once: of what is
 //! lost with a process nothing has happened to the store, and requests of rings are still there. A
-//! process that comes after a crash also records each input before it carries it out, at first: the
-//! request at which it ends is carried out again, and answered with EIO instead when it has been the
-//! end of four such.
+//! process that comes after a crash also records each input before it carries it out, at first: so an
+//! input at which processes keep ending is found, and set aside ([`suspect`]).
 //!
 //! When a file is long enough, all connections stand still for a moment, in which the state is taken:
 //! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
@@ -21,6 +20,7 @@ mod record;
 mod replay;
 mod run;
 mod segment;
+mod suspect;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -57,15 +57,6 @@ const FULL: usize = 4 << 20;
 const PAUSE: Duration = Duration::from_secs(30);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(5);
-/// How often a process that looks out ends in the same request until it is refused. A process that is
-/// killed while it has just come back is killed in the request with which it begins, and that twice
-/// is chance.
-const TRIES: u8 = 4;
-
-/// Inputs of which a process that comes after a crash records each before it carries it out: more than
-/// the requests that wait in 1,000 rings, of which one may have been the end of the process before.
-const LOOKED_OUT_FOR: u32 = 1 << 17;
-
 /// The journal of a server.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -87,8 +78,9 @@ pub(crate) struct Journal {
     group: Group,
     /// The last input is being carried out.
     open: bool,
-    /// Inputs that are still to be looked out for.
+    /// Inputs that are still to be looked out for, and like which one they are not to be.
     look_out: u32,
+    aside: Option<Vec<u8>>,
     waiter: Option<Waker>,
 }
 
@@ -258,53 +250,23 @@ fn wait_for(journal: &File) -> io::Result<()> {
 }
 
 fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
-    let (records, interrupted) = (replay.records, replay.interrupted.clone());
-    let interrupted = match interrupted.as_deref().and_then(Input::parse) {
-        Some(Input::Requests { conn, frames, .. }) => Some((conn, frames.to_vec())),
-        _ => None,
-    };
-    let (engine, mut state) = replay.finish();
+    let (records, mut replay) = (replay.records, replay);
+    let interrupted = replay.interrupted.take();
+    let interrupted = interrupted.as_deref().and_then(Input::parse);
+    if suspect::note(path, interrupted.as_ref())
+        && let Some(input) = interrupted
+    {
+        replay.refuse(&input)?;
+    }
+    let (engine, state) = replay.finish()?;
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
         error!("the end of the journal is damaged: what was done last is lost");
     }
-    suspect(path, interrupted, &mut state);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
     let rings = state.connections.len();
     info!(records, rings, ms, "the last process ended unexpectedly; going on from its journal");
     Ok(Recovered { engine, state })
-}
-
-/// Counts how often the same request was being carried out when a process ended. One that has done
-/// so too often is refused: it is taken for executed, and answered with EIO.
-fn suspect(path: &Path, interrupted: Option<(ConnId, Vec<u8>)>, state: &mut State) {
-    let note = path.with_file_name("journal-suspect");
-    let Some((conn, frame)) = interrupted else {
-        remove_file(&note);
-        return;
-    };
-    // Of which journal, how often until then, and which request.
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let known = std::fs::read(&note).unwrap_or_default();
-    let mut known = known.splitn(3, |byte| *byte == 0);
-    let (last, times, same) = (known.next(), known.next(), known.next() == Some(&frame[..]));
-    let times =
-        times.filter(|_| same).and_then(|times| std::str::from_utf8(times).ok()?.parse().ok());
-    // A process that ended while it came back has not tried again.
-    let tried = u8::from(!same || last != Some(name));
-    let times = times.unwrap_or(0_u8).saturating_add(tried);
-    let header = frame.first_chunk().map(Header::parse).unwrap_or_default();
-    let operation = Operation::from_wire(header.ty).map_or("?", Operation::name);
-    warn!(%conn, operation, ?header, times, "the process ended while it carried out this request");
-    let ring = state.connections.iter_mut().find(|connection| connection.id == conn);
-    if times >= TRIES
-        && let Some(connection) = ring
-    {
-        error!(%conn, operation, ?header, "this request is refused with EIO; please report it");
-        way::refuse(&mut connection.io, &frame);
-    }
-    let noted = [name, b"\0", times.to_string().as_bytes(), b"\0", &frame].concat();
-    let _ = if crash::point() { std::fs::write(&note, noted) } else { Ok(()) };
 }
 
 impl Journal {
@@ -318,6 +280,7 @@ impl Journal {
         write: impl FnOnce(&mut Sink<'_>),
     ) -> Journal {
         let number = numbers(&dir).first().copied().unwrap_or(0);
+        let aside = if looks_out { suspect::set_aside(&dir) } else { None };
         let mut journal = Journal {
             dir,
             config: *config,
@@ -330,7 +293,8 @@ impl Journal {
             rests_until: Instant::now(),
             group: Group::default(),
             open: false,
-            look_out: if looks_out { LOOKED_OUT_FOR } else { 0 },
+            look_out: if looks_out { suspect::LOOKED_OUT_FOR } else { 0 },
+            aside,
             waiter: None,
         };
         let draft = journal.draft();
@@ -454,6 +418,21 @@ impl Journal {
         if self.looks_out() {
             self.write();
         }
+    }
+
+    /// Refuses an input that has just been recorded, if it is like one that was set aside. Returns true
+    /// if it is refused.
+    #[inline]
+    pub(crate) fn refuses<'a>(&mut self, input: impl FnOnce() -> Input<'a>) -> bool {
+        if !self.looks_out() || self.aside.is_none() {
+            return false;
+        }
+        let is_refused = suspect::is_like(&mut self.aside, &input());
+        if is_refused {
+            self.record(|out| Record::Refused.emit(out));
+            self.done(&[]);
+        }
+        is_refused
     }
 
     /// It has been done, and the machine has answered this meanwhile.

@@ -1,7 +1,9 @@
 //! From what a journal holds to an engine that is where the one was that wrote it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use tracing::error;
 use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
     Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
@@ -183,9 +185,12 @@ impl Replay {
     ) -> Result<(), String> {
         let mut state = self.engine.dump();
         change(&mut state.connections);
-        let (engine, _) =
-            Engine::restore(&self.config, &state).map_err(|error| error.to_string())?;
-        self.engine = engine;
+        self.restore(&state)
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), String> {
+        let made = Engine::restore(&self.config, state).map_err(|error| error.to_string())?;
+        self.engine = made.0;
         Ok(())
     }
 
@@ -205,12 +210,8 @@ impl Replay {
 
     /// Ends what ended with the process: connections of sockets; and begins what it had not come to:
     /// those of domains that had been introduced. The state from which to go on.
-    pub(super) fn finish(mut self) -> (Engine, State) {
-        for conn in self.engine.connections() {
-            if self.engine.caller(conn) == Some(Caller::Socket) {
-                self.engine.disconnect(conn);
-            }
-        }
+    pub(super) fn finish(mut self) -> Result<(Engine, State), String> {
+        self.end_sockets()?;
         let domains: Vec<_> = self.engine.dump().domains;
         let served: BTreeSet<DomId> =
             self.engine.connections().into_iter().filter_map(|conn| self.domid(conn)).collect();
@@ -234,7 +235,25 @@ impl Replay {
             io.remote_port = introduced.and_then(|(_, port)| *port);
             self.ways.remove(&connection.id).unwrap_or_default().put(io);
         }
-        (self.engine, state)
+        Ok((self.engine, state))
+    }
+
+    /// Ends the connections of sockets. If that panics, they are taken out of the state instead.
+    fn end_sockets(&mut self) -> Result<(), String> {
+        let is_socket = |caller| caller == Caller::Socket;
+        let mut before = self.engine.dump();
+        let sockets = before.connections.iter().filter(|known| is_socket(known.caller));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            sockets.for_each(|known| self.engine.disconnect(known.id));
+        }));
+        if ended.is_err() {
+            error!(
+                "panic while ending the connections of sockets: they are left out; please report it"
+            );
+            before.connections.retain(|known| !is_socket(known.caller));
+            self.restore(&before)?;
+        }
+        Ok(())
     }
 }
 

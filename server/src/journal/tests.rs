@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
-use xenstore_protocol::{DomId, ErrorName, Frame, HEADER_LEN};
-use xenstore_store::{Caller, DomainInfo, Host};
+use xenstore_protocol::{DomId, ErrorName, Frame};
+use xenstore_store::{DomainInfo, Host};
 
 use super::*;
 use crate::clock::Clock;
@@ -202,38 +202,4 @@ fn a_file_that_misses_something_is_given_up() {
     kept.renew();
     kept.ask(Operation::Write, "/a|2");
     kept.is_exact();
-}
-
-// Fails if a request at which processes end is carried out for ever, or refused too early; or
-// if its connection does not hear of it.
-#[test]
-fn a_request_at_which_processes_end_is_refused_in_the_end() {
-    let kept = kept();
-    kept.ask(Operation::Introduce, "1|7|8|");
-    let conn = kept.server.with(|engine, _| engine.connect(Caller::Domain(DomId(1))));
-    let payload = b"a\0x";
-    let header = Header { ty: Operation::Write.as_wire(), req_id: 9, tx_id: 0, len: 3 };
-    let frame = [&header.emit()[..], payload].concat();
-    let state = kept.server.with(|engine, _| engine.dump());
-    let dir = tempfile::tempdir().unwrap();
-    let begin = |state: &State| {
-        let write = |sink: &mut Sink<'_>| state.encode_to(sink);
-        let mut journal = Journal::begin(dir.path().to_owned(), &Config::default(), true, write);
-        journal.input(&Input::Requests { conn, now: 1, frames: &frame });
-        // The process ends here.
-    };
-    let mut state = state;
-    for _ in 1..TRIES {
-        begin(&state);
-        state = recover(dir.path(), &Config::default()).unwrap().unwrap().state;
-        let io = &state.connections[0].io;
-        assert_eq!((io.indices, &io.output), (Some((0, 0)), &vec![]));
-    }
-    begin(&state);
-    let last = recover(dir.path(), &Config::default()).unwrap().unwrap();
-    let io = &last.state.connections[0].io;
-    let answer = Header { ty: Operation::Error.as_wire(), req_id: 9, tx_id: 0, len: 4 };
-    assert_eq!(io.output, [&answer.emit()[..], b"EIO\0"].concat());
-    assert_eq!(io.indices, Some((u32::try_from(frame.len()).unwrap(), 0)));
-    assert_eq!(frame.len(), HEADER_LEN + 3);
 }

@@ -1,7 +1,6 @@
 //! How far a ring has come, as far as the journal knows.
 
 use xenstore_protocol::ring::filled;
-use xenstore_protocol::{ErrorName, Header, Reply};
 use xenstore_store::IoState;
 use xenstore_transport::ring::Indices;
 
@@ -115,16 +114,6 @@ impl Way {
         self.consumed = self.consumed.wrapping_add(word(bytes.len()));
         self.unread = bytes.to_vec();
     }
-}
-
-/// Takes a request that is about to be read from a ring for executed, and answers it with EIO.
-pub(super) fn refuse(io: &mut IoState, frame: &[u8]) {
-    let Some(header) = frame.first_chunk().map(Header::parse) else { return };
-    let mut way = Way::of(io);
-    let mut answer = Vec::new();
-    Reply::Error(ErrorName::Eio).emit(&header, &mut answer);
-    way.answered(frame.len(), &answer);
-    way.put(io);
 }
 
 fn word(len: usize) -> u32 {

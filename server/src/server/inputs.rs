@@ -40,6 +40,9 @@ impl<H: Host + 'static> Server<H> {
             let mut answers = Vec::new();
             if let Some(journal) = &mut journal {
                 entry.begin(journal);
+                if journal.refuses(|| entry.input()) {
+                    return Err(Failed::Refused);
+                }
             }
             let result = catch_unwind(AssertUnwindSafe(|| match &journal {
                 Some(_) => {

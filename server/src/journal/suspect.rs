@@ -1,0 +1,277 @@
+//! Poison inputs: those at which processes end, whatever their kind.
+//!
+//! A process that comes after a crash records each input before it executes it, at first
+//! ([`LOOKED_OUT_FOR`]). So the next process knows at which input it ended. A note beside the journal
+//! counts how often that was the same one. After [`TRIES`] times the input is set aside: it is refused
+//! as one that panics is (`replay.rs`), and so is every input like it while inputs are recorded ahead.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tracing::{error, warn};
+use xenstore_protocol::{Header, Operation};
+use xenstore_store::{ConnId, Input};
+use xenstore_transport::crash;
+
+/// How often a process that looks out ends in the same input until that is set aside. A process that is
+/// killed while it has just come back is killed in the input with which it begins, and that twice is
+/// chance.
+pub(super) const TRIES: u8 = 4;
+
+/// Inputs of which a process that comes after a crash records each before it carries it out: more than
+/// the requests that wait in 1,000 rings, of which one may have been the end of the process before.
+pub(super) const LOOKED_OUT_FOR: u32 = 1 << 17;
+
+/// The input at which the last processes have ended.
+#[derive(Debug, Default)]
+struct Note {
+    /// Name of the last journal in which that was found. A process that ended while it came back has
+    /// not tried again.
+    journal: Vec<u8>,
+    times: u8,
+    /// See [`key`].
+    key: Vec<u8>,
+}
+
+fn note_file(dir: &Path) -> PathBuf {
+    dir.join("journal-suspect")
+}
+
+/// An input as bytes, without what differs each time: a tool has another connection when it asks again.
+fn key(input: &Input<'_>) -> Vec<u8> {
+    let mut key = Vec::new();
+    match *input {
+        Input::Requests { frames, .. } => Input::Requests { conn: ConnId(0), now: 0, frames },
+        other => other,
+    }
+    .emit(&mut key);
+    key
+}
+
+/// An input for people.
+fn describe(input: &Input<'_>) -> String {
+    let Input::Requests { conn, frames, .. } = input else { return format!("{input:?}") };
+    let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
+    let operation = Operation::from_wire(header.ty).map_or("?", Operation::name);
+    format!("{operation} of connection {conn}, {header:?}")
+}
+
+impl Note {
+    fn read(dir: &Path) -> Option<Note> {
+        let bytes = std::fs::read(note_file(dir)).ok()?;
+        let mut parts = bytes.splitn(3, |byte| *byte == 0);
+        let (journal, times, key) = (parts.next()?, parts.next()?, parts.next()?);
+        let times = std::str::from_utf8(times).ok()?.parse().ok()?;
+        Some(Note { journal: journal.into(), times, key: key.into() })
+    }
+
+    /// Its file is for the owner alone, since the input may be a secret value.
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        remove(dir);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(note_file(dir));
+        let times = self.times.to_string();
+        file?.write_all(&[&self.journal, &b"\0"[..], times.as_bytes(), b"\0", &self.key].concat())
+    }
+}
+
+fn remove(dir: &Path) {
+    let _ = std::fs::remove_file(note_file(dir));
+}
+
+/// Notes at which input the process ended that has written this journal. Returns true if it is to be
+/// set aside.
+pub(super) fn note(journal: &Path, interrupted: Option<&Input<'_>>) -> bool {
+    let dir = journal.parent().unwrap_or(journal);
+    let Some(input) = interrupted else {
+        if crash::point() {
+            remove(dir);
+        }
+        return false;
+    };
+    let name = journal.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+    let key = key(input);
+    let known = Note::read(dir).filter(|known| known.key == key).unwrap_or_default();
+    let times = known.times.saturating_add(u8::from(known.journal != name));
+    let what = describe(input);
+    warn!(input = what, times, limit = TRIES, "the process ended while it executed this input");
+    let note = Note { journal: name, times, key };
+    if crash::point()
+        && let Err(error) = note.write(dir)
+    {
+        error!(dir = %dir.display(), %error, "cannot note at which input the process ended");
+    }
+    if times >= TRIES {
+        error!(
+            input = what,
+            times,
+            "this input is set aside: it is refused, and those like it for the next {LOOKED_OUT_FOR} \
+             inputs; if the process was killed for its memory, raise the limit; please report it"
+        );
+    }
+    times >= TRIES
+}
+
+/// The key of the input that has been set aside, if there is one.
+pub(super) fn set_aside(dir: &Path) -> Option<Vec<u8>> {
+    Note::read(dir).filter(|note| note.times >= TRIES).map(|note| note.key)
+}
+
+/// Returns true if this input is refused because it is like the one that was set aside. Connections that
+/// end or start anew are not: one of that kind has been when it was set aside. A connection is refused
+/// once: all clients of the socket are alike.
+pub(super) fn is_like(aside: &mut Option<Vec<u8>>, input: &Input<'_>) -> bool {
+    let is_once = match input {
+        Input::Disconnect(_) | Input::Restart(_) => return false,
+        Input::Connect(_) => true,
+        Input::Requests { .. } | Input::Events { .. } | Input::DomainsChanged => false,
+    };
+    let is_like = aside.as_ref().is_some_and(|aside| *aside == key(input));
+    if is_like {
+        error!(input = describe(input), "this input is refused: processes have ended in it");
+    }
+    if is_like && is_once {
+        *aside = None;
+    }
+    is_like
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use xenstore_protocol::stream::Sink;
+    use xenstore_protocol::{DomId, HEADER_LEN};
+    use xenstore_store::{Caller, Config, Engine, State};
+
+    use super::super::tests::{Kept, Machine, frame, kept};
+    use super::super::{Journal, recover};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::server::{Failed, Server};
+
+    /// A server with a guest that has a watch, for which an event waits, and its connection.
+    fn with_guest() -> (Kept, ConnId) {
+        let kept = kept();
+        kept.ask(Operation::Introduce, "1|7|8|");
+        kept.ask(Operation::Write, "/local/domain/1|");
+        kept.ask(Operation::SetPerms, "/local/domain/1|n1|");
+        let conn = kept.server.connect(Caller::Domain(DomId(1))).unwrap();
+        kept.turn(conn, &[(Operation::Watch, 0, "/local/domain/1|t|")]);
+        kept.ask(Operation::Write, "/local/domain/1/a|");
+        (kept, conn)
+    }
+
+    fn begin(dir: &Path, state: &State) -> Journal {
+        let write = |sink: &mut Sink<'_>| state.encode_to(sink);
+        Journal::begin(dir.to_owned(), &Config::default(), true, write)
+    }
+
+    /// Processes begin with this state and end in this input, so often; what is left in the end.
+    fn end_in(dir: &Path, mut state: State, input: &Input<'_>, times: u8) -> State {
+        for _ in 0..times {
+            begin(dir, &state).input(input);
+            state = recover(dir, &Config::default()).unwrap().unwrap().state;
+        }
+        state
+    }
+
+    fn guest(state: &State, conn: ConnId) -> Option<(usize, usize)> {
+        let found = state.connections.iter().find(|connection| connection.id == conn)?;
+        Some((found.watches.len(), found.events()))
+    }
+
+    // Fails if an input at which processes end is carried out for ever, whatever its kind, or is set aside
+    // too early; if one of a ring is not answered, a connection does not end, or does not start anew; or
+    // if others can read the note.
+    #[test]
+    fn an_input_at_which_processes_end_is_set_aside() {
+        let write = frame(Operation::Write, 0, "/local/domain/1/b|x");
+        let (kept, conn) = with_guest();
+        let state = kept.server.with(|engine, _| engine.dump());
+        let inputs = [
+            Input::Requests { conn, now: 1, frames: &write },
+            Input::Connect(Caller::Domain(DomId(1))),
+            Input::Disconnect(conn),
+            Input::Restart(conn),
+            Input::Events { conn, limit: 1000 },
+            Input::DomainsChanged,
+        ];
+        for input in inputs {
+            let dir = tempfile::tempdir().unwrap();
+            let before = end_in(dir.path(), state.clone(), &input, TRIES - 1);
+            assert_eq!(set_aside(dir.path()), None, "{input:?}");
+            assert_eq!(guest(&before, conn), Some((1, 1)), "{input:?}");
+            let after = end_in(dir.path(), before, &input, 1);
+            assert_eq!(set_aside(dir.path()), Some(key(&input)));
+            let mode = std::fs::metadata(note_file(dir.path())).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let expected = match input {
+                Input::Disconnect(_) => None,
+                Input::Restart(_) => Some((0, 0)),
+                _ => Some((1, 1)),
+            };
+            assert_eq!(guest(&after, conn), expected, "{input:?}");
+            if let Input::Requests { .. } = input {
+                let io = &after.connections[0].io;
+                let answer = Header { ty: Operation::Error.as_wire(), len: 4, ..Header::default() };
+                assert_eq!(io.output, [&answer.emit()[..], b"EIO\0"].concat());
+                assert_eq!(io.indices, Some((u32::try_from(HEADER_LEN + 19).unwrap(), 0)));
+            }
+            // One that ends elsewhere, or not at all, begins to count anew.
+            let other = Input::Disconnect(ConnId(77));
+            end_in(dir.path(), after, &other, 1);
+            assert_eq!(set_aside(dir.path()), None, "{input:?}");
+        }
+    }
+
+    /// The server after processes have ended in this input, and the input has been set aside.
+    fn after(poison: &Input<'_>) -> (Kept, ConnId) {
+        let (kept, conn) = with_guest();
+        let (dir, config) = (tempfile::tempdir().unwrap(), Config::default());
+        let state = kept.server.with(|engine, _| engine.dump());
+        let state = end_in(dir.path(), state, poison, TRIES);
+        let (engine, _) = Engine::restore(&config, &state).unwrap();
+        let server = Server::with_engine(engine, Machine::default(), Clock::Manual(5.into()));
+        (Kept { server: server.journaled(Some(begin(dir.path(), &state))), dir }, conn)
+    }
+
+    // Fails if the server after that carries such an input out when it comes again, refuses any other, or
+    // refuses clients for ever; or if the next process does not know what was refused.
+    #[test]
+    fn an_input_like_it_is_refused_when_it_comes_again() {
+        let write = frame(Operation::Write, 0, "/a|poison");
+        let poisons = [
+            Input::Requests { conn: ConnId(7), now: 1, frames: &write },
+            Input::Connect(Caller::Socket),
+            Input::DomainsChanged,
+        ];
+        for poison in poisons {
+            let (kept, conn) = after(&poison);
+            let first = kept.ask(Operation::Write, "/a|poison");
+            let is_refused = matches!(poison, Input::Requests { .. } | Input::Connect(_));
+            assert_eq!(first == "EIO|", is_refused, "{poison:?}: {first}");
+            assert_eq!(kept.ask(Operation::Write, "/a|fine"), "OK|");
+            // All domains are gone.
+            kept.server.domains_changed();
+            let is_there = kept.server.with(|engine, _| engine.is_connected(conn));
+            assert_eq!(is_there, poison == Input::DomainsChanged);
+            kept.is_exact();
+        }
+    }
+
+    // Fails if events that are set aside are offered to the same connection for ever.
+    #[test]
+    fn events_that_are_set_aside_are_the_end_of_their_connection() {
+        let limit = u32::try_from(xenstore_protocol::server::Connection::HIGH_WATER).unwrap();
+        let (_, conn) = with_guest();
+        let (kept, conn) = after(&Input::Events { conn, limit });
+        let mut out = Vec::new();
+        assert_eq!(kept.server.emit_events(conn, &mut out), Err(Failed::Refused));
+        assert_eq!(out, []);
+        kept.server.restart(conn);
+        assert_eq!(kept.server.emit_events(conn, &mut out), Ok(false));
+        kept.is_exact();
+    }
+}
