@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smol::channel::Sender;
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
@@ -19,7 +20,7 @@ use xenstore_transport::socket::Listener;
 
 use crate::clock::Clock;
 use crate::journal::{self, Journal};
-use crate::log::Trace;
+use crate::log::{self, GUEST, Trace};
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
 use crate::place::{in_memory, run_dir, socket_path};
@@ -32,6 +33,12 @@ use crate::xen;
 
 /// Set for the process in the background by the one that started it.
 const DETACHED: &str = "XENSTORED_DETACHED";
+/// How long a process that ends waits for those who read its log and its trace.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// Those that stop the daemon, that which opens the trace again, and others that would end a process by
+/// default and that somebody may send by mistake: they are ignored. SIGPIPE is from the start.
+const SIGNALS: [Signal; 6] =
+    [Signal::Term, Signal::Int, Signal::Hup, Signal::Usr1, Signal::Usr2, Signal::Alarm];
 /// Exit status for a mistake on the command line or in the configuration.
 const USAGE: u8 = 2;
 
@@ -68,13 +75,23 @@ pub fn main() -> ExitCode {
     if detached {
         let _ = rustix::process::setsid();
     }
-    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
-    // A log that cannot be written is no reason to end.
-    let subscriber = subscriber.log_internal_errors(false);
-    subscriber.with_max_level(tracing::Level::INFO).init();
+    if let Err(line) = log::start() {
+        return complain(&line, 1);
+    }
+    // Also if it panics.
+    let _flush = Flush;
     match run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => complain(&line, 1),
+    }
+}
+
+/// Writes the rest of the log at its end.
+struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        log::flush(FLUSH_LIMIT);
     }
 }
 
@@ -85,9 +102,8 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     first.strip_prefix("error: ").unwrap_or(first).to_owned()
 }
 
-#[allow(clippy::print_stderr)] // the log is not set up yet, and a user is to read it
 fn complain(line: &str, status: u8) -> ExitCode {
-    eprintln!("xenstored: {line}");
+    log::plain(&format!("xenstored: {line}"));
     ExitCode::from(status)
 }
 
@@ -138,8 +154,8 @@ fn run(settings: Settings) -> Result<(), String> {
         (handed_over, _) => handed_over,
     };
     // From now on a signal is heard when there is time for it.
-    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])
-        .map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let mut signals =
+        Signals::new(SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
     raise_descriptor_limit();
     let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
@@ -175,8 +191,8 @@ fn run(settings: Settings) -> Result<(), String> {
                 update.is_done();
             }
             taken.adopt(&server, resumed, &tasks, &driver);
-            // Nobody waits for that.
-            smol::unblock(move || drop(taken)).detach();
+            // Nobody waits for that. If there can be no thread it is done here.
+            let _ = std::thread::Builder::new().spawn(move || drop(taken));
         }
         xen::introduce_all(&server, &waiting);
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
@@ -267,12 +283,17 @@ pub(crate) fn serving(
 /// Waits for the signal to stop, and says so by dropping the sender.
 async fn until_stopped(signals: &mut Signals, trace: &Trace, _stop: Sender<()>) {
     while let Some(Ok(signal)) = signals.next().await {
-        if signal != Signal::Hup {
-            info!(?signal, "stopping");
-            return;
-        }
-        if let Err(error) = trace.reopen() {
-            error!(%error, "cannot open the trace file again");
+        match signal {
+            Signal::Term | Signal::Int => {
+                info!(?signal, "stopping");
+                return;
+            }
+            Signal::Hup => {
+                if let Err(error) = trace.reopen() {
+                    error!(%error, "cannot open the trace file again");
+                }
+            }
+            _ => info!(target: GUEST, ?signal, "this signal is ignored"),
         }
     }
 }
@@ -350,6 +371,12 @@ fn listen(
 fn announce(place: Option<&str>, kind: &str) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut out = std::io::stdout();
+    // A pipe that is not read must not stop the start.
+    let mut room = [PollFd::new(&out, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if !poll(&mut room, Some(&now)).is_ok_and(|ready| ready > 0) {
+        return warn!("standard output is full: not told there that the start is done");
+    }
     let _ = match place {
         Some(place) => writeln!(
             out,

@@ -1,11 +1,17 @@
 //! The log on standard error, and the trace of requests in a file.
 
+mod output;
+mod queue;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xenstore_protocol::{ErrorName, Header, Operation};
+
+pub(crate) use output::{GUEST, flush, plain, start};
+use queue::Queue;
 
 /// Switches of C xenstored's trace, by the names that `xenstore-control log` uses. Only `io` does
 /// anything here: a line for each request and reply.
@@ -25,9 +31,20 @@ pub(crate) fn check_switch(text: &str) -> Option<(bool, usize)> {
 #[derive(Debug, Default)]
 struct State {
     path: Option<PathBuf>,
-    file: Option<File>,
+    file: Option<Arc<File>>,
+    /// What writes the file, from when there is one for the first time.
+    queue: Option<Queue>,
     on: bool,
     switches: [bool; SWITCHES.len()],
+}
+
+impl State {
+    /// Queues a line for the file. Returns false if there is none.
+    fn line(&self, line: Vec<u8>) -> bool {
+        let Some((file, queue)) = self.file.as_ref().zip(self.queue.as_ref()) else { return false };
+        queue.push(file.clone(), line);
+        true
+    }
 }
 
 /// A line for each request, in a file. Clones are the same trace.
@@ -51,9 +68,16 @@ impl Trace {
     }
 
     /// Appends to `path` from now on, readable by the user alone.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be opened, or the thread that writes it cannot be started.
     pub(crate) fn open(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.file = Some(append(path)?);
+        if state.queue.is_none() {
+            state.queue = Some(output::trace_queue()?);
+        }
+        state.file = Some(Arc::new(append(path)?));
         state.path = Some(path.to_owned());
         state.on = true;
         Ok(())
@@ -63,7 +87,7 @@ impl Trace {
     pub(crate) fn reopen(&self) -> io::Result<()> {
         let mut state = self.lock();
         if let Some(path) = state.path.clone() {
-            state.file = Some(append(&path)?);
+            state.file = Some(Arc::new(append(&path)?));
         }
         Ok(())
     }
@@ -77,19 +101,17 @@ impl Trace {
 
     /// Writes a line about a frame, if that is wanted.
     pub(crate) fn frame(&self, direction: &str, who: &str, header: &Header, payload: &[u8]) {
-        let mut state = self.lock();
+        let state = self.lock();
         if !state.on || !state.switches[1] {
             return;
         }
-        let Some(file) = &mut state.file else { return };
         let op = Operation::from_wire(header.ty).map_or("?", Operation::name);
         let time = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());
         let text = payload.escape_ascii().to_string().replace("\\x00", " ");
         let tx = header.tx_id;
-        // A full disk must not stop the store.
-        let _ = writeln!(file, "{time:.6} {direction} {who} {op} tx {tx} {text}");
+        state.line(format!("{time:.6} {direction} {who} {op} tx {tx} {text}\n").into_bytes());
     }
 
     /// Is a line wanted for each frame?
@@ -147,10 +169,8 @@ impl Trace {
         let report = lines.fold(String::new(), |text, line| text + line + "\n");
         match name {
             Some(name) => append(&file_name(name)?)?.write_all(report.as_bytes()),
-            None => match &mut self.lock().file {
-                Some(file) => file.write_all(report.as_bytes()),
-                None => Err(io::ErrorKind::NotFound.into()),
-            },
+            None if self.lock().line(report.into_bytes()) => Ok(()),
+            None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -194,6 +214,7 @@ mod tests {
         std::fs::rename(&first, &second).unwrap();
         trace.reopen().unwrap();
         trace.frame("OUT", "conn 1", &header, b"value");
+        flush(std::time::Duration::from_secs(60));
         let read = |path| std::fs::read_to_string(path).unwrap();
         assert!(read(&second).ends_with("IN conn 1 READ tx 0 /a \n"));
         assert!(read(&first).ends_with("OUT conn 1 READ tx 0 value\n"));

@@ -5,13 +5,14 @@ mod inputs;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_lite::future::yield_now;
 use smol::Timer;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use xenstore_protocol::{DomId, Frame, HEADER_LEN, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Outcome};
 use xenstore_transport::driver::Driver;
@@ -21,7 +22,7 @@ use xenstore_transport::{Failure, Peer, Transport};
 use crate::clock::Clock;
 use crate::connection::{Connection, End, READ_MAX};
 use crate::journal::{Journal, Run};
-use crate::log::Trace;
+use crate::log::{GUEST, Trace};
 use crate::tasks::Tasks;
 use crate::update::{Hold, UnderWay, Update};
 pub(crate) use inputs::Failed;
@@ -173,30 +174,31 @@ impl<H: Host + 'static> Server<H> {
         }
         loop {
             let start = std::mem::take(&mut start);
-            let failure = match Connection::new(self, conn, &mut transport).with(start).await {
+            let end = Connection::new(self, conn, &mut transport).with(start).await;
+            match end {
                 End::Closed => return debug!(%conn, "disconnected"),
                 End::Released => return debug!(%conn, "its domain is gone"),
-                End::Io(error) => {
-                    debug!(%conn, ?peer, %error, "connection lost");
-                    Failure::Transport
+                End::Io(_) | End::Violation(_) | End::Panic => {}
+            }
+            if let Some(fault) = fault(&end, peer) {
+                // A guest can do this as often as it likes: the log must not grow with it.
+                match std::mem::replace(&mut told, true) {
+                    false => warn!(target: GUEST, %conn, ?peer, "connection ended: {fault}"),
+                    true => debug!(%conn, ?peer, fault, "failed again"),
                 }
-                End::Violation(error) => {
-                    // A guest can do this as often as it likes: the log must not grow with it.
-                    match std::mem::replace(&mut told, true) {
-                        false => warn!(%conn, ?peer, %error, "connection ended: protocol error"),
-                        true => debug!(%conn, ?peer, %error, "protocol error again"),
-                    }
-                    Failure::Protocol
-                }
-                End::Panic => {
-                    warn!(%conn, ?peer, "connection ended: an internal error");
-                    Failure::Protocol
-                }
+                self.0.update.failed(conn, fault);
+            } else {
+                debug!(%conn, ?peer, ?end, "connection lost");
+            }
+            let failure = match end {
+                End::Io(_) => Failure::Transport,
+                _ => Failure::Protocol,
             };
             self.restart(conn);
             if !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await {
                 return;
             }
+            self.0.update.recovered(conn);
             debug!(%conn, ?peer, "starts anew");
             // A guest that does nothing else must not keep others from their turn.
             yield_now().await;
@@ -226,18 +228,26 @@ impl<H: Host + 'static> Server<H> {
 
     /// Accepts clients for ever and answers each in a task of its own.
     pub async fn accept<'a>(&'a self, listener: &Listener, tasks: &Tasks<'a>) {
+        let mut failing = None;
         loop {
             while self.hold().holds_all() {
                 yield_now().await;
             }
             match listener.accept().await {
                 Ok(socket) => {
+                    if failing.take().is_some() {
+                        info!("accepting clients again");
+                    }
                     tasks.spawn(self.serve(socket));
                     // Those who connect without end must not keep others from their turn.
                     yield_now().await;
                 }
                 Err(error) => {
-                    warn!(%error, "cannot accept a client; trying again");
+                    // Told once, and not each time that it is tried.
+                    if failing.replace(error.kind()) != Some(error.kind()) {
+                        warn!(target: GUEST, %error, retry_ms = ACCEPT_PAUSE.as_millis(),
+                            "cannot accept a client, and others have to wait; is the limit of open descriptors reached?");
+                    }
                     Timer::after(ACCEPT_PAUSE).await;
                 }
             }
@@ -337,7 +347,7 @@ impl<H: Host + 'static> Server<H> {
     fn wake(&self) {
         let mut engine = self.0.engine.borrow_mut();
         while let Some(line) = engine.pop_notice() {
-            warn!("{line}");
+            warn!(target: GUEST, "{line}");
         }
         let wakers = self.0.wakers.borrow();
         while let Some(conn) = engine.pop_ready() {
@@ -417,6 +427,18 @@ impl<H: Host + 'static> Server<H> {
     /// What all tasks read into.
     pub(crate) fn buffer(&self) -> std::cell::RefMut<'_, Box<[u8]>> {
         self.0.buffer.borrow_mut()
+    }
+}
+
+/// What a connection did wrong, or we. `None` if it was closed, or has started anew.
+fn fault(end: &End, peer: Peer) -> Option<String> {
+    match (end, peer) {
+        (End::Violation(error), _) => Some(format!("protocol error: {error}")),
+        (End::Panic, _) => Some("an internal error".into()),
+        (End::Io(error), Peer::Domain(_)) if error.kind() == io::ErrorKind::InvalidData => {
+            Some("the indices of its ring make no sense".into())
+        }
+        _ => None,
     }
 }
 

@@ -57,7 +57,12 @@ impl Engine {
             }
             (b"watches", []) => self.show_watches(),
             (b"transactions", []) => self.show_transactions(now),
-            (b"connections", []) => self.show_connections(),
+            (b"connections", []) => {
+                // The machine knows of those that have failed.
+                let failed = host.control(b"connections", &[]).and_then(Result::ok);
+                let failed = String::from_utf8(failed.unwrap_or_default()).unwrap_or_default();
+                self.show_connections() + &failed
+            }
             (b"conflicts", []) => self.show_conflicts(now),
             (command, _) if COMMANDS.iter().any(|(name, _)| name.as_bytes() == command) => {
                 return Err(ErrorName::Einval);

@@ -15,6 +15,8 @@ use xenstore_protocol::{Header, Operation};
 use xenstore_store::{ConnId, Input};
 use xenstore_transport::crash;
 
+use crate::log::GUEST;
+
 /// How often a process that looks out ends in the same input until that is set aside. A process that is
 /// killed while it has just come back is killed in the input with which it begins, and that twice is
 /// chance.
@@ -129,7 +131,7 @@ pub(super) fn is_like(aside: &mut Option<Vec<u8>>, input: &Input<'_>) -> bool {
     };
     let is_like = aside.as_ref().is_some_and(|aside| *aside == key(input));
     if is_like {
-        error!(input = describe(input), "this input is refused: processes have ended in it");
+        error!(target: GUEST, input = describe(input), "this input is refused: processes have ended in it");
     }
     if is_like && is_once {
         *aside = None;

@@ -14,6 +14,7 @@ use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
 use super::Server;
 use crate::journal::{self, Entry, Journal, Run};
+use crate::log::GUEST;
 
 /// Why an input has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,12 +179,13 @@ impl<H: Host + 'static> Server<H> {
 
 fn log_panic(input: &Input<'_>) {
     let Input::Requests { conn, frames, .. } = input else {
-        return error!(?input, "panic in this input, which is refused; please report it");
+        return error!(target: GUEST, ?input, "panic in this input, which is refused; please report it");
     };
     let Some((Frame { header, payload }, _)) = Frame::split_first(frames) else { return };
     let name = Operation::from_wire(header.ty).map(Operation::name);
     let payload = String::from_utf8_lossy(payload);
-    error!(%conn, ?header, name, %payload, "panic while answering this request; please report it");
+    error!(target: GUEST, %conn, ?header, name, %payload,
+        "panic while answering this request; please report it");
 }
 
 /// Returns true if this request must be in the journal. On a socket, which does not outlive the

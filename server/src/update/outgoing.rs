@@ -374,6 +374,9 @@ impl Outgoing<'_> {
     }
 }
 
+/// How long an update waits for those who read the log.
+const LOG_LIMIT: Duration = Duration::from_millis(100);
+
 /// A file that only we can read, written anew.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = std::fs::remove_file(path);
@@ -391,6 +394,7 @@ fn descriptors(state: &State) -> Vec<RawFd> {
 /// cannot be done, with everything as it was.
 fn exec(mut command: Command, through: &[RawFd]) -> io::Result<()> {
     inherit::let_through(through, true)?;
+    crate::log::flush(LOG_LIMIT);
     let error = command.exec();
     inherit::let_through(through, false)?;
     Err(error)

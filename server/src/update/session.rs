@@ -1,6 +1,7 @@
 //! CONTROL `live-update`: what the requester says, with the commands and rules of C xenstored.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -29,6 +30,8 @@ struct Shared {
     waiter: RefCell<Option<Waker>>,
     /// An update is done, and its requester has not been told.
     done: Cell<bool>,
+    /// Connections that are not served until their other end starts anew, and why.
+    failed: RefCell<BTreeMap<ConnId, String>>,
 }
 
 /// Begun by `-f`, until it is done or the connection that began it ends.
@@ -100,8 +103,26 @@ impl Update {
         }
     }
 
+    /// A connection has failed, for this reason: it is not served until its other end starts anew.
+    pub(crate) fn failed(&self, conn: ConnId, reason: String) {
+        self.0.failed.borrow_mut().insert(conn, reason);
+    }
+
+    /// It is served again.
+    pub(crate) fn recovered(&self, conn: ConnId) {
+        self.0.failed.borrow_mut().remove(&conn);
+    }
+
+    /// What CONTROL `connections` says besides what the engine knows.
+    fn connections(&self) -> Vec<u8> {
+        let failed = self.0.failed.borrow();
+        let line = |(conn, reason)| format!("conn {conn} failed, until it reconnects: {reason}\n");
+        failed.iter().map(line).collect::<String>().into_bytes()
+    }
+
     /// A connection has ended.
     pub(crate) fn gone(&self, conn: ConnId) {
+        self.recovered(conn);
         self.0.session.borrow_mut().take_if(|session| session.conn == conn);
         self.hold().parting(conn);
     }
@@ -251,6 +272,7 @@ impl Host for Updatable {
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
         match command {
             b"live-update" => Some(self.update.control(args)),
+            b"connections" => Some(Ok(self.update.connections())),
             _ => self.host.control(command, args),
         }
     }
