@@ -355,8 +355,17 @@ impl Daemon {
         written.map(|()| path).map_err(|error| error.to_string())
     }
 
-    /// What it has said so far.
+    /// What it has said so far. The thread of ours that writes the log is done when it waits for more.
     pub fn log(&self) -> String {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_busy = || {
+            let stats = fs::read_dir(&tasks).into_iter().flatten().flatten();
+            let mut stats = stats.flat_map(|task| fs::read_to_string(task.path().join("stat")));
+            stats.any(|stat| stat.contains(" (log) R"))
+        };
+        while is_busy() {
+            std::thread::yield_now();
+        }
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 

@@ -151,6 +151,28 @@ fn violations_do_not_fill_the_log() {
     assert_eq!(log.matches("protocol error").count(), 1, "{log}");
 }
 
+// Fails if an operator cannot see which guest is not served for the indices of its ring: in the log, once,
+// and in CONTROL `connections` until it has reconnected.
+#[test]
+fn a_ring_that_makes_no_sense_is_shown() {
+    let mut host = Host::ours();
+    let (mut fake, mut conn) = host.guest(5);
+    const REASON: &str = "the indices of its ring make no sense";
+    for _ in 0..3 {
+        fake.put(word::REQ_PROD, 5000).unwrap();
+        fake.kick().unwrap();
+        fake.await_word(word::ERROR, 2).unwrap();
+        let shown = host.dom0.ok(op::CONTROL, "connections|").unwrap();
+        assert!(format!("{shown:?}").contains(REASON), "{shown:?}");
+        fake.reconnect().unwrap();
+        conn.ok(op::WRITE, "alive|1").unwrap();
+        let shown = host.dom0.ok(op::CONTROL, "connections|").unwrap();
+        assert!(!format!("{shown:?}").contains("failed"), "{shown:?}");
+    }
+    let log = host.daemon.log();
+    assert_eq!(log.matches(REASON).count(), 1, "{log}");
+}
+
 // Fails if a shutdown is told twice or taken for a death, a death is not told after a shutdown, a
 // watch with a depth or a domid hears too much or too little, or a dead domain leaves nodes or
 // permission entries.
