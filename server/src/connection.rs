@@ -34,6 +34,24 @@ pub(crate) enum End {
     Panic,
 }
 
+/// What a connection may still do in this turn before it is the turn of others.
+struct Budget {
+    /// Requests that are answered, and batches of events.
+    steps: u32,
+}
+
+impl Budget {
+    /// Takes one step.
+    fn spend(&mut self) {
+        self.steps = self.steps.saturating_sub(1);
+    }
+
+    /// Returns true if it is the turn of others.
+    fn is_spent(&self) -> bool {
+        self.steps == 0
+    }
+}
+
 /// A request that has been put off, with what it waits for besides being woken.
 struct Held {
     bytes: Box<[u8]>,
@@ -132,25 +150,29 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.state.is_full() || self.unread >= self.unread_max
     }
 
-    /// Answers the frames in `input`, at most `left`, as long as there is room for answers. How many
-    /// bytes it has taken.
-    fn answer(&mut self, input: &[u8], left: &mut u32) -> Result<usize, End> {
+    /// Answers the frames in `input`, as far as the budget goes and as long as there is room for answers.
+    /// How many bytes it has taken.
+    fn answer(&mut self, input: &[u8], budget: &mut Budget) -> Result<usize, End> {
         let mut run = Run::new(self.conn, self.now, input);
-        let taken = self.answer_run(&mut run, left);
+        let taken = self.answer_run(&mut run, budget);
         self.server.tell(&mut run);
         taken
     }
 
-    fn answer_run(&mut self, run: &mut Run<'_>, left: &mut u32) -> Result<usize, End> {
+    fn answer_run(&mut self, run: &mut Run<'_>, budget: &mut Budget) -> Result<usize, End> {
         let input = run.read();
         let mut rest = input;
-        while *left > 0 && !self.is_full() && self.held.is_none() && !self.server.holds(self.conn) {
+        while !budget.is_spent()
+            && !self.is_full()
+            && self.held.is_none()
+            && !self.server.holds(self.conn)
+        {
             let start = input.len() - rest.len();
             match self.state.receive(&mut rest) {
                 Err(too_long) => return Err(End::Violation(too_long)),
                 Ok(None) => break,
                 Ok(Some((frame, out))) => {
-                    *left -= 1;
+                    budget.spend();
                     self.unread += 1;
                     let at = start..input.len() - rest.len();
                     self.held = if at.len() == HEADER_LEN + frame.payload.len() {
@@ -181,13 +203,13 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 
     /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
-    fn advance(&mut self, cx: &mut Context<'_>, left: &mut u32) -> Poll<Result<(), End>> {
+    fn advance(&mut self, cx: &mut Context<'_>, budget: &mut Budget) -> Poll<Result<(), End>> {
         if self.held.is_some() {
             return self.retry(cx);
         }
         if !self.waiting.is_empty() {
             let waiting = std::mem::take(&mut self.waiting);
-            self.taken += self.answer(&waiting[self.taken..], left)?;
+            self.taken += self.answer(&waiting[self.taken..], budget)?;
             if self.taken < waiting.len() {
                 self.waiting = waiting;
             } else {
@@ -200,7 +222,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         match ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buffer)) {
             Ok(0) => Poll::Ready(Err(End::Closed)),
             Ok(count) => {
-                let taken = self.answer(&buffer[..count], left)?;
+                let taken = self.answer(&buffer[..count], budget)?;
                 self.waiting.extend_from_slice(&buffer[taken..count]);
                 Poll::Ready(Ok(()))
             }
@@ -278,7 +300,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             return Poll::Ready(End::Released);
         }
         self.now = self.server.clock().now();
-        let mut left = self.server.turn();
+        let mut budget = Budget { steps: self.server.turn() };
         if let Some(bytes) = self.server.hold().parting(self.conn) {
             self.state.out().extend_from_slice(&bytes);
         }
@@ -301,15 +323,17 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             }
             // Events that were there before wake nobody.
             let again = more && self.state.unsent().is_empty();
-            left = left.saturating_sub(again.into());
-            if left == 0 {
+            if again {
+                budget.spend();
+            }
+            if budget.is_spent() {
                 self.server.later(cx.waker());
                 return Poll::Pending;
             }
             if again {
                 continue;
             }
-            match self.advance(cx, &mut left) {
+            match self.advance(cx, &mut budget) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(end)) => {
                     // What was answered before is still delivered, if there is room for it.
