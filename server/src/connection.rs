@@ -13,7 +13,7 @@ use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
 use crate::journal::Run;
-use crate::server::{Failed, Server, Start};
+use crate::server::{Failed, Server, Start, TURN_COST};
 use crate::update::UnderWay;
 
 /// Bytes that are read at once.
@@ -38,6 +38,8 @@ pub(crate) enum End {
 struct Budget {
     /// Requests that are answered, and batches of events.
     steps: u32,
+    /// [`Server::cost`] at which it ends.
+    cost: u64,
 }
 
 impl Budget {
@@ -47,8 +49,8 @@ impl Budget {
     }
 
     /// Returns true if it is the turn of others.
-    fn is_spent(&self) -> bool {
-        self.steps == 0
+    fn is_spent(&self, cost: u64) -> bool {
+        self.steps == 0 || cost >= self.cost
     }
 }
 
@@ -162,7 +164,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     fn answer_run(&mut self, run: &mut Run<'_>, budget: &mut Budget) -> Result<usize, End> {
         let input = run.read();
         let mut rest = input;
-        while !budget.is_spent()
+        while !budget.is_spent(self.server.cost())
             && !self.is_full()
             && self.held.is_none()
             && !self.server.holds(self.conn)
@@ -300,7 +302,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             return Poll::Ready(End::Released);
         }
         self.now = self.server.clock().now();
-        let mut budget = Budget { steps: self.server.turn() };
+        let mut budget = Budget { steps: self.server.turn(), cost: self.server.cost() + TURN_COST };
         if let Some(bytes) = self.server.hold().parting(self.conn) {
             self.state.out().extend_from_slice(&bytes);
         }
@@ -326,7 +328,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             if again {
                 budget.spend();
             }
-            if budget.is_spent() {
+            if budget.is_spent(self.server.cost()) {
                 self.server.later(cx.waker());
                 return Poll::Pending;
             }

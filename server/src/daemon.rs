@@ -215,6 +215,7 @@ fn run(settings: Settings) -> Result<(), String> {
                 None => future::pending().await,
             }
         };
+        tasks.spawn(server.do_work());
         if let Some(events) = events {
             tasks.spawn(events.deliver(&server));
         }

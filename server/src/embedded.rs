@@ -54,6 +54,7 @@ impl Store {
             let clock = Clock::Manual(Cell::new(0));
             let server = Server::new(&config, Standalone::default(), clock);
             let tasks = Tasks::new();
+            tasks.spawn(server.do_work());
             smol::block_on(tasks.run(async {
                 while let Ok(command) = inbox.recv().await {
                     match command {

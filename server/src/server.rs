@@ -31,6 +31,9 @@ pub(crate) use inputs::Failed;
 /// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Units of work of the engine after which a turn ends: about two milliseconds.
+pub(crate) const TURN_COST: u64 = 8192;
+
 /// Requests that are answered in one turn, when nobody else has anything to do and at least.
 const TURN: u32 = 128;
 pub(crate) const TURN_MIN: u32 = 32;
@@ -65,6 +68,8 @@ struct Shared<H: Host> {
     /// Tasks of connections, to be woken when events wait for them, a request
     /// that was put off may be answered, or their domain is gone.
     wakers: RefCell<BTreeMap<ConnId, Waker>>,
+    /// The task that does what the engine has deferred.
+    worker: RefCell<Option<Waker>>,
     /// What all tasks read into; nothing is kept here between two polls.
     buffer: RefCell<Box<[u8]>>,
     trace: Option<Trace>,
@@ -88,6 +93,7 @@ impl<H: Host + 'static> Server<H> {
             host: RefCell::new(host),
             clock,
             wakers: RefCell::default(),
+            worker: RefCell::default(),
             buffer: RefCell::new(vec![0; READ_MAX].into()),
             trace: None,
             driver: Driver::any_executor(),
@@ -270,7 +276,10 @@ impl<H: Host + 'static> Server<H> {
             let outcome = self.handle(&mut run, 0..bytes.len(), &frame, &mut out);
             self.tell(&mut run);
             match outcome {
-                Ok(Outcome::Later(until)) => now = until,
+                Ok(Outcome::Later(until)) => {
+                    now = until;
+                    self.work();
+                }
                 Ok(Outcome::Answered) => break,
                 Err(_) => {
                     self.disconnect(conn);
@@ -360,6 +369,11 @@ impl<H: Host + 'static> Server<H> {
                 waker.wake_by_ref();
             }
         }
+        if engine.has_work()
+            && let Some(worker) = &*self.0.worker.borrow()
+        {
+            worker.wake_by_ref();
+        }
         if engine.has_shrunk() {
             xenstore_transport::give_back_free_memory();
         }
@@ -384,6 +398,11 @@ impl<H: Host + 'static> Server<H> {
     /// it is alone, few in a crowd, so that nobody waits long for a turn.
     pub(crate) fn turn(&self) -> u32 {
         (TURN / self.0.driver.crowd().max(1)).max(TURN_MIN)
+    }
+
+    /// Units of work that the engine has done so far.
+    pub(crate) fn cost(&self) -> u64 {
+        self.0.engine.borrow().cost()
     }
 
     /// Asks for another turn, after those for whom something has come.

@@ -215,6 +215,8 @@ impl Engine {
         };
         self.domains.notices.now = now;
         self.deferred.begin(BUDGET);
+        // Long paths cost their levels, several times over.
+        self.deferred.spend(1 + payload.len() / 16);
         if let Some(until) = self.deferred.delay(conn, now) {
             return Outcome::Later(until);
         }

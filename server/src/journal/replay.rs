@@ -150,6 +150,7 @@ impl Replay {
     /// * A request is answered with EIO.
     /// * A connection is not begun, events stay queued (the server ends their connection), and a change
     ///   of domains is not looked at: nothing is done.
+    /// * Deferred work is dropped: events are lost, and nodes of a dead domain may stay.
     /// * A connection that is to end, or to start anew, does: it is taken out of the state, or emptied
     ///   there, without the code that could not do it.
     pub(super) fn refuse(&mut self, input: &Input<'_>) -> Result<(), String> {
@@ -160,6 +161,8 @@ impl Replay {
                 Reply::Error(ErrorName::Eio).emit(&header, &mut out);
                 self.answered(*conn, frames.len(), &out);
             }
+            // What was deferred is dropped with the engine that could not do it.
+            Input::Work { .. } => self.restore(&self.engine.dump())?,
             Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
             Input::Disconnect(conn) => {
                 self.change_state(|all| all.retain(|connection| connection.id != *conn))?;
@@ -183,6 +186,7 @@ impl Replay {
         &mut self,
         change: impl FnOnce(&mut Vec<ConnectionState>),
     ) -> Result<(), String> {
+        self.engine.finish_work();
         let mut state = self.engine.dump();
         change(&mut state.connections);
         self.restore(&state)
@@ -212,6 +216,7 @@ impl Replay {
     /// those of domains that had been introduced. The state from which to go on.
     pub(super) fn finish(mut self) -> Result<(Engine, State), String> {
         self.end_sockets()?;
+        self.engine.finish_work();
         let domains: Vec<_> = self.engine.dump().domains;
         let served: BTreeSet<DomId> =
             self.engine.connections().into_iter().filter_map(|conn| self.domid(conn)).collect();

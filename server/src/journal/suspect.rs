@@ -125,7 +125,7 @@ pub(super) fn set_aside(dir: &Path) -> Option<Vec<u8>> {
 /// once: all clients of the socket are alike.
 pub(super) fn is_like(aside: &mut Option<Vec<u8>>, input: &Input<'_>) -> bool {
     let is_once = match input {
-        Input::Disconnect(_) | Input::Restart(_) => return false,
+        Input::Disconnect(_) | Input::Restart(_) | Input::Work { .. } => return false,
         Input::Connect(_) => true,
         Input::Requests { .. } | Input::Events { .. } | Input::DomainsChanged => false,
     };

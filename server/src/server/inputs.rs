@@ -6,8 +6,11 @@
 //!
 //! A new kind of [`Input`] needs a call of [`Server::input`] here, and an arm there.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Poll;
 
+use futures_lite::future::yield_now;
 use tracing::error;
 use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
 use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
@@ -15,6 +18,9 @@ use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 use super::Server;
 use crate::journal::{self, Entry, Journal, Run};
 use crate::log::GUEST;
+
+/// Units of deferred work that are done between the turns of connections: about a millisecond.
+const PIECE: u32 = 4096;
 
 /// Why an input has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +126,33 @@ impl<H: Host + 'static> Server<H> {
     /// Asks the machine about every domain.
     pub(crate) fn domains_changed(&self) {
         self.input_now(Input::DomainsChanged, Engine::domains_changed);
+        self.wake();
+    }
+
+    /// Does what the engine has deferred, in pieces between the turns of connections; for ever.
+    pub(crate) async fn do_work(&self) {
+        loop {
+            poll_fn(|cx| {
+                *self.0.worker.borrow_mut() = Some(cx.waker().clone());
+                if self.0.engine.borrow().has_work() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            self.work();
+            yield_now().await;
+        }
+    }
+
+    /// Does all of it: to be called before the state of the engine is taken.
+    pub(crate) async fn finish_work(&self) {
+        while self.0.engine.borrow().has_work() {
+            self.work();
+            yield_now().await;
+        }
+    }
+
+    /// Does a piece of it.
+    pub(crate) fn work(&self) {
+        self.input_now(Input::Work { budget: PIECE }, |engine, _| engine.work(PIECE));
         self.wake();
     }
 

@@ -132,6 +132,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
         }
         introduce_all(&server, &found.waiting);
         tasks.spawn(events.deliver(&server));
+        tasks.spawn(server.do_work());
         let program = File::open("/proc/self/exe").unwrap();
         let (server, update, holding) = (&server, &update, Mutex::default());
         let outgoing = Outgoing { server, update, listener: None, xen, holding, program };

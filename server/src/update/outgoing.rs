@@ -143,6 +143,7 @@ impl Outgoing<'_> {
             let alone = self.holding.lock().await;
             let begun = Instant::now();
             let held = self.server.hold_all(false).await;
+            self.server.finish_work().await;
             let state = self.state(held);
             let draft = self.server.with_journal(|journal| (journal.draft(), journal.is_valid()));
             let Some((draft, is_valid)) = draft else { return future::pending().await };
@@ -176,6 +177,7 @@ impl Outgoing<'_> {
         };
         let mut written = None;
         if kind == Kind::Ours || order.dry_run {
+            self.server.finish_work().await;
             let state = self.server.with(|engine, _| engine.dump());
             let new = unblock(move || Written::new(state)).await;
             written = Some(new.map_err(|error| error.to_string())?);
@@ -197,6 +199,7 @@ impl Outgoing<'_> {
             Kind::Ours => self.server.hold_all(false).await,
             Kind::C => self.hold_without_transactions(order).await?,
         };
+        self.server.finish_work().await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
         let failed = match &written {
             Some(written) => self.go(order, &args, held, written, stopped),
