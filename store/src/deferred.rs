@@ -35,6 +35,8 @@ pub(crate) struct Removal {
     pub(crate) charged: Vec<Arc<Node>>,
     /// Those that may have no other use: their memory is given back.
     pub(crate) unused: Vec<Arc<Node>>,
+    /// Bytes of those that have been freed, as they are charged.
+    freed: i64,
 }
 
 /// Something that is done in pieces.
@@ -58,9 +60,27 @@ pub(crate) struct Deferred {
     causes: BTreeMap<ConnId, usize>,
     /// Connections whose request waits until something is done.
     waiting: BTreeSet<ConnId>,
+    /// Bytes of nodes, as they are charged, that removals in pieces have freed since this was last worth
+    /// giving back.
+    freed: i64,
 }
 
+/// What has to be freed before memory is worth giving back, in bytes as they are charged: that takes a
+/// millisecond then. At the end of a removal in pieces a part of it suffices.
+const FREED: i64 = 8 << 20;
+const FREED_AT_END: i64 = 1 << 20;
+
 impl Deferred {
+    /// Have nodes been freed since this last was true whose memory is worth giving back?
+    pub(crate) fn has_freed(&mut self) -> bool {
+        let removes = !self.removals.is_empty();
+        let much = self.freed >= if removes { FREED } else { FREED_AT_END };
+        if much {
+            self.freed = 0;
+        }
+        much
+    }
+
     /// An input begins that may cause so much work at once.
     pub(crate) fn begin(&mut self, budget: u64) {
         self.budget = budget;
@@ -161,8 +181,14 @@ impl Engine {
             && let Some((conn, removal)) = self.deferred.removals.pop_front()
         {
             match self.advance_removal(removal) {
-                Some(rest) => self.deferred.removals.push_front((conn, rest)),
-                None => self.deferred.finish(conn),
+                Ok(freed) => {
+                    self.deferred.freed += freed;
+                    self.deferred.finish(conn);
+                }
+                Err(mut rest) => {
+                    self.deferred.freed += core::mem::take(&mut rest.freed);
+                    self.deferred.removals.push_front((conn, rest));
+                }
             }
         }
         let waiting = core::mem::take(&mut self.deferred.waiting);
@@ -178,13 +204,13 @@ impl Engine {
 
     /// Forgets nodes that have been taken out of the tree: now, as far as the budget goes.
     pub(crate) fn forget_nodes(&mut self, conn: Option<ConnId>, removal: Removal) {
-        if let Some(rest) = self.advance_removal(removal) {
+        if let Err(rest) = self.advance_removal(removal) {
             self.deferred.defer(conn, Job::Removal(rest));
         }
     }
 
-    /// Does as much of a removal as the budget allows; what is left of it.
-    fn advance_removal(&mut self, mut removal: Removal) -> Option<Removal> {
+    /// Does as much of a removal as the budget allows. Bytes that have been freed, or what is left of it.
+    fn advance_removal(&mut self, mut removal: Removal) -> Result<i64, Removal> {
         let mut returned = 0;
         loop {
             if self.deferred.budget == 0 {
@@ -205,14 +231,15 @@ impl Engine {
                 // The last use of a node frees it, and only then what is below it.
                 if let Ok(node) = Arc::try_unwrap(node) {
                     self.deferred.spend(1);
+                    removal.freed += node.charge().bytes;
                     node.dismantle(&mut removal.unused);
                 }
             } else {
                 self.retire(returned);
-                return None;
+                return Ok(removal.freed);
             }
         }
         self.retire(returned);
-        Some(removal)
+        Err(removal)
     }
 }

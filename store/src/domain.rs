@@ -153,6 +153,8 @@ pub(crate) struct Domains {
 
 /// What has to be gone before memory is worth giving back, in bytes as they are charged.
 const SHRUNK_MIN: i64 = 4 << 20;
+/// What suffices in a store of any size.
+const SHRUNK_MAX: i64 = 8 << 20;
 
 impl Domains {
     /// None, of which new ones start with these quotas.
@@ -252,7 +254,7 @@ impl Domains {
     /// See [`Engine::has_shrunk`](crate::Engine::has_shrunk).
     pub(crate) fn has_shrunk(&mut self) -> bool {
         let gone = self.peak - self.held;
-        let much = gone >= SHRUNK_MIN && gone >= self.peak / 4;
+        let much = gone >= SHRUNK_MIN && gone >= (self.peak / 4).min(SHRUNK_MAX);
         if much {
             self.peak = self.held;
         }

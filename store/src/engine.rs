@@ -1,6 +1,5 @@
 //! The engine: state, and the way of a request through it.
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,12 +17,11 @@ use crate::connection::{Caller, ConnId, Connection};
 use crate::deferred::{BUDGET, Deferred, Removal};
 use crate::domain::{Domain, Domains, Host};
 use crate::execute::{Context, Work, execute};
-use crate::history::{Conflict, History, Past};
+use crate::history::{History, Past};
 use crate::owners::Owners;
 use crate::pins::Pins;
 use crate::protect::{Outcome, Protection};
 use crate::recent::Recent;
-use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::watch::Watches;
 
@@ -185,11 +183,11 @@ impl Engine {
         self.domains.known.values().map(|domain| domain.usage.nodes).sum()
     }
 
-    /// Has a quarter of all that is kept gone, and 4 MiB at least, since this was last answered with
-    /// yes? Then it is time to give memory back to the system, which allocators do not do by
-    /// themselves.
+    /// Returns true if so much has been freed since it last returned true that it is time to give memory
+    /// back to the system, which allocators do not do by themselves. Little enough that this takes
+    /// about a millisecond.
     pub fn has_shrunk(&mut self) -> bool {
-        self.domains.has_shrunk()
+        self.deferred.has_freed() | self.domains.has_shrunk()
     }
 
     /// The next `count` commits fail with EAGAIN, to test clients.
@@ -438,7 +436,8 @@ impl Engine {
         }
         let mut changes = merge(core::mem::take(&mut self.work.changes));
         let charged = core::mem::take(&mut self.work.uncounted);
-        let mut removal = Removal { charged, ..Removal::default() };
+        let mut removal = Removal::default();
+        removal.charged = charged;
         for change in &changes {
             let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
             removal.indexed.extend(tops);
@@ -459,142 +458,6 @@ impl Engine {
             core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
         self.retire(replaced);
         self.forget_nodes(conn, removal);
-    }
-
-    fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
-        let rights = self.rights(conn);
-        let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
-        if !self.allow(&rights, Quota::Transactions, usage.transactions + 1) {
-            return Err(ErrorName::Enospc);
-        }
-        // Tells the snapshots of transactions apart by age.
-        self.stamp += 1;
-        let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let id = connection.next_transaction();
-        let failures = connection.failures.count_ones();
-        self.open_transaction(conn, id, transaction.into());
-        self.protect(conn, id, failures, now);
-        Ok(Reply::Transaction(id))
-    }
-
-    fn run_in_transaction(
-        &mut self,
-        conn: ConnId,
-        tx_id: u32,
-        request: &Request<'_>,
-        payload: &[u8],
-        host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
-        let before = transaction.bytes;
-        let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
-        if protected {
-            self.add_footprint(conn, tx_id, request);
-        }
-        let answer = self.with_context(conn, host, |work, cx| {
-            if protected {
-                transaction.follow(cx, &work.tree, epoch, request);
-            }
-            transaction.request(cx, request, payload)
-        });
-        self.forget_nodes(None, transaction.take_unused());
-        let more = transaction.bytes - before;
-        let domid = self.rights(conn).domid;
-        self.domains.count(domid, |usage| usage.bytes += more);
-        if let Some(connection) = self.conns.get_mut(&conn) {
-            connection.transactions.insert(tx_id, transaction);
-        }
-        answer
-    }
-
-    /// Ends a transaction. It is gone afterwards, whatever the answer: Linux counts on that.
-    fn end(
-        &mut self,
-        conn: ConnId,
-        tx_id: u32,
-        commit: bool,
-        now: Millis,
-        host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
-        let domid = self.rights(conn).domid;
-        self.discount_transaction(domid, &transaction);
-        if !commit {
-            self.unprotect();
-            self.forget_nodes(None, transaction.into_nodes());
-            return Ok(Answer::Done);
-        }
-        if self.injected_eagain > 0 {
-            self.injected_eagain -= 1;
-            self.unprotect();
-            return Err(ErrorName::Eagain);
-        }
-        let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
-        let epoch = self.epoch;
-        let old = self.work.tree.clone();
-        let outcome =
-            self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
-        let result = match outcome {
-            Ok(Some(work)) => {
-                self.work = work;
-                if let Some((guard, transaction)) = guard
-                    && let Some(until) = self.hold(conn, &guard, now, host)
-                {
-                    self.open_transaction(conn, tx_id, transaction);
-                    return Ok(Answer::Later(until));
-                }
-                self.settle(Some(conn), Some(&old));
-                Ok(Answer::Done)
-            }
-            Ok(None) => Ok(Answer::Done),
-            Err(refusal) => {
-                if let Some(path) = refusal.path {
-                    let by = self.history.who(&path, conn, transaction.stamp);
-                    self.tell_conflict(conn, &path, by);
-                    self.history.conflict(Conflict { conn, path, by, at: now });
-                }
-                Err(refusal.error)
-            }
-        };
-        if let Some(connection) = self.conns.get_mut(&conn) {
-            let failed = u16::from(result.as_ref().is_err_and(|error| *error == ErrorName::Eagain));
-            connection.failures = connection.failures << 1 | failed;
-        }
-        self.unprotect();
-        self.forget_nodes(None, transaction.into_nodes());
-        result
-    }
-
-    /// Counts a transaction and keeps it.
-    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Box<Transaction>) {
-        let domid = self.rights(conn).domid;
-        self.domains.count(domid, |usage| {
-            usage.transactions += 1;
-            usage.bytes += transaction.bytes;
-        });
-        if let Some(connection) = self.conns.get_mut(&conn) {
-            connection.transactions.insert(id, transaction);
-        }
-        self.pin(domid);
-    }
-
-    /// Gives back what a transaction that is no longer open has cost.
-    pub(crate) fn forget_transaction(&mut self, domid: DomId, transaction: Transaction) {
-        self.discount_transaction(domid, &transaction);
-        self.forget_nodes(None, transaction.into_nodes());
-    }
-
-    pub(crate) fn discount_transaction(&mut self, domid: DomId, transaction: &Transaction) {
-        self.domains.count(domid, |usage| {
-            usage.transactions -= 1;
-            usage.bytes -= transaction.bytes;
-        });
-        if self.domains.get(domid).is_none_or(|domain| domain.usage.transactions == 0) {
-            self.pins.forget(domid);
-        }
     }
 }
 

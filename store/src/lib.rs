@@ -52,6 +52,7 @@ mod sharing;
 mod state;
 mod text;
 mod transaction;
+mod transaction_requests;
 mod tree;
 mod watch;
 mod watch_requests;
