@@ -40,6 +40,8 @@ struct WatchDetail {
 
 /// A state that is being read.
 pub(super) struct Decoder {
+    /// The version of the stream: only from 2 on are the features of a domain meant.
+    version: u32,
     pub(super) quotas: Option<Quotas>,
     domains: BTreeMap<DomId, DomainState>,
     pub(super) connections: Vec<ConnectionState>,
@@ -69,8 +71,8 @@ impl State {
         if ocaml::is_dump(bytes) {
             return ocaml::decode(bytes);
         }
-        let mut decoder = Decoder::new();
         let mut reader = Reader::new(bytes)?;
+        let mut decoder = Decoder { version: reader.version(), ..Decoder::new() };
         decoder.look_ahead(&reader)?;
         let limit = decoder.counters.map(|counters| counters.stamp);
         let mut grower = Grower::default();
@@ -123,6 +125,7 @@ impl State {
 impl Decoder {
     pub(super) fn new() -> Decoder {
         Decoder {
+            version: 1,
             quotas: None,
             domains: BTreeMap::new(),
             connections: Vec::new(),
@@ -234,8 +237,11 @@ impl Decoder {
                 let count = body.u16()?;
                 let features = body.u32()?;
                 let quotas = self.take_quotas(body, count.into())?;
+                let has_features = self.version > 1;
                 let domain = self.domain(domid);
-                domain.features = features & feature::ALL;
+                if has_features {
+                    domain.features = features & feature::ALL;
+                }
                 domain.quotas = (count > 0).then_some(quotas);
             }
             kind::DOMAIN_DETAIL => {
@@ -384,7 +390,7 @@ impl Decoder {
             depth = Some(u32::from(levels)).filter(|_| levels != NO_DEPTH);
             texts = take_texts(body, lens).ok();
         }
-        // C xenstored of Xen 4.22 says that there is a depth, and writes none.
+        // C xenstored of Xen 4.22 and 4.23 announces a depth and writes none.
         if texts.is_none() {
             depth = None;
             texts = Some(take_texts(&mut plain, lens)?);
