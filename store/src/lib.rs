@@ -66,4 +66,6 @@ pub use history::Conflict;
 pub use input::{Input, Recorded, Replayed};
 pub use protect::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
 pub use restore::RestoreError;
-pub use state::{Base, ConnectionState, DomainState, IoState, ServerIo, State, WatchState};
+pub use state::{
+    Base, CFormat, ConnectionState, DomainState, IoState, ServerIo, State, WatchState,
+};

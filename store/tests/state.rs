@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use harness::Store;
 use xenstore_protocol::stream::{Reader, Writer, kind};
 use xenstore_protocol::{DomId, Quota};
-use xenstore_store::{Caller, Config, Engine, State};
+use xenstore_store::{CFormat, Caller, Config, Engine, State};
 
 const DIRECTORY: u32 = 1;
 const READ: u32 = 2;
@@ -303,7 +303,7 @@ fn streams_for_c_xenstored_are_what_it_reads() {
     store.watch(guest, "a|t|1|");
     store.start(guest);
     store.ok(store.dom0, WRITE, "/local/domain/5/a|1");
-    let (bytes, lost) = store.engine.dump().encode_for_c(1);
+    let (bytes, lost) = store.engine.dump().encode_for_c(&CFormat::XEN_4_20, 1);
     assert_eq!(bytes[8..12], 1_u32.to_be_bytes());
     let mut reader = Reader::new(&bytes).unwrap();
     while let Some(record) = reader.next_record().unwrap() {
@@ -317,6 +317,47 @@ fn streams_for_c_xenstored_are_what_it_reads() {
     let lost = lost.join(", ");
     for what in ["depth 1", "transaction 1"] {
         assert!(lost.contains(what), "{what}: {lost}");
+    }
+}
+
+// Fails if quotas or features are lost on the way to C xenstored 4.22, or anything that another one
+// does not take is not named.
+#[test]
+fn what_c_xenstored_does_not_take_is_named() {
+    const SET_FEATURE: u32 = 24;
+    const SET_QUOTA: u32 = 26;
+    let mut store = Store::new();
+    store.create(5);
+    store.ok(store.dom0, SET_FEATURE, "5|6|");
+    store.guest(5);
+    store.guest(6);
+    store.ok(store.dom0, SET_QUOTA, "5|nodes|33|");
+    store.ok(store.dom0, SET_QUOTA, "watches|99|");
+    let state = store.engine.dump();
+    let guest = |format: &CFormat, version| {
+        let (bytes, lost) = state.encode_for_c(format, version);
+        let read = State::decode(&bytes).unwrap();
+        let quotas = read.quotas.map(|quotas| quotas.get(Quota::Watches));
+        let guest = read.domains.iter().find(|domain| domain.domid == DomId(5)).unwrap();
+        let nodes = guest.quotas.map(|quotas| quotas.get(Quota::Nodes));
+        (quotas, nodes, guest.features, lost)
+    };
+    let reconnection = "feature reconnection: no longer offered to domains 0, 6".to_owned();
+    let expected = (Some(99), Some(33), 6, vec![reconnection.clone()]);
+    assert_eq!(guest(&CFormat::XEN_4_22, 2), expected);
+    let (watches, nodes, _, lost) = guest(&CFormat::XEN_4_22, 1);
+    assert_eq!((watches, nodes), (Some(99), Some(33)), "quotas are in both versions");
+    assert_eq!(lost, ["feature DOMID_ANY: offered again to domain 5".to_owned(), reconnection]);
+    let (.., features, lost) = guest(&CFormat::XEN_4_21, 2);
+    assert_eq!(features, 2);
+    let all = lost.join(", ");
+    for text in [
+        "feature watch depth: no longer offered to domains 0, 5, 6",
+        "quota watches = 99 of all domains",
+        "quota nodes = 33 of domain 5",
+        "permission of all domains (DOMID_ANY) at @releaseDomain",
+    ] {
+        assert!(all.contains(text), "{text}: {all}");
     }
 }
 

@@ -37,16 +37,16 @@ async fn run(mut command: Command, limit: Duration) -> Result<Output, String> {
     future::or(output, late).await
 }
 
-/// Asks a program what it is. Help is all that C xenstored can be asked for: anything else that it
-/// does not know makes it start.
-pub(crate) async fn kind(file: &Path) -> Result<Kind, String> {
+/// Asks a program what it is, and returns its help as well. Help is all that C xenstored can be asked
+/// for: anything else that it does not know makes it start.
+pub(crate) async fn kind(file: &Path) -> Result<(Kind, String), String> {
     let mut command = Command::new(file);
     command.arg("--help").stdin(Stdio::null());
     let output = run(command, HELP_LIMIT).await?;
     let help = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     match () {
-        () if help.contains("--check-state") => Ok(Kind::Ours),
-        () if help.contains("xenstored <options>") => Ok(Kind::C),
+        () if help.contains("--check-state") => Ok((Kind::Ours, help)),
+        () if help.contains("xenstored <options>") => Ok((Kind::C, help)),
         () => Err("is neither this daemon nor C xenstored, by its --help".into()),
     }
 }

@@ -1,6 +1,59 @@
-//! The options that C xenstored takes, which are less than ours.
+//! What a C xenstored takes: its options, which are fewer than ours, and its migration stream.
 
 use std::ffi::OsString;
+use std::path::Path;
+
+use xenstore_store::CFormat;
+
+/// In the help of C xenstored since Xen 4.21, the first to read version 2 of the stream.
+const XEN_4_21: &str = "--master-domid";
+/// The name of a request that C xenstored has since Xen 4.22, in its table of these.
+const XEN_4_22: &[u8] = b"SET_QUOTA\0";
+
+/// A C xenstored that is to take over, and the version of the stream for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) format: CFormat,
+    pub(super) version: u32,
+}
+
+impl Target {
+    /// Finds out what the program in this file, with this help, reads. `wanted` is the version that
+    /// the requester asks for; without one it is the newest that the program reads.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the program does not read version `wanted`: it would end.
+    pub(super) fn of(file: &Path, help: &str, wanted: Option<u32>) -> Result<Target, String> {
+        let format = match help.contains(XEN_4_21) {
+            true if has(file, XEN_4_22) => CFormat::XEN_4_22,
+            true => CFormat::XEN_4_21,
+            false => CFormat::XEN_4_20,
+        };
+        let newest = format.version;
+        match wanted {
+            Some(version) if version > newest => Err(format!(
+                "does not read migration streams of version {version} (use --stream-version {newest})"
+            )),
+            wanted => Ok(Target { format, version: wanted.unwrap_or(newest) }),
+        }
+    }
+}
+
+/// Returns true if a program contains this name: the file itself or, if it is a script, a file whose
+/// path is a word of it. A path that the script computes is not found.
+fn has(file: &Path, name: &[u8]) -> bool {
+    let Ok(bytes) = std::fs::read(file) else { return false };
+    let contains = |bytes: &[u8]| bytes.windows(name.len()).any(|window| window == name);
+    let script = bytes.strip_prefix(b"#!").map(String::from_utf8_lossy);
+    match script {
+        None => contains(&bytes),
+        Some(script) => script
+            .split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '='))
+            .filter(|word| word.starts_with('/') && Path::new(word).is_file())
+            .any(|word| std::fs::read(word).is_ok_and(|bytes| contains(&bytes))),
+    }
+}
 
 /// Options of C xenstored 4.17 that take a value.
 const VALUES: [(char, &str); 13] = [
@@ -77,6 +130,33 @@ fn limit(option: &str, value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Fails if a program is given a stream that is newer than what it reads, which would end it, or
+    // another than the one that was asked for; or if a script hides the program.
+    #[test]
+    fn the_version_of_the_stream_is_one_that_the_program_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let old = write("old", "RESET_WATCHES\0");
+        let new = write("new", "GET_QUOTA\0SET_QUOTA\0");
+        let text = format!("#!/bin/sh\nA=/x exec \"{}\" \"$@\"\n", new.display());
+        let script = write("script", &text);
+        let (help, newer_help) = ("xenstored <options>", "-m, --master-domid");
+        let of = |file: &Path, help, wanted| {
+            let target = Target::of(file, help, wanted);
+            target.map(|target| (target.format, target.version))
+        };
+        assert_eq!(of(&old, help, None), Ok((CFormat::XEN_4_20, 1)));
+        assert_eq!(of(&old, newer_help, None), Ok((CFormat::XEN_4_21, 2)));
+        assert_eq!(of(&new, newer_help, None), Ok((CFormat::XEN_4_22, 2)));
+        assert_eq!(of(&script, newer_help, None), Ok((CFormat::XEN_4_22, 2)));
+        assert_eq!(of(&new, newer_help, Some(1)), Ok((CFormat::XEN_4_22, 1)));
+        assert!(of(&old, help, Some(2)).unwrap_err().contains("--stream-version 1"));
+    }
 
     // Fails if C xenstored is given an option that ends it, or loses one that it has.
     #[test]

@@ -22,7 +22,7 @@ use xenstore_transport::{Place, inherit};
 
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
-use super::for_c;
+use super::for_c::{self, Target};
 use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
@@ -170,15 +170,22 @@ impl Outgoing<'_> {
     /// A report about a dry run, or why nothing has come of it.
     async fn attempt(&self, order: &Order) -> Result<String, String> {
         let complain = |reason: String| format!("{}: {reason}", order.file.display());
-        let kind = candidate::kind(&order.file).await.map_err(complain)?;
+        let (kind, help) = candidate::kind(&order.file).await.map_err(complain)?;
         let args = match &order.cmdline {
             Some(cmdline) => cmdline.split_ascii_whitespace().map(OsString::from).collect(),
             None => own_args(),
         };
-        let mut written = None;
+        let target = match kind {
+            Kind::Ours => None,
+            Kind::C => Some(Target::of(&order.file, &help, order.version).map_err(complain)?),
+        };
+        let (mut written, mut lost) = (None, Vec::new());
         if kind == Kind::Ours || order.dry_run {
             self.server.finish_work().await;
             let state = self.server.with(|engine, _| engine.dump());
+            if let Some(target) = target {
+                lost = state.encode_for_c(&target.format, target.version).1;
+            }
             let new = unblock(move || Written::new(state)).await;
             written = Some(new.map_err(|error| error.to_string())?);
         }
@@ -189,7 +196,7 @@ impl Outgoing<'_> {
                 expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
             }
             if order.dry_run {
-                return Ok(self.report(kind, written.bytes, expected));
+                return Ok(self.report(target, written.bytes, expected, &lost));
             }
         }
         let _alone = self.holding.lock().await;
@@ -201,26 +208,35 @@ impl Outgoing<'_> {
         };
         self.server.finish_work().await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        let failed = match &written {
-            Some(written) => self.go(order, &args, held, written, stopped),
-            None => self.go_to_c(order, &args, held),
+        let failed = match (&written, target) {
+            (Some(written), _) => self.go(order, &args, held, written, stopped),
+            (None, Some(target)) => self.go_to_c(order, &args, held, target),
+            (None, None) => "there is no state for it".into(),
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.server.let_go();
         Err(complain(failed))
     }
 
-    /// What would happen, and what stands in the way.
-    fn report(&self, kind: Kind, bytes: u64, pause: Duration) -> String {
+    /// What would happen: with C xenstored one line for each thing that is lost or in the way.
+    fn report(
+        &self,
+        target: Option<Target>,
+        bytes: u64,
+        pause: Duration,
+        lost: &[String],
+    ) -> String {
         let ms = pause.as_secs_f64() * 1e3;
         let mut text = format!("state: {bytes} bytes\npause: about {ms:.1} ms\n");
-        let open = self.transactions();
-        match kind {
-            Kind::Ours => text += "lost: nothing\n",
-            Kind::C => {
-                text += "lost: open transactions, depths of watches, quotas\n";
-                open.lines().for_each(|line| text += &format!("in the way: {line}\n"));
-            }
+        if let Some(Target { version, .. }) = target {
+            text += &format!("stream version: {version}\n");
+        }
+        if lost.is_empty() {
+            text += "lost: nothing\n";
+        }
+        lost.iter().for_each(|thing| text += &format!("lost: {thing}\n"));
+        if target.is_some() {
+            self.transactions().lines().for_each(|line| text += &format!("in the way: {line}\n"));
         }
         text
     }
@@ -294,6 +310,7 @@ impl Outgoing<'_> {
         order: &Order,
         args: &[OsString],
         held: BTreeMap<ConnId, UnderWay>,
+        target: Target,
     ) -> String {
         // It does not know of the journal.
         self.server.with_journal(Journal::interrupt);
@@ -302,9 +319,13 @@ impl Outgoing<'_> {
         if let Some(asker) = asker {
             asker.io.output.extend_from_slice(&reply(&order.header, "OK"));
         }
-        let (stream, lost) = state.encode_for_c(order.version.unwrap_or(1));
+        let (stream, lost) = state.encode_for_c(&target.format, target.version);
         lost.iter().for_each(|text| warn!("not carried over: {text}"));
         let path = run_dir().join("state_dump");
+        let features = |domid| {
+            let domain = state.domains.iter().find(|domain| domain.domid == domid);
+            domain.map_or(feature::ALL, |domain| domain.features)
+        };
         let run = || -> io::Result<()> {
             write_private(&path, &stream)?;
             let bound = self.xen.as_ref().map(|(bound, _)| bound);
@@ -313,17 +334,14 @@ impl Outgoing<'_> {
             command.args(for_c::options(args));
             // When it ends, they are to be free.
             systemd::forget(&[Keep::Evtchn]);
-            // C xenstored may have none of these, and does not say.
-            self.offer(|_| 0);
+            // C xenstored leaves the word in the page as it is.
+            self.offer(|domid| target.format.offered(target.version, features(domid)));
             // A read that would have to wait is the end of a connection to it.
             let through = descriptors(&state);
             let result =
                 inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
             let _ = inherit::set_waiting(&through, false);
-            self.offer(|domid| {
-                let domain = state.domains.iter().find(|domain| domain.domid == domid);
-                domain.map_or(feature::ALL, |domain| domain.features)
-            });
+            self.offer(features);
             if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
                 error!(%error, "VIRQ_DOM_EXC cannot be bound again");
             }

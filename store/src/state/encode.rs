@@ -1,15 +1,11 @@
 //! From a state to a migration stream.
 
-use alloc::collections::BTreeSet;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
+use xenstore_protocol::Quota;
 use xenstore_protocol::stream::{Sink, VERSION, Writer, kind};
-use xenstore_protocol::{DomId, Quota, WatchEvent};
 
 use super::difference::put_difference;
-use super::nodes::put_nodes;
 use super::transactions::put_transaction;
 use super::{
     Base, ConnectionState, DomainState, NEVER, NO_DEPTH, NO_TARGET, State, WatchState, compact,
@@ -17,7 +13,6 @@ use super::{
 use crate::config::Quotas;
 use crate::connection::Caller;
 use crate::domain::Usage;
-use crate::node::descend;
 
 /// What a node takes in a stream, mostly; more is made room for.
 const NODE_SIZE: usize = 96;
@@ -78,67 +73,20 @@ impl State {
             }
         }
         for domain in &self.domains {
-            put_domain(writer, domain);
+            put_domain(writer, domain, domain.features, true);
             put_domain_detail(writer, domain);
         }
         self.put_transactions(writer);
     }
 
-    /// Writes a stream that C xenstored reads: of version 1, which is the only one before Xen 4.22,
-    /// or of a newer one. Also says what that daemon will not know.
-    ///
-    /// Events that wait are in it as bytes that have been answered and not written. Watches with a
-    /// depth become watches without, which hear more.
-    pub fn encode_for_c(&self, version: u32) -> (Vec<u8>, Vec<String>) {
-        let mut lost = Vec::new();
-        let mut writer = Writer::new(version, self.rough_size());
-        self.put_global(&mut writer);
-        if version > 1
-            && let Some(quotas) = &self.quotas
-        {
-            put_global_quotas(&mut writer, quotas);
-        }
-        let mut met = BTreeSet::new();
-        for (number, connection) in (1..).zip(&self.connections) {
-            if let Caller::Domain(domid) = connection.caller
-                && !met.insert(domid)
-            {
-                lost.push(format!("a second connection of domain {domid}"));
-                continue;
-            }
-            self.put_connection_for_c(&mut writer, number, connection, &mut lost);
-        }
-        // Otherwise nobody would be told of its end.
-        let mut number = u32::try_from(self.connections.len()).unwrap_or(u32::MAX - 1);
-        for domain in self.domains.iter().filter(|domain| domain.introduced) {
-            if met.insert(domain.domid) {
-                number += 1;
-                let connection = ConnectionState::new(Default::default(), domain.caller());
-                self.put_connection(&mut writer, number, &connection, &[]);
-            }
-        }
-        put_nodes(&mut writer, &self.tree, |domid| self.eras.get(&domid).copied().unwrap_or(0));
-        if version > 1 {
-            met.extend(descend(self.tree.root()).map(|node| node.acl().owner()));
-            for domain in self.domains.iter().filter(|domain| met.contains(&domain.domid)) {
-                put_domain(&mut writer, domain);
-            }
-        } else if self.quotas.is_some_and(|quotas| quotas != Quotas::default())
-            || self.domains.iter().any(|domain| domain.quotas != self.quotas)
-        {
-            lost.push("quotas: those of the other daemon apply".into());
-        }
-        (writer.finish(), lost)
-    }
-
     /// Bytes that a stream takes, roughly.
-    fn rough_size(&self) -> usize {
+    pub(super) fn rough_size(&self) -> usize {
         let nodes: i64 = self.domains.iter().map(|domain| domain.peak.nodes.max(0)).sum();
         // Not more than would be there: peaks are not counted again.
         usize::try_from(nodes).unwrap_or_default().min(1 << 20) * NODE_SIZE
     }
 
-    fn put_global(&self, writer: &mut Writer) {
+    pub(super) fn put_global(&self, writer: &mut Writer) {
         writer.begin(kind::GLOBAL_DATA);
         put_fd(writer, self.io.listener);
         put_fd(writer, self.io.evtchn);
@@ -160,21 +108,13 @@ impl State {
             writer.u16(domid.0);
             writer.u64(due.cast_unsigned());
         }
-        if !self.eras.is_empty() {
-            writer.begin(kind::ERAS);
-            writer.len32(self.eras.len());
-            for (domid, era) in &self.eras {
-                writer.u16(domid.0);
-                writer.u32(*era);
-            }
-        }
         writer.begin(kind::SERVER);
         writer.u32(self.io.virq_port.unwrap_or(0));
         writer.len32(self.io.other.len());
         writer.bytes(&self.io.other);
     }
 
-    fn put_connection(
+    pub(super) fn put_connection(
         &self,
         writer: &mut Writer,
         number: u32,
@@ -212,39 +152,6 @@ impl State {
         }
     }
 
-    fn put_connection_for_c(
-        &self,
-        writer: &mut Writer,
-        number: u32,
-        connection: &ConnectionState,
-        lost: &mut Vec<String>,
-    ) {
-        let id = connection.id;
-        let mut output = connection.io.output.clone();
-        for event in &connection.events {
-            let at = connection.watches.binary_search_by_key(&event.watch, |watch| watch.id);
-            let Ok(at) = at else { continue };
-            let watch = &connection.watches[at];
-            let path = &event.path[watch.prefix(connection.domid)..];
-            WatchEvent { path: path.as_bytes(), token: &watch.token }.emit(&mut output);
-        }
-        self.put_connection(writer, number, connection, &output);
-        let (_, more) = split_input(&connection.io.input);
-        if !more.is_empty() {
-            let more = more.len();
-            lost.push(format!("{more} bytes of requests of connection {id}, too far ahead"));
-        }
-        for watch in &connection.watches {
-            put_watch(writer, number, watch, None);
-            if let Some(depth) = watch.depth {
-                lost.push(format!("depth {depth} of watch {} of connection {id}", watch.path));
-            }
-        }
-        for (tx_id, _) in &connection.transactions {
-            lost.push(format!("transaction {tx_id} of connection {id}: it will be unknown"));
-        }
-    }
-
     /// The youngest first: each snapshot is written as what differs from that of the next younger,
     /// so that what they share is written once.
     fn put_transactions(&self, writer: &mut Writer) {
@@ -273,7 +180,7 @@ impl State {
 }
 
 /// CONNECTION_DATA has 16 bits for the length of the input; what is more comes in our own record.
-fn split_input(input: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_input(input: &[u8]) -> (&[u8], &[u8]) {
     input.split_at(input.len().min(u16::MAX.into()))
 }
 
@@ -321,7 +228,7 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     }
 }
 
-fn put_watch(writer: &mut Writer, number: u32, watch: &WatchState, depth: Option<u32>) {
+pub(super) fn put_watch(writer: &mut Writer, number: u32, watch: &WatchState, depth: Option<u32>) {
     let kind = if depth.is_some() { kind::WATCH_DATA_EXTENDED } else { kind::WATCH_DATA };
     writer.begin(kind);
     writer.u32(number);
@@ -336,7 +243,7 @@ fn put_watch(writer: &mut Writer, number: u32, watch: &WatchState, depth: Option
     writer.c_string(&watch.token);
 }
 
-fn put_global_quotas(writer: &mut Writer, quotas: &Quotas) {
+pub(super) fn put_global_quotas(writer: &mut Writer, quotas: &Quotas) {
     writer.begin(kind::GLOBAL_QUOTA_DATA);
     writer.len16(Quota::ALL.len());
     writer.u16(0);
@@ -352,12 +259,19 @@ fn put_quotas(writer: &mut Writer, quotas: &Quotas) {
     }
 }
 
-fn put_domain(writer: &mut Writer, domain: &DomainState) {
+/// Writes a domain with these of its features and, if `with_quotas`, its quotas.
+pub(super) fn put_domain(
+    writer: &mut Writer,
+    domain: &DomainState,
+    features: u32,
+    with_quotas: bool,
+) {
+    let quotas = domain.quotas.as_ref().filter(|_| with_quotas);
     writer.begin(kind::DOMAIN_DATA);
     writer.u16(domain.domid.0);
-    writer.len16(if domain.quotas.is_some() { Quota::ALL.len() } else { 0 });
-    writer.u32(domain.features);
-    if let Some(quotas) = &domain.quotas {
+    writer.len16(if quotas.is_some() { Quota::ALL.len() } else { 0 });
+    writer.u32(features);
+    if let Some(quotas) = quotas {
         put_quotas(writer, quotas);
     }
 }
@@ -372,20 +286,5 @@ fn put_domain_detail(writer: &mut Writer, domain: &DomainState) {
     let Usage { nodes, watches, transactions, bytes } = domain.peak;
     for peak in [nodes, watches, transactions, bytes] {
         writer.u64(peak.cast_unsigned());
-    }
-}
-
-impl DomainState {
-    fn caller(&self) -> Caller {
-        Caller::Domain(self.domid)
-    }
-}
-
-impl WatchState {
-    /// Bytes of the resolved path that the client did not write.
-    fn prefix(&self, domid: Option<DomId>) -> usize {
-        let relative = !self.path.starts_with(['/', '@']);
-        let prefix = |domid| format!("/local/domain/{domid}/").len();
-        domid.filter(|_| relative).map_or(0, prefix)
     }
 }

@@ -15,7 +15,8 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `encode.rs`, `decode.rs` | the migration stream, for ourselves and for C xenstored |
+//! | `encode.rs`, `decode.rs` | the migration stream |
+//! | `for_c.rs` | the migration stream that C xenstored reads, and what is lost by it |
 //! | `compact.rs`, `nodes.rs` | the tree in it, for ourselves and for others |
 //! | `difference.rs`, `transactions.rs` | trees as what differs from others; open transactions |
 //! | `ocaml.rs` | what oxenstored writes instead |
@@ -24,9 +25,12 @@ mod compact;
 mod decode;
 mod difference;
 mod encode;
+mod for_c;
 mod nodes;
 mod ocaml;
 mod transactions;
+
+pub use for_c::CFormat;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Dump and restore.
 
 use xenstore_protocol::{DomId, ErrorName, Header, Operation};
-use xenstore_store::{Config, ConnId, DomainInfo, Engine, Host, State};
+use xenstore_store::{CFormat, Config, ConnId, DomainInfo, Engine, Host, State};
 
 use super::against_model::twins;
 
@@ -31,8 +31,14 @@ fn survives(engine: &Engine, config: &Config) {
     again.check().expect("what is restored is sound");
     assert_eq!(again.dump(), state);
     assert_eq!(conns.len(), state.connections.len());
-    for version in [1, 2] {
-        let (bytes, _) = state.encode_for_c(version);
+    let formats = [
+        (CFormat::XEN_4_20, 1),
+        (CFormat::XEN_4_21, 2),
+        (CFormat::XEN_4_22, 1),
+        (CFormat::XEN_4_22, 2),
+    ];
+    for (format, version) in formats {
+        let (bytes, _) = state.encode_for_c(&format, version);
         let state = State::decode(&bytes).expect("a stream for C");
         let (engine, _) = Engine::restore(config, &state).expect("a state for C");
         engine.check().expect("what is restored is sound");
@@ -52,6 +58,9 @@ impl Host for Empty {
     fn release(&mut self, _: DomId) {}
     fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
         None
+    }
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
     }
 }
 

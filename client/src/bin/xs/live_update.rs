@@ -14,6 +14,8 @@ pub(crate) struct Wanted {
     pub(crate) program: String,
     pub(crate) options: Option<String>,
     pub(crate) dry_run: bool,
+    /// Of the migration stream, for C xenstored.
+    pub(crate) stream_version: Option<u32>,
     pub(crate) timeout: u32,
     pub(crate) force: bool,
 }
@@ -55,14 +57,18 @@ fn begin(client: &Client, wanted: &Wanted, program: &Path) -> Result<(), Error> 
 
 /// The report of a dry run, or a line about what is done.
 fn start(client: &Client, wanted: &Wanted) -> Result<String, Error> {
+    let seconds = wanted.timeout.to_string();
+    let version = wanted.stream_version.map(|version| version.to_string());
+    let version = version.iter().flat_map(|version| ["-v", version]);
     if wanted.dry_run {
-        return match say(client, &["-s", "-n"])? {
+        let args: Vec<&str> = ["-s", "-n"].into_iter().chain(version).collect();
+        return match say(client, &args)? {
             report if report.starts_with("state:") => Ok(report),
             reason => Err(Error::from(std::io::Error::other(reason))),
         };
     }
-    let seconds = wanted.timeout.to_string();
     let mut args = vec!["-s", "-t", &seconds];
+    args.extend(version);
     if wanted.force {
         args.push("-F");
     }

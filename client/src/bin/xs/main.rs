@@ -118,6 +118,9 @@ enum Command {
         /// Options for the program, instead of those that the daemon has.
         #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
         options: Option<String>,
+        /// Version of the migration stream for C xenstored, 1 or 2, instead of the newest that it reads.
+        #[arg(long, value_name = "VERSION")]
+        stream_version: Option<u32>,
         /// Seconds to wait for transactions that the program cannot go on with.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u32,
@@ -223,8 +226,9 @@ fn run(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Tx { tries } => tx::run(client, tries, &mut out),
         Command::Dump { path } => dump::dump(client, &path, &mut out),
         Command::Restore => dump::restore(client),
-        Command::LiveUpdate { program, dry_run, options, timeout, force } => {
-            let wanted = live_update::Wanted { program, options, dry_run, timeout, force };
+        Command::LiveUpdate { program, dry_run, options, stream_version, timeout, force } => {
+            let wanted =
+                live_update::Wanted { program, options, dry_run, stream_version, timeout, force };
             live_update::run(client, &wanted, &mut out)
         }
         Command::Control { command, args } => {
