@@ -26,7 +26,8 @@ pub struct DomainInfo {
     pub shutdown: bool,
 }
 
-/// What the store asks of the machine that it runs on.
+/// What the store asks of the machine that it runs on. No method has a default, so that a wrapper
+/// cannot forget to forward one.
 pub trait Host {
     /// Looks at a domain; none if there is no such domain.
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo>;
@@ -49,9 +50,7 @@ pub trait Host {
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>>;
 
     /// What `control` knows, for CONTROL `help`: commands with their arguments.
-    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        &[]
-    }
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)];
 }
 
 impl<T: Host + ?Sized> Host for Box<T> {

@@ -344,6 +344,9 @@ mod tests {
                 _ => None,
             }
         }
+        fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+            &[]
+        }
     }
 
     // Fails if the machine that is replayed gives another answer than the one that was recorded, or

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Failure, Peer, Transport};
+use crate::{Failure, Peer, Place, Transport};
 
 /// What happens to one read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,10 @@ pub fn rough(seed: u64) -> impl FnMut() -> Fault {
 impl<T: Transport, P: FnMut() -> Fault + Unpin> Transport for Faulty<T, P> {
     fn peer(&self) -> Peer {
         self.inner.peer()
+    }
+
+    fn place(&self) -> Place {
+        self.inner.place()
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {

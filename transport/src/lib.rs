@@ -76,21 +76,18 @@ pub enum Place {
 }
 
 /// Bytes in both directions, and who is at the other end. Whoever has read or written flushes
-/// before waiting: some transports tell the other end only then.
+/// before waiting: some transports tell the other end only then. No method has a default, so that a
+/// wrapper cannot forget to forward one.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Who is at the other end.
     fn peer(&self) -> Peer;
 
     /// Where another server could go on.
-    fn place(&self) -> Place {
-        Place::Nowhere
-    }
+    fn place(&self) -> Place;
 
     /// Tells the other end that the connection has failed, if it can be told, and waits until a new
     /// one starts on this transport. False if that cannot be, as with everything but a ring.
-    fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
-        Poll::Ready(false)
-    }
+    fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool>;
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
@@ -118,5 +115,73 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         (**self).poll_recover(cx, failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, Faulty};
+    use crate::trace::{Direction, Traced};
+    use std::io;
+    use std::pin::Pin;
+    use std::task::Waker;
+
+    /// A transport of which every method has an answer of its own.
+    struct Other;
+
+    impl Transport for Other {
+        fn peer(&self) -> Peer {
+            Peer::Domain(5)
+        }
+        fn place(&self) -> Place {
+            Place::Descriptor(7)
+        }
+        fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
+            Poll::Ready(true)
+        }
+    }
+
+    impl AsyncRead for Other {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Other {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    // Fails if a wrapper answers for itself what it should forward: a wrapped socket whose place is
+    // not known is lost at a live update, and a ring that cannot recover is lost to its guest.
+    #[test]
+    fn wrappers_forward_every_method() {
+        fn forwards(mut wrapped: impl Transport) {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(matches!(wrapped.peer(), Peer::Domain(5)));
+            assert!(matches!(wrapped.place(), Place::Descriptor(7)));
+            let recovers = wrapped.poll_recover(&mut cx, Failure::Protocol);
+            assert_eq!(recovers, Poll::Ready(true));
+        }
+        forwards(&mut Other);
+        forwards(Box::new(Other));
+        forwards(Faulty::new(Other, || Fault::None));
+        forwards(Traced::new(Other, |_: Direction, _: &[u8]| ()));
     }
 }

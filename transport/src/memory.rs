@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Peer, Transport};
+use crate::{Failure, Peer, Place, Transport};
 
 /// Bytes that each direction holds before its writer has to wait.
 pub const CAPACITY: usize = 64 * 1024;
@@ -56,6 +56,14 @@ fn lock(half: &Mutex<Half>) -> MutexGuard<'_, Half> {
 impl Transport for Pipe {
     fn peer(&self) -> Peer {
         self.peer
+    }
+
+    fn place(&self) -> Place {
+        Place::Nowhere
+    }
+
+    fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
+        Poll::Ready(false)
     }
 }
 

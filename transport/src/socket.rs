@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::crash;
 use crate::driver::{Driver, Source};
-use crate::{Credentials, Peer, Place, Transport};
+use crate::{Credentials, Failure, Peer, Place, Transport};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -76,6 +76,10 @@ impl Transport for Socket {
 
     fn place(&self) -> Place {
         Place::Descriptor(self.stream.as_fd().as_raw_fd())
+    }
+
+    fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
+        Poll::Ready(false)
     }
 }
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Failure, Peer, Transport};
+use crate::{Failure, Peer, Place, Transport};
 
 /// Which way bytes went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,10 @@ impl<T: Transport, S: FnMut(Direction, &[u8])> Traced<T, S> {
 impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> Transport for Traced<T, S> {
     fn peer(&self) -> Peer {
         self.inner.peer()
+    }
+
+    fn place(&self) -> Place {
+        self.inner.place()
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {

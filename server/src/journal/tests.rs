@@ -32,6 +32,9 @@ impl Host for Machine {
         assert_ne!(command, b"boom", "a mistake");
         None
     }
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }
 
 pub(super) struct Kept {

@@ -136,6 +136,9 @@ impl Host for Machine {
     fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
         None
     }
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }
 
 struct Slot {

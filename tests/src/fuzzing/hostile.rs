@@ -198,4 +198,8 @@ impl Host for Machine {
     fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
         None
     }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }

@@ -18,6 +18,9 @@ impl Host for Everybody {
     fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
         None
     }
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }
 
 /// An engine without quotas, and a connection of dom0.
