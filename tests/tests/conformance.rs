@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_tests::conformance::{Verdict, parse_differences, run};
+use xenstore_tests::conformance::{Differences, Verdict, run};
 use xenstore_tests::peers::{self, Kind};
 use xenstore_tests::skip;
 use xenstore_tests::target::Target;
 use xenstored::embedded::Store;
 
 fn hold(what: &str, start: impl FnMut() -> Result<Target, String>, list: &str) {
-    let differences = parse_differences(list).unwrap();
+    let differences = Differences::parse(list).unwrap();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut failures = Vec::new();
     run(start, &differences, "", |case, verdict| {
@@ -19,7 +19,11 @@ fn hold(what: &str, start: impl FnMut() -> Result<Target, String>, list: &str) {
             Verdict::Differs(_) => "differ as listed",
             Verdict::Skipped(_) => "skipped",
             Verdict::Failed(why) => {
-                failures.push(format!("{}: {why}", case.name));
+                failures.push(format!(
+                    "{}: {why}\n  to list it: {}",
+                    case.name,
+                    differences.line(case.name, why)
+                ));
                 "failed"
             }
         };
@@ -82,4 +86,14 @@ fn c_xenstored_over_the_ring_of_dom0() {
 #[test]
 fn oxenstored_over_the_ring_of_dom0() {
     hold_peer("oxenstored over a ring", Kind::Ocaml, Target::start_ring, OCAML_DIFFERENCES);
+}
+
+// Fails if a daemon that is not there is taken for one that differs in everything.
+#[test]
+fn a_daemon_that_is_not_there_is_an_error() {
+    let differences = Differences::parse(C_DIFFERENCES).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let start = || Ok(Target::Socket(dir.path().join("socket")));
+    let error = run(start, &differences, "", |case, _| panic!("{} was run", case.name));
+    assert!(error.unwrap_err().starts_with("the daemon does not answer"));
 }

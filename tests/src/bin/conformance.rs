@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use xenstore_tests::conformance::{Verdict, cases, parse_differences, run};
+use xenstore_tests::conformance::{Differences, Verdict, cases, run};
 use xenstore_tests::peers::Kind;
 use xenstore_tests::target::Target;
 use xenstored::embedded::Store;
 
 const USAGE: &str = "usage: conformance [--socket PATH | --daemon memory|ours|c|ocaml [--ring]] \
-                     [--differences FILE] [--filter TEXT] [--list]";
+                     [--differences FILE [--pin]] [--filter TEXT] [--list]";
 
 fn main() -> ExitCode {
     match start() {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 fn start() -> Result<bool, String> {
     let (mut socket, mut daemon, mut filter) = (None, None, String::new());
     let mut start = Target::start as fn(Kind) -> Result<Target, String>;
-    let mut differences = Default::default();
+    let (mut differences, mut pin) = (Differences::default(), false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value; {USAGE}"));
@@ -39,8 +39,10 @@ fn start() -> Result<bool, String> {
             "--differences" => {
                 let path = value()?;
                 let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-                differences = parse_differences(&text)?;
+                differences = Differences::parse(&text)?;
             }
+            // Prints the lines for the list instead of verdicts.
+            "--pin" => pin = true,
             "--list" => {
                 cases().for_each(|case| println!("{}", case.name));
                 return Ok(true);
@@ -65,9 +67,18 @@ fn start() -> Result<bool, String> {
             Verdict::Differs(how) => (3, "DIFF", how.as_str()),
         };
         counts[at] += 1;
+        if pin {
+            if matches!(verdict, Verdict::Failed(_) | Verdict::Differs(_)) {
+                println!("{}", differences.line(case.name, text));
+            }
+            return;
+        }
         println!("{word} {:<60} {text}", case.name);
     })?;
     let [passed, failed, skipped, differ] = counts;
+    if pin {
+        return Ok(true);
+    }
     println!("{differ} differ as the list says");
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0)

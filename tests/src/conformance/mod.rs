@@ -2,11 +2,12 @@
 //!
 //! A case says what our daemon does, which is what C xenstored of the newest Xen does but for the
 //! deliberate differences of `docs/differences.md`. For each other daemon a list names the cases in
-//! which it differs, with the reason; a case on the list that passes is a failure too, so that the
-//! lists stay true.
+//! which it differs, with its answer and the reason. A listed case that passes or has another answer is
+//! a failure too, so that the lists stay true.
 
 mod advisories;
 mod control;
+mod differences;
 mod directory;
 mod domains;
 mod events;
@@ -21,7 +22,8 @@ mod transactions;
 mod tx_conflicts;
 mod watches;
 
-use std::collections::BTreeMap;
+pub use differences::{Differences, observed};
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fake_guest::FakeGuest;
@@ -192,32 +194,31 @@ pub enum Verdict {
     Skipped(&'static str),
 }
 
-/// How a reason begins that does not hold over dom0's ring.
-const ON_A_SOCKET: &str = "on a socket: ";
-
-/// Cases in which a daemon differs, with the reason: `name<TAB>reason` lines.
-pub fn parse_differences(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let mut list = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let (name, reason) = line.split_once('\t').ok_or(format!("{line}: no tab, no reason"))?;
-        if !cases().any(|case| case.name == name) {
-            return Err(format!("{name}: no such case"));
-        }
-        if list.insert(name.into(), reason.into()).is_some() {
-            return Err(format!("{name}: twice"));
-        }
-    }
-    Ok(list)
+/// Returns an error if the daemon does not answer.
+fn is_there(target: &Target) -> Outcome {
+    let mut dom0 = target.dom0()?;
+    dom0.ok(op::READ, "/tool|")?;
+    target.take_main().map(|main| target.give_back(main))
 }
 
-/// Runs the cases whose name contains `filter`, each on `target()`, which is asked again when the
+/// Runs the cases whose name contains `filter`, each on `start()`, which is called again when the
 /// daemon does not answer any more.
+///
+/// # Errors
+///
+/// Fails if the daemon cannot be started or does not answer: before the first case, or after it has
+/// been started again.
 pub fn run(
     mut start: impl FnMut() -> Result<Target, String>,
-    differences: &BTreeMap<String, String>,
+    differences: &Differences,
     filter: &str,
     mut report: impl FnMut(&Case, &Verdict),
 ) -> Result<(), String> {
+    let mut start = || {
+        let target = start()?;
+        is_there(&target).map_err(|error| format!("the daemon does not answer: {error}"))?;
+        Ok::<_, String>(target)
+    };
     let mut target = start()?;
     for case in cases().filter(|case| case.name.contains(filter)) {
         if case.guests && !target.has_guests() {
@@ -229,23 +230,20 @@ pub fn run(
             continue;
         }
         let outcome = run_one(&target, case);
-        let alive = target
-            .dom0()
-            .and_then(|mut dom0| dom0.ok(op::READ, "/tool|"))
-            .and_then(|_| target.take_main().map(|main| target.give_back(main)));
+        let alive = is_there(&target);
         if alive.is_err() {
             target = start()?;
         }
-        let outcome =
-            outcome.and(alive.map(drop).map_err(|e| format!("no answer afterwards: {e}")));
+        let outcome = outcome.and(alive.map_err(|e| format!("no answer afterwards: {e}")));
         let over_ring = matches!(target, Target::Ring(..));
-        let counts = |reason: &String| !(over_ring && reason.starts_with(ON_A_SOCKET));
-        let listed = differences.get(case.name).is_some_and(counts);
-        let verdict = match (outcome, listed) {
-            (Ok(()), false) => Verdict::Passed,
-            (Err(why), false) => Verdict::Failed(why),
-            (Err(how), true) => Verdict::Differs(how),
-            (Ok(()), true) => Verdict::Failed("passes, but is on the list of differences".into()),
+        let listed = differences.lists(case.name, over_ring);
+        let verdict = match outcome {
+            Ok(()) if !listed => Verdict::Passed,
+            Ok(()) => Verdict::Failed("passes, but is on the list of differences".into()),
+            Err(how) if differences.pins(case.name, over_ring, &observed(&how)) => {
+                Verdict::Differs(how)
+            }
+            Err(why) => Verdict::Failed(why),
         };
         report(case, &verdict);
     }
