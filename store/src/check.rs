@@ -142,7 +142,7 @@ impl Engine {
             let conn: &ConnId = conn;
             for ((path, token), id) in &connection.watches {
                 let agrees = self.watches.all.get(id).is_some_and(|watch| {
-                    watch.conn == *conn && *watch.path == **path && watch.token == *token
+                    watch.conn == *conn && *watch.path == **path && *watch.token == **token
                 });
                 ensure(agrees, || format!("watch {path} of connection {conn} is confused"))?;
             }

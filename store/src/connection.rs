@@ -44,8 +44,8 @@ pub(crate) type WatchKey = (Box<str>, Box<[u8]>);
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) caller: Caller,
-    /// In boxes, since each request takes its own out and puts it back.
-    pub(crate) transactions: BTreeMap<u32, Box<Transaction>>,
+    /// Shared with states that are being written: each request takes its own out and puts it back.
+    pub(crate) transactions: BTreeMap<u32, triomphe::Arc<Transaction>>,
     pub(crate) last_transaction: u32,
     /// A bit for each of the last commits, set for those that failed with EAGAIN.
     pub(crate) failures: u16,

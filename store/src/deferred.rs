@@ -19,6 +19,7 @@ use crate::connection::ConnId;
 use crate::engine::{Engine, Millis};
 use crate::fanout::Fanout;
 use crate::node::Node;
+use crate::tree::Tree;
 
 /// Units of work that one input may cause at once: some two milliseconds.
 pub(crate) const BUDGET: u64 = 8192;
@@ -37,6 +38,13 @@ pub(crate) struct Removal {
     pub(crate) unused: Vec<Arc<Node>>,
     /// Bytes of those that have been freed, as they are charged.
     freed: i64,
+}
+
+impl Removal {
+    /// Frees nodes, in pieces those that are not used elsewhere.
+    pub(crate) fn free(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
+        self.unused.extend(nodes.into_iter().filter(Arc::is_unique));
+    }
 }
 
 /// Something that is done in pieces.
@@ -200,6 +208,13 @@ impl Engine {
         while self.has_work() {
             self.work(u32::MAX);
         }
+    }
+
+    /// Frees an old tree.
+    pub(crate) fn free_tree(&mut self, tree: Tree) {
+        let mut removal = Removal::default();
+        removal.free([tree.into_root()]);
+        self.forget_nodes(None, removal);
     }
 
     /// Forgets nodes that have been taken out of the tree: now, as far as the budget goes.

@@ -382,6 +382,7 @@ impl Engine {
             stamp: &mut self.stamp,
             exists: &mut exists,
             era_of: &era_of,
+            captures: true,
             counts_copies: self.pins.is_active(),
             refused,
         };
@@ -418,12 +419,21 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Answer, ErrorName> {
         let guard = self.guard(conn, now);
-        let answer = self.with_context(conn, host, |work, cx| execute(work, cx, request));
-        if let Some(until) = guard.and_then(|guard| self.hold(conn, &guard, now, host)) {
+        let captures = !self.watches.all.is_empty();
+        let answer = self.with_context(conn, host, |work, cx| {
+            cx.captures = captures;
+            execute(work, cx, request)
+        });
+        if let Some(guard) = &guard
+            && let Some(until) = self.hold(conn, guard, now, host)
+        {
             return Ok(Answer::Later(until));
         }
         if !self.work.changes.is_empty() {
             self.settle(Some(conn), None);
+        }
+        if let Some((tree, _)) = guard {
+            self.free_tree(tree);
         }
         answer
     }

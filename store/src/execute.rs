@@ -68,6 +68,8 @@ pub(crate) struct Context<'a> {
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> Option<Era>,
     /// The era of a domain that is known; 0 for any other.
     pub(crate) era_of: &'a dyn Fn(DomId) -> Era,
+    /// Does it matter who may hear of a change? Not without watches.
+    pub(crate) captures: bool,
     /// Is it to be counted what is copied?
     pub(crate) counts_copies: bool,
     /// The last amount that was refused, and by which quota.
@@ -77,6 +79,11 @@ pub(crate) struct Context<'a> {
 type Result<T> = core::result::Result<T, ErrorName>;
 
 impl Context<'_> {
+    /// Who may hear of a change: see [`Readers`].
+    fn readers<'a>(&self, acls: impl IntoIterator<Item = &'a Acl>) -> Readers {
+        if self.captures { acls.into_iter().collect() } else { Readers::default() }
+    }
+
     pub(crate) fn check(&self, quota: Quota, amount: i64) -> Result<()> {
         if self.rights.privileged || self.quotas.allows(quota, amount) {
             Ok(())
@@ -205,7 +212,7 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
         return plan(work, cx, nearest, path, value)?.carry_out(work, cx, path, value);
     }
     let Nearest { node, above, .. } = nearest;
-    let readers = Readers::from_iter([node.acl(), above.acl()]);
+    let readers = cx.readers([node.acl(), above.acl()]);
     let more = bytes(value.len()) - bytes(node.value().len());
     let owner = node.acl().owner();
     cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
@@ -279,10 +286,8 @@ impl Plan {
         cx.count_copies(work, path);
         work.tree.create(path, self.missing, &self.acl, value, cx.stamp);
         work.charges.add(self.acl.owner(), self.more);
-        let mut readers = Readers::from_iter([&self.acl]);
-        if self.missing == 1 {
-            readers.add(&self.above);
-        }
+        let above = (self.missing == 1).then_some(&self.above);
+        let readers = cx.readers([&self.acl].into_iter().chain(above));
         let created: usize = components_from_end(path).take(self.missing - 1).sum();
         work.changes.push(Change {
             top: path.len() - created,
@@ -302,7 +307,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach_with_parent(&work.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(ErrorName::Einval),
         Ok((node, above)) => {
-            let readers = Readers::from_iter([node.acl(), above.acl()]);
+            let readers = cx.readers([node.acl(), above.acl()]);
             cx.count_copies(work, path);
             remove(work, cx.stamp, path, readers);
             Ok(Answer::Done)
@@ -357,7 +362,7 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
         Quota::NodeSize,
         bytes(node.size() + 8 * acl.entries().len()) - bytes(8 * node.acl().entries().len()),
     )?;
-    let readers = Readers::from_iter([node.acl(), &acl, above.acl()]);
+    let readers = cx.readers([node.acl(), &acl, above.acl()]);
     let owned = owner != node.acl().owner();
     cx.count_copies(work, path);
     replace_acl(work, path, acl);

@@ -61,13 +61,13 @@ impl Fanout {
     /// The events of `changes`, which led to `tree`.
     pub(crate) fn new(
         changes: Vec<Change>,
-        tree: &Tree,
+        tree: Tree,
         old: Option<Tree>,
         newest: WatchId,
     ) -> Fanout {
         Fanout {
             changes,
-            tree: tree.clone(),
+            tree,
             old,
             newest,
             next: 0,
@@ -84,7 +84,7 @@ impl Fanout {
         name: &str,
         with_domid: Arc<str>,
         readers: Readers,
-        tree: &Tree,
+        tree: Tree,
         newest: WatchId,
     ) -> Fanout {
         let found =
@@ -142,7 +142,7 @@ impl Engine {
                 return;
             }
         }
-        if now.is_some() || old.as_ref().is_none_or(|old| old.get(&change.path).is_some()) {
+        if old.as_ref().is_none_or(|old| old.get(&change.path).is_some()) || now.is_some() {
             for (path, distance) in self.watches.watched_above(&change.path) {
                 self.deferred.spend(1);
                 let entry = found.entry(path.clone()).or_default();

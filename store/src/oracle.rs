@@ -44,7 +44,8 @@ impl Engine {
     ) -> Result<(), Violation> {
         let connection = self.conns.get_mut(&conn);
         let transaction = connection.and_then(|c| c.transactions.get(&tx_id).cloned());
-        let Some(mut transaction) = transaction else { return Ok(()) };
+        let Some(transaction) = transaction else { return Ok(()) };
+        let mut transaction = triomphe::Arc::unwrap_or_clone(transaction);
         let before = (self.stamp, self.epoch);
         let usage = self.domains.get(self.rights(conn).domid).map(|domain| domain.usage);
         let domid = self.rights(conn).domid;

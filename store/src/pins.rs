@@ -108,6 +108,7 @@ impl Engine {
             let Some(transaction) = connection.and_then(|c| c.transactions.get_mut(&id)) else {
                 continue;
             };
+            let transaction = triomphe::Arc::make_mut(transaction);
             let back = transaction.give_up(ErrorName::Eagain);
             let unused = transaction.take_unused();
             self.forget_nodes(None, unused);

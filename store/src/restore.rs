@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use triomphe::Arc;
 use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path, Request};
 
 use crate::charge::{Charge, event_cost};
@@ -89,7 +90,8 @@ impl Engine {
             let watch = self.watches.all.get(id)?;
             Some(WatchState {
                 id: *id,
-                path: watch.path[watch.prefix..].into(),
+                path: watch.path.clone(),
+                prefix: watch.prefix,
                 token: watch.token.clone(),
                 depth: watch.depth,
                 collapsed: watch.collapsed,
@@ -111,7 +113,7 @@ impl Engine {
             transactions: connection
                 .transactions
                 .iter()
-                .map(|(id, tx)| (*id, (**tx).clone()))
+                .map(|(id, tx)| (*id, tx.clone()))
                 .collect(),
         }
     }
@@ -248,12 +250,12 @@ impl Engine {
         state: &WatchState,
         counters: &Counters,
     ) -> Result<()> {
-        let wrong = || format!("watch {} of connection {conn} cannot be", state.path);
-        let fits = state.path.len() + state.token.len() + 2 <= PAYLOAD_MAX;
+        let wrong = || format!("watch {} of connection {conn} cannot be", state.path());
+        let fits = state.path().len() + state.token.len() + 2 <= PAYLOAD_MAX;
         let id = state.id;
         let free = (1..=counters.last_watch).contains(&id.0) && !self.watches.all.contains_key(&id);
         ensure(fits && free && !state.token.contains(&0), wrong)?;
-        let path = Path::parse(state.path.as_bytes()).ok_or_else(|| RestoreError(wrong()))?;
+        let path = Path::parse(state.path().as_bytes()).ok_or_else(|| RestoreError(wrong()))?;
         self.watches.last = id.0 - 1;
         self.add_watch(conn, path, &state.token, state.depth)
             .map_err(|error| RestoreError(format!("{}: {error}", wrong())))?;
@@ -286,7 +288,7 @@ impl Engine {
         &mut self,
         conn: ConnId,
         id: u32,
-        transaction: &Transaction,
+        transaction: &Arc<Transaction>,
     ) -> Result<()> {
         let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
         // It may be taken over as it is, so that it must fit to what there is.
@@ -294,7 +296,7 @@ impl Engine {
         let fits = transaction.epoch < self.epoch || transaction.work.charges.domids().all(known);
         let domid = self.rights(conn).domid;
         let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
-        let old = connection.transactions.insert(id, transaction.clone().into());
+        let old = connection.transactions.insert(id, transaction.clone());
         if id == 0 || !fits || old.is_some() {
             return Err(wrong());
         }

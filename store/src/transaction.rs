@@ -87,30 +87,16 @@ impl Transaction {
         }
     }
 
-    /// Everything that it keeps, to be freed in pieces.
-    pub(crate) fn into_nodes(mut self) -> Removal {
-        self.discard();
-        self.unused
+    /// Everything that it alone keeps, to be freed in pieces.
+    pub(crate) fn into_nodes(self) -> Removal {
+        let mut unused = self.unused;
+        discard(self.snapshot, self.work, self.log, &mut unused);
+        unused
     }
 
     /// What it does not keep any more.
     pub(crate) fn take_unused(&mut self) -> Removal {
         core::mem::take(&mut self.unused)
-    }
-
-    fn discard(&mut self) {
-        let none = Tree::empty();
-        let work = core::mem::replace(&mut self.work, Work::new(none.clone()));
-        let snapshot = core::mem::replace(&mut self.snapshot, none);
-        let unused = &mut self.unused.unused;
-        for logged in core::mem::take(&mut self.log) {
-            if let Ok(Answer::Seen(node)) = logged.answer {
-                unused.push(node);
-            }
-        }
-        unused.extend(work.changes.into_iter().flat_map(|change| change.removed));
-        unused.extend(work.uncounted);
-        unused.extend([work.tree, snapshot].map(Tree::into_root));
     }
 
     /// Number of requests so far.
@@ -140,7 +126,10 @@ impl Transaction {
     /// Lets everything go that it keeps: END T fails with this error. How many bytes it costs less.
     pub(crate) fn give_up(&mut self, error: ErrorName) -> i64 {
         self.doomed = Some(error);
-        self.discard();
+        let none = Tree::empty();
+        let work = core::mem::replace(&mut self.work, Work::new(none.clone()));
+        let snapshot = core::mem::replace(&mut self.snapshot, none);
+        discard(snapshot, work, core::mem::take(&mut self.log), &mut self.unused);
         core::mem::replace(&mut self.bytes, TRANSACTION) - TRANSACTION
     }
 
@@ -284,4 +273,15 @@ impl Transaction {
         // A path that is too long stays so.
         cx.resolve(path).is_ok_and(|path| unchanged(&self.snapshot, tree, &path, facet))
     }
+}
+
+/// Appends the nodes of which this has the last use.
+fn discard(snapshot: Tree, work: Work, log: Vec<Logged>, removal: &mut Removal) {
+    let seen = log.into_iter().filter_map(|logged| match logged.answer {
+        Ok(Answer::Seen(node)) => Some(node),
+        _ => None,
+    });
+    let removed = work.changes.into_iter().flat_map(|change| change.removed);
+    let roots = [work.tree, snapshot].map(Tree::into_root);
+    removal.free(seen.chain(removed).chain(work.uncounted).chain(roots));
 }

@@ -1,7 +1,6 @@
 //! TRANSACTION_START and TRANSACTION_END, and requests in transactions.
 
-use alloc::boxed::Box;
-
+use triomphe::Arc;
 use xenstore_protocol::{DomId, ErrorName, Quota, Reply, Request};
 
 use crate::answer::Answer;
@@ -24,7 +23,7 @@ impl Engine {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let id = connection.next_transaction();
         let failures = connection.failures.count_ones();
-        self.open_transaction(conn, id, transaction.into());
+        self.open_transaction(conn, id, Arc::new(transaction));
         self.protect(conn, id, failures, now);
         Ok(Reply::Transaction(id))
     }
@@ -38,7 +37,9 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Answer, ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let mut shared = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        // Copied if a state that is being written has it too.
+        let transaction = Arc::make_mut(&mut shared);
         let before = transaction.bytes;
         let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
         if protected {
@@ -55,7 +56,7 @@ impl Engine {
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| usage.bytes += more);
         if let Some(connection) = self.conns.get_mut(&conn) {
-            connection.transactions.insert(tx_id, transaction);
+            connection.transactions.insert(tx_id, shared);
         }
         answer
     }
@@ -70,7 +71,8 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Answer, ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let mut transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+        let mut transaction = Arc::unwrap_or_clone(transaction);
         let domid = self.rights(conn).domid;
         self.discount_transaction(domid, &transaction);
         if !commit {
@@ -94,7 +96,7 @@ impl Engine {
                 if let Some((guard, transaction)) = guard
                     && let Some(until) = self.hold(conn, &guard, now, host)
                 {
-                    self.open_transaction(conn, tx_id, transaction);
+                    self.open_transaction(conn, tx_id, Arc::new(transaction));
                     return Ok(Answer::Later(until));
                 }
                 self.settle(Some(conn), Some(&old));
@@ -116,11 +118,12 @@ impl Engine {
         }
         self.unprotect();
         self.forget_nodes(None, transaction.into_nodes());
+        self.free_tree(old);
         result
     }
 
     /// Counts a transaction and keeps it.
-    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Box<Transaction>) {
+    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Arc<Transaction>) {
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| {
             usage.transactions += 1;

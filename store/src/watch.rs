@@ -1,6 +1,5 @@
 //! Watches: found by the path of a change, and what waits for each.
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -29,7 +28,7 @@ pub(crate) struct Watch {
     pub(crate) path: Arc<str>,
     /// Bytes of a path that the client did not write and does not want to read.
     pub(crate) prefix: usize,
-    pub(crate) token: Box<[u8]>,
+    pub(crate) token: Arc<[u8]>,
     pub(crate) depth: Option<u32>,
     /// Paths of the events that wait to be fetched.
     pub(crate) pending: BTreeSet<Arc<str>>,

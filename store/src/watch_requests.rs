@@ -14,7 +14,7 @@ use crate::connection::{ConnId, Queued};
 use crate::engine::Engine;
 use crate::execute::resolve;
 use crate::fanout::Fanout;
-use crate::tree::{Tree, components};
+use crate::tree::Tree;
 use crate::watch::{Gone, PENDING_MAX, Watch, WatchId};
 
 /// Places for events that a connection keeps when none wait.
@@ -116,7 +116,7 @@ impl Engine {
         }
         let domid = self.rights(conn).domid;
         for transaction in transactions.into_values() {
-            self.forget_transaction(domid, *transaction);
+            self.forget_transaction(domid, triomphe::Arc::unwrap_or_clone(transaction));
         }
         self.protection.answered(conn);
         self.unprotect();
@@ -152,27 +152,26 @@ impl Engine {
         if self.watches.all.is_empty() {
             return;
         }
-        let tree = self.work.tree.clone();
         for (at, change) in changes.iter().enumerate() {
-            self.deferred.spend(components(&change.path).count() / 4);
-            if !self.fire_at_once(change, &tree, old) {
-                let newest = WatchId(self.watches.last);
-                let fanout = Fanout::new(changes[at..].to_vec(), &tree, old.cloned(), newest);
+            self.deferred.spend(change.path.len() / 16);
+            if !self.fire_at_once(change, old) {
+                let (tree, newest) = (self.work.tree.clone(), WatchId(self.watches.last));
+                let fanout = Fanout::new(changes[at..].to_vec(), tree, old.cloned(), newest);
                 return self.deferred.defer_fanout(conn, fanout);
             }
         }
     }
 
     /// Queues the events of one change, unless they are too many, or others wait that come before.
-    fn fire_at_once(&mut self, change: &Change, tree: &Tree, old: Option<&Tree>) -> bool {
-        let now = tree.get(&change.path);
+    fn fire_at_once(&mut self, change: &Change, old: Option<&Tree>) -> bool {
         let mut room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
         let mut events = Vec::new();
+        let now = || self.work.tree.get(&change.path);
         for before in &change.removed {
             let Some(below) = self.watches.count_below(&change.path, room) else { return false };
             room -= below;
             if below > 0 {
-                let gone = Gone { path: &change.path, before, now, old };
+                let gone = Gone { path: &change.path, before, now: now(), old };
                 events.extend(self.watches.removed_below(gone).into_iter().map(|gone| {
                     let readers: Readers = gone.nodes.into_iter().map(|node| node.acl()).collect();
                     (gone.path.clone(), gone.ids.keys().copied().collect::<Vec<_>>(), readers)
@@ -180,7 +179,7 @@ impl Engine {
             }
         }
         let mut ids = Vec::new();
-        if now.is_some() || old.is_none_or(|old| old.get(&change.path).is_some()) {
+        if old.is_none_or(|old| old.get(&change.path).is_some()) || now().is_some() {
             let Some(matching) = self.watches.matching(&change.path, room) else { return false };
             ids = matching;
         }
@@ -206,7 +205,7 @@ impl Engine {
         let waits = self.deferred.has_fanouts();
         if waits || count[0] + count[1] >= usize::try_from(self.deferred.budget()).unwrap_or(0) {
             let newest = WatchId(self.watches.last);
-            let fanout = Fanout::special(name, with_domid, readers, &tree, newest);
+            let fanout = Fanout::special(name, with_domid, readers, tree, newest);
             return self.deferred.defer_fanout(None, fanout);
         }
         for (id, path) in self.watches.matching_special(name, domid) {

@@ -180,7 +180,7 @@ fn streams_of_c_xenstored_are_read() {
     assert_eq!((guest.io.port, guest.io.input.len()), (Some(3), 19));
     assert_eq!((guest.io.output_rest, guest.io.output.len()), (24, 1234));
     let watches: Vec<_> =
-        guest.watches.iter().map(|w| (&*w.path, w.token.escape_ascii().to_string())).collect();
+        guest.watches.iter().map(|w| (w.path(), w.token.escape_ascii().to_string())).collect();
     let of = |path, token: &str| (path, token.to_owned());
     assert_eq!(
         watches,
@@ -212,7 +212,7 @@ fn streams_of_newer_c_xenstored_are_read() {
         let guest = state.connections.iter().find(|c| c.caller == Caller::Domain(DomId(77)));
         assert_eq!(guest.is_some(), name.starts_with("dom"), "{name}");
         let watches: Vec<_> = state.connections.iter().flat_map(|c| &c.watches).collect();
-        let read: Vec<_> = watches.iter().map(|w| (&*w.path, &*w.token)).collect();
+        let read: Vec<_> = watches.iter().map(|w| (w.path(), &*w.token)).collect();
         let written: &[(&str, &[u8])] = match name {
             "swatch" | "sdepth" | "sdepth-v1" => &[("/lu", b"s")],
             "sspec" => &[("@releaseDomain/77", b"s")],
@@ -283,7 +283,7 @@ fn dumps_of_oxenstored_are_read() {
     );
     let guest = state.connections.iter().find(|c| c.caller == Caller::Domain(DomId(5))).unwrap();
     assert_eq!((guest.io.gfn, guest.io.remote_port, guest.io.port), (Some(1005), Some(1), Some(3)));
-    let paths: Vec<&str> = guest.watches.iter().map(|watch| &*watch.path).collect();
+    let paths: Vec<&str> = guest.watches.iter().map(|watch| watch.path()).collect();
     assert_eq!(paths, ["/local/domain/6", "data"]);
     let mut store = Store::new();
     store.engine = restored(bytes).unwrap();
@@ -403,7 +403,7 @@ fn records_of_newer_streams_are_read() {
     );
     let state = State::decode(&bytes).unwrap();
     let watches: Vec<_> =
-        state.connections[0].watches.iter().map(|w| (&*w.path, w.depth)).collect();
+        state.connections[0].watches.iter().map(|w| (w.path(), w.depth)).collect();
     assert_eq!(watches, [("/a", Some(1)), ("/b", None)]);
     assert_eq!(state.domains[0].quotas.unwrap().get(Quota::Nodes), 9);
     let lost = state.lost.join(", ");

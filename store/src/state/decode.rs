@@ -7,6 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, Reader, StreamError, kind};
 use xenstore_protocol::{DomId, Path, Quota, feature};
 
@@ -414,8 +415,14 @@ impl Decoder {
         depth: Option<u32>,
     ) {
         self.last_watch += 1;
-        let mut watch =
-            WatchState { id: WatchId(self.last_watch), path, token, depth, collapsed: false };
+        let mut watch = WatchState {
+            id: WatchId(self.last_watch),
+            path: path.into(),
+            prefix: 0,
+            token: token.into(),
+            depth,
+            collapsed: false,
+        };
         if let Some(known) = self.pending.get_mut(&at).and_then(Vec::pop) {
             (watch.id, watch.depth, watch.collapsed) = (known.id, known.depth, known.collapsed);
         }
@@ -440,7 +447,7 @@ impl Decoder {
             self.base = Some(transaction.snapshot.clone());
         }
         self.announced.remove(&(number, id));
-        self.connections[at].transactions.push((id, transaction));
+        self.connections[at].transactions.push((id, Arc::new(transaction)));
         Ok(())
     }
 
@@ -512,7 +519,7 @@ impl Decoder {
             let mut transaction = Transaction::new(&tree, counters.epoch, counters.stamp, 0);
             transaction.lost = true;
             let connection = &mut self.connections[at];
-            connection.transactions.push((id, transaction));
+            connection.transactions.push((id, Arc::new(transaction)));
             connection.last_transaction = connection.last_transaction.max(id);
             let what = format!("transaction {id} of connection {}: it ends in EAGAIN", at + 1);
             if self.lost.len() < LOST_MAX {

@@ -232,14 +232,14 @@ pub(super) fn put_watch(writer: &mut Writer, number: u32, watch: &WatchState, de
     let kind = if depth.is_some() { kind::WATCH_DATA_EXTENDED } else { kind::WATCH_DATA };
     writer.begin(kind);
     writer.u32(number);
-    writer.len16(watch.path.len() + 1);
+    writer.len16(watch.path().len() + 1);
     writer.len16(watch.token.len() + 1);
     if let Some(depth) = depth {
         // No path has that many levels.
         writer.u16(u16::try_from(depth).unwrap_or(NO_DEPTH).min(NO_DEPTH - 1));
         writer.u16(0);
     }
-    writer.c_string(watch.path.as_bytes());
+    writer.c_string(watch.path().as_bytes());
     writer.c_string(&watch.token);
 }
 

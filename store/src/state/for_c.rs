@@ -89,7 +89,7 @@ impl State {
                 self.put_connection(&mut writer, number, &connection, &[]);
             }
         }
-        put_nodes(&mut writer, &self.tree);
+        put_nodes(&mut writer, &self.tree, |domid| self.eras.get(&domid).copied().unwrap_or(0));
         if version > 1 || format.quotas {
             // C xenstored ends at a domain that it has met neither at a connection nor at a node.
             met.extend(crate::node::descend(self.tree.root()).map(|node| node.acl().owner()));
@@ -186,7 +186,7 @@ impl State {
         for watch in &connection.watches {
             put_watch(writer, number, watch, None);
             if let Some(depth) = watch.depth {
-                lost.push(format!("depth {depth} of watch {} of connection {id}", watch.path));
+                lost.push(format!("depth {depth} of watch {} of connection {id}", watch.path()));
             }
         }
         for (tx_id, _) in &connection.transactions {
@@ -204,7 +204,7 @@ fn list(domains: &[DomId]) -> String {
 impl WatchState {
     /// Bytes of the resolved path that the client did not write.
     fn prefix(&self, domid: Option<DomId>) -> usize {
-        let relative = !self.path.starts_with(['/', '@']);
+        let relative = !self.path().starts_with(['/', '@']);
         let prefix = |domid| format!("/local/domain/{domid}/").len();
         domid.filter(|_| relative).map_or(0, prefix)
     }

@@ -32,7 +32,6 @@ mod transactions;
 
 pub use for_c::CFormat;
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -82,14 +81,22 @@ pub struct DomainState {
 #[derive(Clone, Debug)]
 pub struct WatchState {
     pub(crate) id: WatchId,
-    /// As the client wrote it: a relative path stays relative.
-    pub path: String,
+    /// The path, and where in it begins what the client wrote: taking a state copies neither.
+    pub(crate) path: Arc<str>,
+    pub(crate) prefix: usize,
     /// As the client gave it.
-    pub token: Box<[u8]>,
+    pub token: Arc<[u8]>,
     /// Levels below the path; all if absent.
     pub depth: Option<u32>,
     /// One event waits instead of all that happened.
     pub(crate) collapsed: bool,
+}
+
+impl WatchState {
+    /// As the client wrote it: a relative path stays relative.
+    pub fn path(&self) -> &str {
+        &self.path[self.prefix..]
+    }
 }
 
 /// An event that waits to be fetched.
@@ -162,7 +169,7 @@ pub struct ConnectionState {
     /// In the order in which they go out.
     pub(crate) events: Vec<EventState>,
     /// By number.
-    pub(crate) transactions: Vec<(u32, Transaction)>,
+    pub(crate) transactions: Vec<(u32, triomphe::Arc<Transaction>)>,
     /// Which of them are protected, and until when.
     pub(crate) protected: Vec<(u32, Millis)>,
 }

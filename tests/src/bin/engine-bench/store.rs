@@ -59,6 +59,7 @@ impl Store {
         let header = Header { ty, req_id: 1, tx_id, len };
         let outcome = self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
         assert_eq!(outcome, Outcome::Answered);
+        self.engine.finish_work();
         self.out.starts_with(&op::ERROR.to_le_bytes())
     }
 
