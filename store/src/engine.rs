@@ -16,7 +16,7 @@ use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection};
 use crate::deferred::{BUDGET, Deferred, Removal};
 use crate::domain::{Domain, Domains, Host};
-use crate::execute::{Context, Work, execute};
+use crate::execute::{COUNTED_MAX, Context, Work, execute};
 use crate::history::{History, Past};
 use crate::owners::Owners;
 use crate::pins::Pins;
@@ -448,6 +448,10 @@ impl Engine {
         let charged = core::mem::take(&mut self.work.uncounted);
         let mut removal = Removal::default();
         removal.charged = charged;
+        let counted = core::mem::take(&mut self.work.counted);
+        // Freeing a node takes a fifth of a unit.
+        self.deferred.spend(counted / 4);
+        let frees_at_once = removal.charged.is_empty() && counted <= COUNTED_MAX;
         for change in &changes {
             let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
             removal.indexed.extend(tops);
@@ -458,7 +462,9 @@ impl Engine {
         self.fire(conn, &changes, old);
         for change in changes.drain(..) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
-            removal.unused.extend(change.removed);
+            if !frees_at_once {
+                removal.unused.extend(change.removed);
+            }
         }
         // For the next request, which mostly changes one node.
         if changes.capacity() <= CHANGES_KEPT {

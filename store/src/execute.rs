@@ -23,7 +23,7 @@ use crate::sharing::copied_by_change;
 use crate::tree::{Nearest, Tree, components, parent};
 
 /// Nodes that a removal counts at once. The rest is counted later; see `deferred.rs`.
-pub(crate) const COUNTED_MAX: usize = 4096;
+pub(crate) const COUNTED_MAX: usize = 16_384;
 
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
 /// transaction.
@@ -35,8 +35,9 @@ pub(crate) struct Work {
     pub(crate) changes: Vec<Change>,
     /// Bytes of nodes that were copied because others see them, if that is counted.
     pub(crate) copied: i64,
-    /// Bytes of nodes that were taken away.
+    /// Bytes of nodes that were taken away, and how many.
     pub(crate) removed: i64,
+    pub(crate) counted: usize,
     /// Nodes that were taken away with all below them, and are still charged to their owners.
     pub(crate) uncounted: Vec<Arc<Node>>,
 }
@@ -49,6 +50,7 @@ impl Work {
             changes: Vec::new(),
             copied: 0,
             removed: 0,
+            counted: 0,
             uncounted: Vec::new(),
         }
     }
@@ -329,6 +331,7 @@ pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str, readers: Read
         let Some(node) = rest.pop() else { break };
         work.charges.add(node.acl().owner(), -node.charge());
         work.removed += node.charge().bytes;
+        work.counted += 1;
         rest.extend(node.children().iter());
     }
     work.uncounted.extend(rest.into_iter().cloned());

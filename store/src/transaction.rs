@@ -19,9 +19,8 @@ use crate::answer::{Answer, same};
 use crate::charge::{TRANSACTION, bytes, request_cost};
 use crate::deferred::Removal;
 use crate::engine::Millis;
-use crate::execute::{COUNTED_MAX, Context, Work, execute};
+use crate::execute::{Context, Work, execute};
 use crate::footprint::{looks_at, unchanged};
-use crate::node::descend;
 use crate::sharing::copied_by_change;
 use crate::tree::{Tree, components};
 
@@ -157,11 +156,9 @@ impl Transaction {
         cx.counts_copies = false;
         self.work.copied += copied;
         let before = self.work.charges.added + self.work.copied;
-        let removes = self.work.changes.len();
+        let counted = self.work.counted;
         let answer = execute(&mut self.work, cx, request);
-        for node in self.work.changes[removes..].iter().flat_map(|change| &change.removed) {
-            self.steps += descend(node).take(COUNTED_MAX).count();
-        }
+        self.steps += self.work.counted - counted;
         // Nothing is given back before its end: the answers that it has given keep what they saw.
         self.bytes += self.work.charges.added + self.work.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));

@@ -501,3 +501,34 @@ fn impossible_nodes_of_ours_are_refused() {
         assert!(error.contains(what), "{what}: {error}");
     }
 }
+
+// Fails if a domain with the domid of a dead one is not known as another after a restore: it would have
+// the rights of its predecessor, or not its own (XSA-322).
+#[test]
+fn eras_of_domids_survive() {
+    let mut store = Store::new();
+    let dom0 = store.dom0;
+    store.guest(5);
+    store.ok(dom0, WRITE, "/a|1");
+    store.ok(dom0, SET_PERMS, "/a|n0|r5|");
+    let first = store.engine.dump();
+    store.kill(5);
+    let guest = store.guest(5);
+    store.ok(dom0, WRITE, "/b|1");
+    store.ok(dom0, SET_PERMS, "/b|n0|r5|");
+    for both in [false, true] {
+        let mut bytes = Vec::new();
+        let now = store.engine.dump();
+        if both {
+            bytes = first.encode();
+            now.encode_since(&first.clone().into_base(), &mut |piece| bytes.extend(piece));
+        } else {
+            bytes.extend(now.encode());
+        }
+        store.engine = restored(&bytes).unwrap();
+        assert_eq!(store.ok(guest, WRITE, "mine|1"), "OK|");
+        assert_eq!(store.ok(guest, READ, "/b|"), "1");
+        assert_eq!(store.err(guest, READ, "/a|"), "EACCES");
+        assert_eq!(store.ok(dom0, 3, "/a|"), "n0|");
+    }
+}

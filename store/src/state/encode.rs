@@ -108,6 +108,14 @@ impl State {
             writer.u16(domid.0);
             writer.u64(due.cast_unsigned());
         }
+        if !self.eras.is_empty() {
+            writer.begin(kind::ERAS);
+            writer.len32(self.eras.len());
+            for (domid, era) in &self.eras {
+                writer.u16(domid.0);
+                writer.u32(*era);
+            }
+        }
         writer.begin(kind::SERVER);
         writer.u32(self.io.virq_port.unwrap_or(0));
         writer.len32(self.io.other.len());
