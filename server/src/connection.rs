@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -30,7 +31,8 @@ pub(crate) enum End {
     Io(io::Error),
     /// The client broke the protocol.
     Violation(FrameTooLong),
-    /// Executing a request, or fetching events, panicked and could not be refused alone.
+    /// Executing a request, or fetching events, panicked and could not be refused alone; or moving bytes
+    /// did.
     Panic,
 }
 
@@ -278,20 +280,28 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
-        let end = this.turn(cx);
-        if end.is_pending() && this.has_unexecuted() {
-            this.server.left_over(this.conn, || this.unexecuted());
-        }
-        this.server.commit();
-        // Once a turn, after all that has been read and written.
-        match Pin::new(&mut this.transport).poll_flush(cx) {
-            Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),
-            _ => end,
-        }
+        // A mistake in serving one client must not end the others.
+        catch_unwind(AssertUnwindSafe(|| this.turn_and_flush(cx))).unwrap_or_else(|_| {
+            this.server.take_back();
+            Poll::Ready(End::Panic)
+        })
     }
 }
 
 impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
+    fn turn_and_flush(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let end = self.turn(cx);
+        if end.is_pending() && self.has_unexecuted() {
+            self.server.left_over(self.conn, || self.unexecuted());
+        }
+        self.server.commit();
+        // Once a turn, after all that has been read and written.
+        match Pin::new(&mut self.transport).poll_flush(cx) {
+            Poll::Ready(Err(error)) if end.is_pending() => Poll::Ready(End::Io(error)),
+            _ => end,
+        }
+    }
+
     /// Answers until there is nothing more to do or it is the turn of others.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if self.waker.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {

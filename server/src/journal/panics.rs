@@ -2,13 +2,15 @@
 
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use xenstore_protocol::{DomId, HEADER_LEN};
 use xenstore_store::Caller;
-use xenstore_transport::Peer;
 use xenstore_transport::memory::{self, Pipe};
+use xenstore_transport::{Failure, Peer, Place};
 
 use super::tests::{Kept, frame, kept};
 use super::*;
@@ -167,6 +169,78 @@ fn a_journal_that_cannot_be_read_is_begun_anew() {
         });
         assert!(log.contains("the store cannot be made again"), "{log}");
     }
+}
+
+/// A transport whose code panics when so much has been read.
+struct Broken(Pipe, usize);
+
+impl futures_lite::AsyncRead for Broken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        assert!(self.1 > 0, "a mistake in the transport");
+        let end = bytes.len().min(self.1);
+        let read = std::task::ready!(Pin::new(&mut self.0).poll_read(cx, &mut bytes[..end]))?;
+        self.1 -= read;
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl futures_lite::AsyncWrite for Broken {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(cx)
+    }
+}
+
+impl xenstore_transport::Transport for Broken {
+    fn peer(&self) -> Peer {
+        self.0.peer()
+    }
+    fn place(&self) -> Place {
+        self.0.place()
+    }
+    fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
+        self.0.poll_recover(cx, failure)
+    }
+}
+
+// Fails if a panic outside of the engine ends more than its connection, or leaves something in the engine
+// that the journal does not have.
+#[test]
+fn a_panic_in_a_transport_ends_its_connection() {
+    let kept = kept();
+    let write = frame(Operation::Write, 0, "/a|1");
+    let [(one, served), (mut other, also)] =
+        [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
+    let mut one = one;
+    let log = log_of(|| {
+        smol::block_on(futures_lite::future::or(
+            async {
+                one.write_all(&write.repeat(2)).await.unwrap();
+                assert_eq!(answer(&mut one).await.unwrap().1, "OK|");
+                assert_eq!(answer(&mut one).await, None);
+                assert_eq!(ask(&mut other, Operation::Read, "/a|").await.unwrap().1, "1");
+                kept.is_exact();
+            },
+            async {
+                let broken = kept.server.serve(Broken(served, write.len()));
+                futures_lite::future::zip(broken, kept.server.serve(also)).await;
+            },
+        ));
+    });
+    assert!(log.contains("an internal error"), "{log}");
 }
 
 /// Executes an input in part, then panics; what is logged.

@@ -64,8 +64,14 @@ impl<H: Host + 'static> Server<H> {
         };
         result.map_err(|_| {
             log_panic(&entry.input());
-            self.repair(entry)
+            self.repair(|journal| entry.open(journal))
         })
+    }
+
+    /// After a panic in serving a connection, outside of the engine: what it has executed in this turn may
+    /// be missing in the journal. Nobody has heard of it, and the engine is made again without it.
+    pub(crate) fn take_back(&self) {
+        self.repair(|_| ());
     }
 
     /// The same for an input that is recorded by itself, in a turn of a connection, which ends with
@@ -184,10 +190,11 @@ impl<H: Host + 'static> Server<H> {
         more.inspect_err(|_| out.truncate(start))
     }
 
-    /// Makes the engine again as it was before an input that panicked, or at least looks for damage.
-    fn repair(&self, mut entry: Entry<'_, '_>) -> Failed {
+    /// Makes the engine again as the journal has it, without the input that `open` makes its last; or at
+    /// least looks for damage.
+    fn repair(&self, open: impl FnOnce(&mut Journal)) -> Failed {
         let rebuilt = self.with_journal(|journal| {
-            entry.open(journal);
+            open(journal);
             journal.rebuild()
         });
         match rebuilt {
