@@ -221,11 +221,13 @@ pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, 
         wait_for(&left).map_err(|error| {
             format!("journal {}: {error}; does another xenstored use it?", path.display())
         })?;
-        let make = || {
-            let left = Left::read(left, &boot_id())?;
-            finish(&path, Replay::of(config, &left)?, &left, begun)
+        let left = Left::read(left, &boot_id());
+        let make = |drops_work| {
+            let left = left.as_ref().map_err(String::clone)?;
+            finish(&path, Replay::of(config, left)?, left, begun, drops_work)
         };
-        let made = catch_unwind(AssertUnwindSafe(make));
+        let try_to = |drops_work| catch_unwind(AssertUnwindSafe(|| make(drops_work)));
+        let made = try_to(false).or_else(|_| try_to(true));
         match made.unwrap_or_else(|_| Err("panic while reading it".into())) {
             Ok(recovered) => return Ok(Some(recovered)),
             Err(reason) => {
@@ -249,7 +251,15 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Recovered, String> {
+/// Ends a recovery. Work that the engine has deferred is done, or dropped: if it must be, or if processes
+/// have ended in it here.
+fn finish(
+    path: &Path,
+    replay: Replay,
+    left: &Left,
+    begun: Instant,
+    drops_work: bool,
+) -> Result<Recovered, String> {
     let (records, mut replay) = (replay.records, replay);
     let interrupted = replay.interrupted.take();
     let interrupted = interrupted.as_deref().and_then(Input::parse);
@@ -258,7 +268,19 @@ fn finish(path: &Path, replay: Replay, left: &Left, begun: Instant) -> Result<Re
     {
         replay.refuse(&input)?;
     }
+    let has_work = replay.engine.has_work();
+    if has_work && (drops_work || suspect::try_work(path)) {
+        error!(
+            "deferred work is dropped, since recoveries end in it: events are lost, and nodes of \
+             domains that are gone may stay; if the process was killed for its memory, raise the \
+             limit; please report it"
+        );
+        replay.drop_work()?;
+    }
     let (engine, state) = replay.finish()?;
+    if has_work {
+        suspect::work_is_done(path);
+    }
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
         error!("the end of the journal is damaged: what was done last is lost");

@@ -17,7 +17,7 @@ use super::*;
 use crate::server::Failed;
 
 /// What is said in the log meanwhile.
-fn log_of(run: impl FnOnce()) -> String {
+pub(super) fn log_of(run: impl FnOnce()) -> String {
     let mut file = tempfile::tempfile().unwrap();
     let writer = Arc::new(file.try_clone().unwrap());
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();

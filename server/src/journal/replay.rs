@@ -162,7 +162,7 @@ impl Replay {
                 self.answered(*conn, frames.len(), &out);
             }
             // What was deferred is dropped with the engine that could not do it.
-            Input::Work { .. } => self.restore(&self.engine.dump())?,
+            Input::Work { .. } => self.drop_work()?,
             Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
             Input::Disconnect(conn) => {
                 self.change_state(|all| all.retain(|connection| connection.id != *conn))?;
@@ -179,6 +179,11 @@ impl Replay {
             }
         }
         Ok(())
+    }
+
+    /// Drops what the engine has deferred: a state does not have it.
+    pub(super) fn drop_work(&mut self) -> Result<(), String> {
+        self.restore(&self.engine.dump())
     }
 
     /// Goes on from the state with other connections.

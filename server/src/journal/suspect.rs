@@ -69,17 +69,48 @@ impl Note {
         Some(Note { journal: journal.into(), times, key: key.into() })
     }
 
-    /// Its file is for the owner alone, since the input may be a secret value.
     fn write(&self, dir: &Path) -> io::Result<()> {
-        remove(dir);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(note_file(dir));
         let times = self.times.to_string();
-        file?.write_all(&[&self.journal, &b"\0"[..], times.as_bytes(), b"\0", &self.key].concat())
+        let parts = [&self.journal, &b"\0"[..], times.as_bytes(), b"\0", &self.key];
+        write_anew(&note_file(dir), &parts.concat())
     }
 }
 
-fn remove(dir: &Path) {
-    let _ = std::fs::remove_file(note_file(dir));
+/// Writes a file that was not there before, for the owner alone: an input may have a secret value.
+fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+fn work_file(dir: &Path) -> PathBuf {
+    dir.join("journal-work")
+}
+
+/// A recovery from this journal is about to do what the engine had deferred, which is no input in it.
+/// Returns true if that is not to be done, because [`TRIES`] recoveries from it have ended there.
+pub(super) fn try_work(journal: &Path) -> bool {
+    let dir = journal.parent().unwrap_or(journal);
+    let name = journal.file_name().unwrap_or_default().as_encoded_bytes();
+    // A byte for each try, behind the name.
+    let mut tried = std::fs::read(work_file(dir)).unwrap_or_default();
+    if tried.strip_prefix(name).is_none_or(|tries| tries.iter().any(|byte| *byte != 0)) {
+        tried = name.to_vec();
+    }
+    let tries = tried.len() - name.len();
+    tried.push(0);
+    if crash::point()
+        && let Err(error) = write_anew(&work_file(dir), &tried)
+    {
+        error!(dir = %dir.display(), %error, "cannot note that deferred work is begun");
+    }
+    tries >= TRIES.into()
+}
+
+/// That recovery has come to its end.
+pub(super) fn work_is_done(journal: &Path) {
+    if crash::point() {
+        let _ = std::fs::remove_file(work_file(journal.parent().unwrap_or(journal)));
+    }
 }
 
 /// Notes at which input the process ended that has written this journal. Returns true if it is to be
@@ -88,7 +119,7 @@ pub(super) fn note(journal: &Path, interrupted: Option<&Input<'_>>) -> bool {
     let dir = journal.parent().unwrap_or(journal);
     let Some(input) = interrupted else {
         if crash::point() {
-            remove(dir);
+            let _ = std::fs::remove_file(note_file(dir));
         }
         return false;
     };
@@ -147,6 +178,7 @@ mod tests {
     use xenstore_protocol::{DomId, HEADER_LEN};
     use xenstore_store::{Caller, Config, Engine, State};
 
+    use super::super::panics::log_of;
     use super::super::tests::{Kept, Machine, frame, kept};
     use super::super::{Journal, recover};
     use super::*;
@@ -237,6 +269,52 @@ mod tests {
         let (engine, _) = Engine::restore(&config, &state).unwrap();
         let server = Server::with_engine(engine, Machine::default(), Clock::Manual(5.into()));
         (Kept { server: server.journaled(Some(begin(dir.path(), &state))), dir }, conn)
+    }
+
+    // Fails if a process that ends in what a recovery does of deferred work comes to it for ever, drops it
+    // too early, or drops that of another journal.
+    #[test]
+    fn deferred_work_in_which_recoveries_end_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = [1, 2].map(|number| dir.path().join(format!("journal.{number}")));
+        for journal in [&one, &two] {
+            for _ in 0..TRIES {
+                assert!(!try_work(journal));
+            }
+            assert!(try_work(journal));
+        }
+        assert!(!try_work(&one));
+        work_is_done(&one);
+        for _ in 0..TRIES {
+            assert!(!try_work(&one));
+        }
+    }
+
+    // Fails if a recovery after that does the work, or leaves a store that is damaged; or if one before
+    // does not do it.
+    #[test]
+    fn a_recovery_can_do_without_deferred_work() {
+        for tries in [0, TRIES] {
+            let (kept, _) = with_guest();
+            kept.ask(Operation::SetQuota, "1|nodes|100000|");
+            kept.ask(Operation::SetQuota, "1|memory|100000000|");
+            for at in 0..10_000 {
+                let reply = kept.ask(Operation::Write, &format!("/local/domain/1/{at}|"));
+                assert_eq!(reply, "OK|");
+            }
+            assert_eq!(kept.ask(Operation::Release, "1|"), "OK|");
+            let Kept { server, dir } = kept;
+            assert!(server.with(|engine, _| engine.has_work()));
+            drop(server);
+            let journal = super::super::file(dir.path(), super::super::numbers(dir.path())[0]);
+            assert!((0..tries).all(|_| !try_work(&journal)));
+            let log = log_of(|| {
+                let engine = recover(dir.path(), &Config::default()).unwrap().unwrap().engine;
+                assert!(!engine.has_work() && !work_file(dir.path()).exists());
+                engine.check().unwrap();
+            });
+            assert_eq!(log.contains("deferred work is dropped"), tries == TRIES, "{log}");
+        }
     }
 
     // Fails if the server after that carries such an input out when it comes again, refuses any other, or
