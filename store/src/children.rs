@@ -206,14 +206,6 @@ impl Children {
         place(chunk, name).ok().map(|place| &chunk[place].node)
     }
 
-    /// Does a change at this name copy a chunk, because a snapshot has it as well?
-    pub(crate) fn is_shared_at(&self, name: &str) -> bool {
-        match &self.list {
-            List::Few(_) => false,
-            List::Many(parts) => !parts[chunk_of(parts, name.as_bytes())].chunk.is_unique(),
-        }
-    }
-
     /// The child, to be changed: what is shared with a snapshot is copied on the way. The name must
     /// stay as it is.
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {

@@ -19,7 +19,7 @@ use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::Usage;
 use crate::node::{Node, node_size};
-use crate::sharing::copied_by_change;
+use crate::sharing::replaced_by_change;
 use crate::tree::{Nearest, Tree, components, parent};
 
 /// Nodes that a removal counts at once. The rest is counted later; see `deferred.rs`.
@@ -141,7 +141,7 @@ impl Context<'_> {
     /// Counts what the change of `path` that follows copies.
     fn count_copies(&self, work: &mut Work, path: &str) {
         if self.counts_copies {
-            work.copied += copied_by_change(&work.tree, path);
+            work.copied += replaced_by_change(&work.tree, path);
         }
     }
 

@@ -1,6 +1,8 @@
 //! What snapshots cost: nodes that have to be copied because they are shared, and old versions that
 //! only a snapshot keeps.
 
+use alloc::collections::BTreeMap;
+
 use triomphe::Arc;
 
 use crate::charge::{bytes, version_cost};
@@ -13,29 +15,54 @@ fn version(node: &Node) -> i64 {
     version_cost(node.name().len() + node.value().len(), node.children().len())
 }
 
-/// Bytes that a change of the node at `path`, or of what is to be made there, copies: those nodes on
-/// the way that somebody else sees as well.
-pub(crate) fn copied_by_change(tree: &Tree, path: &str) -> i64 {
-    if path.starts_with('@') {
-        return tree.special().map(|node| version(node)).sum();
-    }
-    let mut node = tree.root();
-    let mut shared = !node.is_unique();
-    let mut copied = if shared { version(node) } else { 0 };
-    for name in components(path) {
-        let children = node.children();
-        let in_shared_chunk = children.is_shared_at(name);
-        if in_shared_chunk && !shared {
-            copied += version(node);
+/// The nodes on the way to `path` that exist, from the root on. A change there copies those that a
+/// snapshot has as well.
+pub(crate) fn on_way<'t>(tree: &'t Tree, path: &str) -> impl Iterator<Item = &'t Node> {
+    let special = path.starts_with('@');
+    let mut names = components(if special { "" } else { path });
+    let mut next = Some(tree.root());
+    let way = core::iter::from_fn(move || {
+        let node = next?;
+        next = names.next().and_then(|name| node.children().get(name));
+        Some(node)
+    });
+    let special = special.then(|| tree.special()).into_iter().flatten();
+    special.chain(way).map(|node| &**node)
+}
+
+/// Bytes of old versions that a change at `path` may leave behind. Not how many it really copies: that
+/// depends on who else holds the nodes, such as a thread that writes a state, and could not be repeated.
+pub(crate) fn replaced_by_change(tree: &Tree, path: &str) -> i64 {
+    on_way(tree, path).map(version).sum()
+}
+
+/// What a transaction has copied of the nodes of its tree, known by their stamps of creation. Its
+/// snapshot and the answers that it has given keep every version that they have seen.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Copies {
+    /// The request that copied a node last; requests are numbered from 1.
+    pub(crate) copied: BTreeMap<u64, u32>,
+    /// The request whose answer keeps a node, and all below it.
+    pub(crate) seen: BTreeMap<u64, u32>,
+}
+
+impl Copies {
+    /// Bytes that request number `at` copies for a change at `path`. Nodes from after `start` are the
+    /// transaction's own.
+    pub(crate) fn change(&mut self, tree: &Tree, path: &str, start: u64, at: u32) -> i64 {
+        let (mut bytes, mut seen) = (0, 0);
+        for node in on_way(tree, path) {
+            let created = node.created();
+            seen = seen.max(self.seen.get(&created).copied().unwrap_or(0));
+            let own = u32::from(created > start);
+            let copied = self.copied.entry(created).or_insert(own);
+            if *copied <= seen {
+                bytes += version(node);
+                *copied = at;
+            }
         }
-        let Some(child) = children.get(name) else { break };
-        shared = shared || in_shared_chunk || !child.is_unique();
-        if shared {
-            copied += version(child);
-        }
-        node = child;
+        bytes
     }
-    copied
 }
 
 /// Bytes of the nodes of `old` that are not in `new`. Goes down both at once and stops where they are

@@ -21,7 +21,7 @@ use crate::deferred::Removal;
 use crate::engine::Millis;
 use crate::execute::{Context, Work, execute};
 use crate::footprint::{looks_at, unchanged};
-use crate::sharing::copied_by_change;
+use crate::sharing::Copies;
 use crate::tree::{Tree, components};
 
 /// A request of a transaction and the answer to it.
@@ -65,6 +65,7 @@ pub(crate) struct Transaction {
     pub(crate) bytes: i64,
     /// What running its requests again costs; see [`STEPS_MAX`].
     pub(crate) steps: usize,
+    pub(crate) copies: Copies,
     /// What it has kept before it was given up.
     unused: Removal,
 }
@@ -82,6 +83,7 @@ impl Transaction {
             since,
             bytes: TRANSACTION,
             steps: 0,
+            copies: Copies::default(),
             unused: Removal::default(),
         }
     }
@@ -125,6 +127,7 @@ impl Transaction {
     /// Lets everything go that it keeps: END T fails with this error. How many bytes it costs less.
     pub(crate) fn give_up(&mut self, error: ErrorName) -> i64 {
         self.doomed = Some(error);
+        self.copies = Copies::default();
         let none = Tree::empty();
         let work = core::mem::replace(&mut self.work, Work::new(none.clone()));
         let snapshot = core::mem::replace(&mut self.snapshot, none);
@@ -162,6 +165,9 @@ impl Transaction {
         // Nothing is given back before its end: the answers that it has given keep what they saw.
         self.bytes += self.work.charges.added + self.work.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
+        if let Ok(Answer::Seen(node)) = &answer {
+            self.copies.seen.insert(node.created(), self.number_of_next());
+        }
         let op = request.operation();
         self.log.push(Logged { op, payload: payload.into(), answer: answer.clone() });
         answer
@@ -179,10 +185,15 @@ impl Transaction {
 
     /// Bytes that it will take to change what `request` may change: the nodes on the way that the
     /// snapshot or earlier answers have as well, and its path once more.
-    fn copied_by(&self, cx: &Context<'_>, request: &Request<'_>) -> i64 {
+    fn copied_by(&mut self, cx: &Context<'_>, request: &Request<'_>) -> i64 {
         let Some((path, _, true)) = looks_at(request) else { return 0 };
-        let copied = |path: &str| copied_by_change(&self.work.tree, path) + bytes(path.len());
-        cx.resolve(path).map_or(0, |path| copied(&path))
+        let Ok(path) = cx.resolve(path) else { return 0 };
+        let at = self.number_of_next();
+        self.copies.change(&self.work.tree, &path, self.stamp, at) + bytes(path.len())
+    }
+
+    fn number_of_next(&self) -> u32 {
+        u32::try_from(self.log.len() + 1).unwrap_or(u32::MAX)
     }
 
     /// What the tree becomes if the transaction is committed now; `None` if it stays as it is.

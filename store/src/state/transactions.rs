@@ -17,6 +17,7 @@ use crate::charge::Charge;
 use crate::execute::Work;
 use crate::footprint::looks_at;
 use crate::node::Node;
+use crate::sharing::Copies;
 use crate::state::difference::{
     put_difference, put_path, put_subtree, take_difference, take_path, take_subtree,
 };
@@ -61,6 +62,13 @@ pub(super) fn put_transaction(
     if let Some(error) = transaction.doomed {
         // It keeps nothing any more.
         return writer.c_string(error.as_str().as_bytes());
+    }
+    for numbers in [&transaction.copies.copied, &transaction.copies.seen] {
+        writer.len32(numbers.len());
+        for (created, at) in numbers {
+            writer.u64(*created);
+            writer.u32(*at);
+        }
     }
     put_difference(writer, base, snapshot);
     put_difference(writer, snapshot, &work.tree);
@@ -192,6 +200,12 @@ pub(super) fn take_transaction(
         transaction.bytes = bytes;
         return Ok(transaction);
     }
+    let mut copies = Copies::default();
+    for numbers in [&mut copies.copied, &mut copies.seen] {
+        for _ in 0..body.u32()? {
+            numbers.insert(body.u64()?, body.u32()?);
+        }
+    }
     let (snapshot, _) = take_difference(body, base, limit)?;
     let mut work = Work::new(snapshot.clone());
     let effect;
@@ -212,6 +226,7 @@ pub(super) fn take_transaction(
     let mut transaction = Transaction::new(&snapshot, epoch, stamp, since);
     (transaction.work, transaction.lost) = (work, lost);
     (transaction.bytes, transaction.steps) = (bytes, steps.min(usize::MAX / 2));
+    transaction.copies = copies;
     for _ in 0..body.u32()? {
         let op = Operation::from_wire(body.u32()?).filter(|op| op.is_transactional());
         let op = op.ok_or(body.error("no request of a transaction"))?;
