@@ -3,12 +3,13 @@
 mod output;
 mod queue;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xenstore_protocol::{ErrorName, Header, Operation};
+use xenstore_transport::own_file::{self, Access, Others};
 
 pub(crate) use output::{GUEST, flush, plain, start};
 use queue::Queue;
@@ -186,15 +187,31 @@ fn file_name(name: &[u8]) -> io::Result<PathBuf> {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    // A FIFO that nobody reads must not stop the store.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+    own_file::open_or_create(path, Access::Append, Others::Read)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Fails if the trace waits for a FIFO in the place of its file, follows a link, or writes into a file
+    // that others can change.
+    #[test]
+    fn a_trace_file_of_others_is_an_error() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let [fifo, link, open] = ["fifo", "link", "open"].map(|name| dir.path().join(name));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        symlink(dir.path().join("target"), &link).unwrap();
+        std::fs::write(&open, "").unwrap();
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o666)).unwrap();
+        for (path, reason) in [(fifo, "FIFO"), (link, "symbolic link"), (open, "may write")] {
+            let error = Trace::new().open(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        assert!(!dir.path().join("target").exists());
+    }
 
     // Fails if xenstore-control cannot turn the trace, or a line is missing.
     #[test]

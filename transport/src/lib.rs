@@ -7,6 +7,7 @@
 //! * [`socket`]: a unix socket;
 //! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
 //! * [`inherit`]: descriptors that one program hands to the next;
+//! * [`own_file`]: files that belong to this daemon alone;
 //! * [`mapped_file`]: a file that is written as memory;
 //! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through;
@@ -18,6 +19,7 @@ pub mod fault;
 pub mod inherit;
 pub mod mapped_file;
 pub mod memory;
+pub mod own_file;
 mod raw;
 pub mod ring;
 pub mod socket;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
 use xenstore_transport::driver::Driver;
+use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
 use xenstore_transport::{Failure, Place, Sealed, Transport, inherit};
@@ -150,7 +151,9 @@ fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<Incom
     let begun = Instant::now();
     let path = run_dir().join(name);
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let bytes = std::fs::read(&path).map_err(|error| wrong(&error))?;
+    let mut bytes = Vec::new();
+    let file = own_file::open(&path, Access::Read, Others::Read);
+    file.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|error| wrong(&error))?;
     let (state, engine) = engine_of(config, &bytes, true).map_err(|error| wrong(&error))?;
     let (errand, stream, file) = (None, None, Some(path));
     Ok(Incoming { from, state, engine, errand, stream, file, begun })

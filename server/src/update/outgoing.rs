@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +17,7 @@ use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Base, Caller, ConnId, Host, State};
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Place, inherit};
+use xenstore_transport::{Place, inherit, own_file};
 
 use super::candidate::{self, Kind};
 use super::errand::{self, Errand};
@@ -401,8 +400,7 @@ const LOG_LIMIT: Duration = Duration::from_millis(100);
 /// A file that only we can read, written anew.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = std::fs::remove_file(path);
-    let mut open = File::options();
-    open.write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+    own_file::create(path)?.write_all(bytes)
 }
 
 /// The descriptors that a state names.
