@@ -255,6 +255,11 @@ impl<'a> Reader<'a> {
         self.version
     }
 
+    /// Bytes that have been read.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
     /// Where the next record begins.
     pub fn place(&self) -> Cursor<'a> {
         Cursor::at(self.bytes, self.offset)

@@ -23,12 +23,13 @@ use crate::journal::{self, Journal};
 use crate::log::{self, GUEST, Trace};
 use crate::options::{Options, Settings};
 use crate::pid_file::PidFile;
-use crate::place::{in_memory, run_dir, socket_path};
+use crate::place::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
 use crate::server::Server;
 use crate::surroundings::Surroundings;
 use crate::systemd::{self, Given, Keep};
 use crate::tasks::Tasks;
 use crate::update::{self, Incoming, Outgoing, Taken, Updatable, Update};
+use crate::worker;
 use crate::xen;
 
 /// Set for the process in the background by the one that started it.
@@ -148,11 +149,21 @@ fn run(settings: Settings) -> Result<(), String> {
     // Before anything else has one of the descriptors.
     let handed_over = update::receive(&options, &config)?;
     let given = if handed_over.is_none() { systemd::given()? } else { Given::default() };
-    let journal = journal_dir(&options)?;
+    let goes_on = handed_over.is_some();
+    let journal = journal_dir(&options, goes_on)?;
     let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
         (handed_over, _) => handed_over,
     };
+    if let Err(error) = worker::start() {
+        let reason = format!(
+            "cannot make a thread: {error}; raise the limit of processes (TasksMax, ulimit -u)"
+        );
+        if !goes_on {
+            return Err(reason);
+        }
+        error!(reason, "the main thread writes the journal as well: requests wait for that");
+    }
     // From now on a signal is heard when there is time for it.
     let mut signals =
         Signals::new(SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
@@ -191,8 +202,8 @@ fn run(settings: Settings) -> Result<(), String> {
                 update.is_done();
             }
             taken.adopt(&server, resumed, &tasks, &driver);
-            // Nobody waits for that. If there can be no thread it is done here.
-            let _ = std::thread::Builder::new().spawn(move || drop(taken));
+            // Nobody waits for that.
+            worker::dispose(taken);
         }
         xen::introduce_all(&server, &waiting);
         announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
@@ -299,16 +310,29 @@ async fn until_stopped(signals: &mut Signals, trace: &Trace, _stop: Sender<()>) 
     }
 }
 
-/// Where the journal is kept: `--journal`, or beside the socket if that is memory.
-fn journal_dir(options: &Options) -> Result<Option<PathBuf>, String> {
-    match &options.journal {
-        Some(none) if none.as_os_str() == "none" => Ok(None),
-        Some(dir) => Ok(Some(dir.clone())),
-        None if options.disable_socket => Ok(Some(in_memory(run_dir()))),
+/// Where the journal is kept: `--journal`, or beside the socket if that is memory. A directory that is
+/// nobody's choice and cannot be had is no reason to end, nor is any for a program that goes on with
+/// everything: there is no journal then, which is said.
+fn journal_dir(options: &Options, goes_on: bool) -> Result<Option<PathBuf>, String> {
+    let found = match &options.journal {
+        Some(none) if none.as_os_str() == "none" => return Ok(None),
+        Some(dir) => chosen_journal(dir),
+        None if options.disable_socket => journal_of(&run_dir().join("xenstored")),
         None => {
             let socket = socket_path(options.socket.as_deref())?;
-            Ok(socket.parent().map(|dir| in_memory(dir.to_owned())))
+            look_for_earlier(&socket);
+            journal_of(&socket)
         }
+    };
+    match found {
+        Err(reason) if goes_on || options.journal.is_none() => {
+            error!(
+                reason,
+                "there is no journal: a crash loses the store; choose a directory with --journal"
+            );
+            Ok(None)
+        }
+        found => found.map(Some),
     }
 }
 

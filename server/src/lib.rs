@@ -24,6 +24,7 @@ mod surroundings;
 mod systemd;
 mod tasks;
 mod update;
+mod worker;
 mod xen;
 
 pub use clock::Clock;

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
+use xenstore_transport::own_file;
 
 /// The socket's path, and its directory made if need be: `--socket`, `$XENSTORED_PATH`,
 /// `$XENSTORED_RUNDIR/socket`, and otherwise the first of these that this user may write to:
@@ -29,9 +30,10 @@ pub(crate) fn socket_path(option: Option<&Path>) -> Result<PathBuf, String> {
     ];
     let mut last = String::new();
     for dir in candidates.into_iter().flatten() {
-        match make(&dir).and_then(|()| own(&dir, uid)) {
-            Ok(()) => return Ok(dir.join("socket")),
-            Err(error) => last = format!("{}: {error}", dir.display()),
+        // A directory that somebody else owns could lead clients to somebody else's socket.
+        match own(dir) {
+            Ok(dir) => return Ok(dir.join("socket")),
+            Err(error) => last = error,
         }
     }
     Err(format!("no place for a socket ({last}); choose one with --socket"))
@@ -45,15 +47,6 @@ pub(crate) fn run_dir() -> PathBuf {
 
 fn make(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// A directory that somebody else owns could lead clients to somebody else's socket.
-fn own(dir: &Path, uid: u32) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(dir)?;
-    if !metadata.is_dir() || metadata.uid() != uid {
-        return Err(io::Error::other("belongs to somebody else"));
-    }
-    Ok(())
 }
 
 /// Memory of the machine as files, on every Linux.
@@ -71,39 +64,75 @@ fn own_memory() -> PathBuf {
     Path::new(MEMORY).join(format!("xenstored-{}", rustix::process::getuid().as_raw()))
 }
 
-/// Where the journal of a daemon goes that has this directory: there, if that is memory, otherwise
-/// into memory of this user's own, under the name of that directory.
-pub(crate) fn in_memory(dir: PathBuf) -> PathBuf {
-    let beside = if dir.as_os_str().is_empty() { Path::new(".") } else { &dir };
+/// The directory of the journal that belongs to the socket of this path, or to a daemon without a socket
+/// that is known by it. It is beside the socket, if that is memory, otherwise in memory of this user's own,
+/// under that path; and this user's alone. An error is one line.
+pub(crate) fn journal_of(socket: &Path) -> Result<PathBuf, String> {
+    let mut name = socket.file_name().unwrap_or_default().to_owned();
+    name.push(".journal");
+    let beside = socket.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let beside = beside.unwrap_or(Path::new("."));
     if is_memory(beside).unwrap_or(true) {
-        return dir;
+        return own(beside.join(name));
     }
-    let find = || -> io::Result<PathBuf> {
-        if !is_memory(Path::new(MEMORY))? {
-            return Err(io::Error::other("/dev/shm is no memory either"));
+    let find = || -> Result<PathBuf, String> {
+        let text = |error: io::Error| format!("{}: {error}", beside.display());
+        if !is_memory(Path::new(MEMORY)).map_err(text)? {
+            return Err("/dev/shm is no memory either".into());
         }
-        let mine = own_memory();
-        make(&mine)?;
-        own(&mine, rustix::process::getuid().as_raw())?;
-        let beside = beside.canonicalize()?;
-        let found = mine.join(beside.strip_prefix("/").map_err(io::Error::other)?);
-        make(&found)?;
-        Ok(found)
+        let mine = own(own_memory())?;
+        let beside = beside.canonicalize().map_err(text)?;
+        let below = beside.strip_prefix("/").unwrap_or(&beside);
+        own(mine.join(below).join(&name))
     };
-    find().unwrap_or_else(|error| {
+    find().or_else(|error| {
         warn!(
-            dir = %dir.display(), %error,
+            dir = %beside.display(), error,
             "the journal is on a disk, which slows the daemon down; choose a directory in memory with --journal"
         );
-        dir
+        own(beside.join(&name))
     })
 }
 
-/// The daemon does not need the directory any more that it got from [`in_memory`].
+/// A directory for the journal that the options name. An error is one line.
+pub(crate) fn chosen_journal(dir: &Path) -> Result<PathBuf, String> {
+    // It may be named by a link.
+    let found = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    own(found).map_err(|error| format!("--journal {error}"))
+}
+
+/// Says so if a daemon of an earlier version has left its journal in the directory of this socket.
+pub(crate) fn look_for_earlier(socket: &Path) {
+    let Some(dir) = socket.parent() else { return };
+    let is_journal = |name: &str| {
+        let number = name.strip_prefix("journal.");
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_journal) {
+            warn!(
+                file = %entry.path().display(),
+                "this journal is not used: it may be that of another socket. To go on from it, start once with --journal and its directory; otherwise remove it"
+            );
+        }
+    }
+}
+
+fn own(dir: PathBuf) -> Result<PathBuf, String> {
+    match own_file::directory(&dir) {
+        Ok(()) => Ok(dir),
+        Err(error) => Err(format!("{}: {error}", dir.display())),
+    }
+}
+
+/// The daemon does not need the directory any more that it got from [`journal_of`].
 pub(crate) fn leave(dir: &Path) {
     let mine = own_memory();
+    if dir.extension().is_none_or(|ending| ending != "journal") || fs::remove_dir(dir).is_err() {
+        return;
+    }
     // Those that others use are not empty.
-    for dir in dir.ancestors().take_while(|dir| dir.starts_with(&mine)) {
+    for dir in dir.ancestors().skip(1).take_while(|dir| dir.starts_with(&mine)) {
         if fs::remove_dir(dir).is_err() {
             return;
         }
@@ -121,20 +150,42 @@ mod tests {
     #[test]
     fn a_journal_goes_into_memory() {
         let disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let found = in_memory(disk.path().to_owned());
+        let socket = disk.path().join("socket");
+        let found = journal_of(&socket).unwrap();
         assert!(is_memory(&found).unwrap(), "{}", found.display());
-        if found != disk.path() {
-            assert_eq!(found, in_memory(disk.path().to_owned()));
-            let mode = fs::metadata(own_memory()).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o700);
-            fs::write(found.join("journal.1"), "").unwrap();
-            leave(&found);
-            assert!(found.exists(), "it is not empty");
-            fs::remove_file(found.join("journal.1")).unwrap();
-            leave(&found);
-            assert!(!found.exists());
+        assert_eq!(found, journal_of(&socket).unwrap());
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&found), 0o700);
+        if !found.starts_with(disk.path()) {
+            assert_eq!(mode(&own_memory()), 0o700);
         }
+        fs::write(found.join("journal.1"), "").unwrap();
+        leave(&found);
+        assert!(found.exists(), "it is not empty");
+        fs::remove_file(found.join("journal.1")).unwrap();
+        leave(&found);
+        assert!(!found.exists());
         let memory = tempfile::tempdir_in(MEMORY).unwrap();
-        assert_eq!(in_memory(memory.path().to_owned()), memory.path());
+        let found = journal_of(&memory.path().join("s")).unwrap();
+        assert_eq!(found, memory.path().join("s.journal"));
+    }
+
+    // Fails if the journals of two sockets in one directory are one, or if a directory is used that others
+    // have made or may write to.
+    #[test]
+    fn a_journal_belongs_to_one_socket() {
+        let memory = tempfile::tempdir_in(MEMORY).unwrap();
+        fs::set_permissions(memory.path(), PermissionsExt::from_mode(0o1777)).unwrap();
+        let [one, two] = ["one", "two"].map(|name| journal_of(&memory.path().join(name)).unwrap());
+        assert_ne!(one, two);
+        fs::set_permissions(&one, PermissionsExt::from_mode(0o777)).unwrap();
+        let refused = journal_of(&memory.path().join("one")).unwrap_err();
+        assert!(refused.contains("one.journal: other users may write"), "{refused}");
+        let refused = chosen_journal(memory.path()).unwrap_err();
+        assert!(refused.starts_with("--journal ") && refused.contains("may write"), "{refused}");
+        std::os::unix::fs::symlink(&two, memory.path().join("three.journal")).unwrap();
+        let refused = journal_of(&memory.path().join("three")).unwrap_err();
+        assert!(refused.contains("not a directory"), "{refused}");
+        assert_eq!(chosen_journal(&memory.path().join("three.journal")).unwrap(), two);
     }
 }

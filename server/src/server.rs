@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
 use smol::Timer;
@@ -315,14 +315,16 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Waits until the journal wants to begin anew.
-    pub(crate) async fn journal_is_full(&self) {
-        let rest = poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
-            Some(journal) => journal.poll_full(cx),
+    /// Waits until the journal is to begin anew or, while it does, until nothing else may happen before it
+    /// has.
+    pub(crate) async fn journal_is_due(&self) {
+        let due = poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
+            Some(journal) => journal.poll_due(cx),
             None => Poll::Pending,
         });
-        if let Some(until) = rest.await {
-            Timer::at(until).await;
+        let begin = due.await;
+        if begin > Instant::now() {
+            Timer::at(begin).await;
         }
     }
 
@@ -408,6 +410,19 @@ impl<H: Host + 'static> Server<H> {
     /// Asks for another turn, after those for whom something has come.
     pub(crate) fn later(&self, waker: &Waker) {
         self.0.driver.later(waker);
+    }
+
+    /// Waits for such a turn, so that what has come meanwhile is looked at first.
+    pub(crate) async fn next_turn(&self) {
+        let mut asked = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(());
+            }
+            self.later(cx.waker());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Who stands still.

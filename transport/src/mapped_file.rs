@@ -1,23 +1,25 @@
 //! A file that is written as memory: no call of the kernel for each piece, and what has been
 //! written is there for the next program however this one ends.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Seek};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::retry_on_intr;
 
 use crate::crash;
-use crate::raw::Mapping;
+use crate::own_file::{self, Access, Others};
+use crate::raw::{Mapping, Sealed};
 
 /// Bytes that are asked for at once.
 const STEP: usize = 1 << 20;
 const PAGE: usize = 4096;
 
 /// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
-/// file system is an error and not a signal.
+/// file system is an error and not a signal. It grows as long as there is room.
 #[derive(Debug)]
 pub struct MappedFile {
     file: File,
@@ -27,7 +29,6 @@ pub struct MappedFile {
 #[derive(Debug)]
 struct Mapped {
     mapping: Mapping,
-    len: usize,
     /// Bytes from the start on that are there.
     room: usize,
 }
@@ -47,67 +48,102 @@ fn id(file: &Metadata) -> Id {
     (file.dev(), file.ino())
 }
 
-/// Makes a file that only its owner may read, and locks it. What is in a file of that name stays there, to
-/// be written over: its memory is at hand.
+/// Makes a file that only its owner may open, and locks it. What is in a file of that name stays there, to
+/// be written over, since its memory is at hand; unless it is not the owner's alone: that one is removed.
 pub fn create(path: &Path) -> io::Result<File> {
     if !crash::point() {
         return Err(io::ErrorKind::Other.into());
     }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(path)?;
+    let file = match own_file::open(path, Access::Write, Others::None) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => own_file::create(path)?,
+        Err(_) => {
+            std::fs::remove_file(path)?;
+            own_file::create(path)?
+        }
+    };
     lock(&file)?;
     Ok(file)
 }
 
+/// Has so many bytes for a file, whatever is written there.
+pub fn allocate(file: &File, len: usize) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    fail::point()?;
+    Ok(retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, len as u64))?)
+}
+
 impl MappedFile {
     /// Maps a file with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It can get at least `len` bytes long, and at most twice as long if there is a
-    /// spare mapping of it; what comes behind what has been written is 0 or anything that was in the file
-    /// before.
+    /// [`MappedFile::write`]. It is at least `len` bytes long then; what comes behind what has been
+    /// written is 0 or anything that was in the file before.
     pub fn of(mut file: File, len: usize, spare: Option<Spare>) -> io::Result<MappedFile> {
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
         let there = file.metadata()?;
         // Not if somebody has cut it: to touch what is not there is a signal.
         let fits = |Spare { mapped, of }: &Spare| {
-            let enough = mapped.len >= len && mapped.len / 2 <= len;
-            enough && *of == id(&there) && mapped.len as u64 <= there.len()
+            *of == id(&there) && mapped.mapping.len() as u64 <= there.len()
         };
         if let Some(Spare { mut mapped, .. }) = spare.filter(fits) {
+            if mapped.mapping.len() < len {
+                set_len(&file, len)?;
+                mapped.mapping.resize(len)?;
+            }
             mapped.room = mapped.room.max(written);
             return Ok(MappedFile { file, mapped });
         }
-        file.set_len(u64::try_from(len).map_err(io::Error::other)?)?;
+        set_len(&file, len)?;
         let mapping = Mapping::shared(&file, 0, len)?;
-        Ok(MappedFile { file, mapped: Mapped { mapping, len, room: written } })
+        Ok(MappedFile { file, mapped: Mapped { mapping, room: written } })
     }
 
-    /// Closes the file.
-    pub fn close(self) -> io::Result<Spare> {
+    /// Closes the file, of which the first `keep` bytes are worth to be written over.
+    pub fn close(mut self, keep: usize) -> io::Result<Spare> {
         // Which closing does not do: the mapping has the file as well.
         flock(&self.file, FlockOperation::Unlock)?;
+        let keep = keep.next_multiple_of(PAGE).max(PAGE);
+        if keep < self.mapped.mapping.len() {
+            self.mapped.mapping.resize(keep)?;
+            set_len(&self.file, keep)?;
+            self.mapped.room = self.mapped.room.min(keep);
+        }
         Ok(Spare { of: id(&self.file.metadata()?), mapped: self.mapped })
     }
 
-    /// How long it may get.
-    pub fn limit(&self) -> usize {
-        self.mapped.len
+    /// How many bytes from the start on can be written without anything that may fail.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.mapped.room
     }
 
-    /// Has memory at hand up to here. Fails if there is none, or beyond the limit.
+    /// All of it, as long as nothing is written.
+    pub fn bytes(&mut self) -> io::Result<(File, Sealed)> {
+        Ok((self.file.try_clone()?, Sealed::map_own(&self.file)?))
+    }
+
+    /// Has memory at hand up to here. Fails if there is none.
     pub fn reserve(&mut self, end: usize) -> io::Result<()> {
         if end <= self.mapped.room { Ok(()) } else { self.extend(end) }
     }
 
     #[cold]
     fn extend(&mut self, end: usize) -> io::Result<()> {
+        let result = self.extend_to(end.next_multiple_of(STEP));
+        // The last of a file system may be less than that.
+        result.or_else(|_| self.extend_to(end.next_multiple_of(PAGE)))
+    }
+
+    fn extend_to(&mut self, room: usize) -> io::Result<()> {
+        fail::point()?;
         let mapped = &mut self.mapped;
-        if end > mapped.len {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let room = end.next_multiple_of(STEP).min(mapped.len);
         let (offset, len) = (mapped.room as u64, (room - mapped.room) as u64);
-        fallocate(&self.file, FallocateFlags::empty(), offset, len)?;
+        // Makes it longer as well.
+        retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, len))?;
+        if room > mapped.mapping.len() {
+            mapped.mapping.resize(room)?;
+        }
         let page = mapped.room.next_multiple_of(PAGE).min(room);
         mapped.mapping.have_at_hand(page, room - page);
         mapped.room = room;
@@ -148,6 +184,43 @@ impl MappedFile {
     }
 }
 
+fn set_len(file: &File, len: usize) -> io::Result<()> {
+    file.set_len(u64::try_from(len).map_err(io::Error::other)?)
+}
+
+/// File systems that are full, for tests.
+pub mod fail {
+    use std::io;
+
+    #[cfg(not(feature = "crash-points"))]
+    #[inline(always)]
+    pub(super) const fn point() -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(feature = "crash-points")]
+    pub(super) fn point() -> io::Result<()> {
+        if FULL.get() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    #[cfg(feature = "crash-points")]
+    thread_local! {
+        static FULL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+
+    /// From now on files that this thread writes find no room to grow, or do again.
+    #[cfg(feature = "crash-points")]
+    pub fn set(full: bool) {
+        FULL.set(full);
+    }
+
+    /// Is it so?
+    #[cfg(feature = "crash-points")]
+    pub fn is_set() -> bool {
+        FULL.get()
+    }
+}
+
 /// Two words as they are to stand in memory, the first at the lower address.
 fn in_memory([first, second]: [u32; 2]) -> u64 {
     let mut bytes = [0; 8];
@@ -167,34 +240,63 @@ mod tests {
 
     use super::*;
 
-    // Fails if a file that is written over is mapped anew without need; or is not although it is another one,
-    // too short or much too long; or if anything is lost of what is in it.
+    // Fails if a file that is written over does not keep what is in it or its mapping's room; or if one is
+    // taken for another.
     #[test]
     fn a_file_that_is_written_over_keeps_its_mapping() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(PAGE, b"kept").unwrap();
-        for (len, limit) in [(2 * PAGE, 3), (3 * PAGE, 3), (4 * PAGE, 4), (PAGE, 1)] {
-            let spare = mapped.close().unwrap();
+        for len in [2 * PAGE, 3 * PAGE, 4 * PAGE, PAGE] {
+            let spare = mapped.close(3 * PAGE).unwrap();
+            assert_eq!(path.metadata().unwrap().len(), 3 * PAGE as u64);
             let mut file = create(&path).unwrap();
             file.write_all(b"begun").unwrap();
             mapped = MappedFile::of(file, len, Some(spare)).unwrap();
-            assert_eq!(mapped.limit(), limit * PAGE);
+            assert_eq!(mapped.room(), 3 * PAGE);
             let bytes = std::fs::read(&path).unwrap();
-            assert_eq!((bytes.len(), &bytes[..5]), (limit * PAGE, &b"begun"[..]));
-            assert!(limit == 1 || bytes[PAGE..].starts_with(b"kept"));
+            assert_eq!((bytes.len(), &bytes[..5]), (len.max(3 * PAGE), &b"begun"[..]));
+            assert!(bytes[PAGE..].starts_with(b"kept"));
             mapped.write(0, b"again").unwrap();
-            assert!(std::fs::read(&path).unwrap().starts_with(b"again"));
-            assert!(mapped.write(len.max(limit * PAGE), b"x").is_err());
+            mapped.write(4 * PAGE, b"more").unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes.starts_with(b"again") && bytes[4 * PAGE..].starts_with(b"more"));
         }
-        let spare = mapped.close().unwrap();
+        let spare = mapped.close(PAGE).unwrap();
         std::fs::rename(&path, dir.path().join("other")).unwrap();
         let another = create(&path).unwrap();
         another.set_len(PAGE as u64).unwrap();
         let mut mapped = MappedFile::of(another, PAGE, Some(spare)).unwrap();
         mapped.write(0, b"another").unwrap();
         assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
+    }
+
+    // Fails if a file that somebody else has put there, or can open, is written over, or keeps the daemon
+    // from making its own.
+    #[test]
+    fn a_file_of_others_is_removed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("file"), dir.path().join("target"));
+        std::fs::write(&target, "theirs").unwrap();
+        let put: [&dyn Fn(); 3] = [
+            &|| symlink(&target, &path).unwrap(),
+            &|| std::fs::hard_link(&target, &path).unwrap(),
+            &|| {
+                std::fs::write(&path, "planted").unwrap();
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+            },
+        ];
+        for put in put {
+            put();
+            let mut mapped = MappedFile::of(create(&path).unwrap(), PAGE, None).unwrap();
+            mapped.write(0, b"a value").unwrap();
+            let found = std::fs::symlink_metadata(&path).unwrap();
+            assert!(found.is_file() && found.nlink() == 1 && found.mode() & 0o777 == 0o600);
+            assert_eq!(std::fs::read(&target).unwrap(), b"theirs");
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     // Fails if memory is counted on that somebody has cut off a file since: to write there is the end of
@@ -205,7 +307,7 @@ mod tests {
         let path = dir.path().join("file");
         let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(2 * PAGE, b"first").unwrap();
-        let spare = mapped.close().unwrap();
+        let spare = mapped.close(3 * PAGE).unwrap();
         let file = create(&path).unwrap();
         file.set_len(0).unwrap();
         let mut mapped = MappedFile::of(file, 3 * PAGE, Some(spare)).unwrap();
@@ -213,7 +315,7 @@ mod tests {
         assert!(std::fs::read(&path).unwrap()[2 * PAGE..].starts_with(b"again"));
     }
 
-    // Fails if what was written is not in the file, if there is anything beyond the limit, or if
+    // Fails if what was written is not in the file, also beyond the length that it had at first, or if
     // two can have the file at once.
     #[test]
     fn what_is_written_is_in_the_file() {
@@ -224,15 +326,17 @@ mod tests {
         let mut mapped = MappedFile::of(file, 8192, None).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
         mapped.publish(8, [0x0102_0304, 5]).unwrap();
-        assert_eq!(mapped.write(8190, b"xyz").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        mapped.write(3 * STEP - 1, b"xyz").unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        assert_eq!((bytes.len(), &bytes[4093..4099]), (8192, &b"abcdef"[..]));
+        assert_eq!(
+            (&bytes[4093..4099], &bytes[3 * STEP - 1..][..3]),
+            (&b"abcdef"[..], &b"xyz"[..])
+        );
         assert_eq!(bytes[..6], *b"first\0");
         let mut back = [0; 4];
         mapped.read(4094, &mut back);
         assert_eq!(back, *b"bcde");
         assert_eq!(bytes[8..16], [0x0102_0304, 5_u32].map(u32::to_ne_bytes).concat());
-        assert!(bytes[8190..].iter().all(|byte| *byte == 0));
         assert!(lock(&File::open(&path).unwrap()).is_err());
         drop(mapped);
         assert!(lock(&File::open(&path).unwrap()).is_ok());

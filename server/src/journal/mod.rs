@@ -11,9 +11,15 @@
 //! input at which processes keep ending is found, and set aside ([`suspect`]).
 //!
 //! When a file is long enough, all connections stand still for a moment, in which the state is taken:
-//! a snapshot. Another thread writes it into the next file ([`Draft`]), while records go on in this
-//! one; those that have come meanwhile are copied, and the next file takes its place.
+//! a snapshot. The worker thread writes it into the next file ([`Draft`]), while records go on in this
+//! one, which grows; those that have come meanwhile are copied, a part at a time, and the next file takes
+//! its place. A file is given up only when nothing can be appended to it any more. Until there is another,
+//! records go into one without a state, which the next file goes on from.
 
+mod draft;
+mod files;
+#[cfg(test)]
+mod full;
 #[cfg(test)]
 mod panics;
 mod record;
@@ -34,15 +40,20 @@ use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use smol::Task;
 use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
 use xenstore_transport::mapped_file::Spare;
+use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::{crash, mapped_file};
 
 use crate::place;
+use crate::worker;
+pub(crate) use draft::{Draft, Drafted, Retired};
+use files::{
+    carrier_file, file, keep_for_later, keep_left, new_file, numbers, remove, remove_file,
+};
 use record::Record;
 use replay::Replay;
 pub(crate) use replay::clock;
@@ -51,10 +62,13 @@ use segment::{Group, Left, Segment};
 pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun, if the state that it begins with has not more
-/// than half as many.
+/// than four times as many.
 const FULL: usize = 4 << 20;
-/// How long a journal that could not be written rests.
-const PAUSE: Duration = Duration::from_secs(30);
+/// Bytes that the next file gets at once of what has come since its state was taken.
+const CATCH_UP: usize = 256 << 10;
+/// How long it takes until something that could not be written is tried again; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(5);
 /// The journal of a server.
@@ -68,12 +82,18 @@ pub(crate) struct Journal {
     segment: Option<Segment>,
     /// Something has happened that is not in it.
     is_void: bool,
-    /// A next one is being written.
-    draft: Option<Since>,
+    /// It has no state: the next process does not find it.
+    is_carrier: bool,
+    /// A next one is being written, or gets what has come since: from this byte of this one on.
+    draft: Option<usize>,
+    /// The next one, when it has its state, and where this one ended when it last got something.
+    next: Option<Segment>,
+    seen: usize,
     /// The mapping of the file before this one.
     spare: Option<Spare>,
-    /// When it may be tried again.
+    /// When what has failed may be tried again, and how often it has.
     rests_until: Instant,
+    failures: u32,
     /// What has been recorded and not written.
     group: Group,
     /// The last input is being carried out.
@@ -82,60 +102,6 @@ pub(crate) struct Journal {
     look_out: u32,
     aside: Option<Vec<u8>>,
     waiter: Option<Waker>,
-}
-
-/// What a file goes on from that is being written: the end of another, or nothing, if nothing is
-/// recorded meanwhile.
-type Since = Option<usize>;
-
-/// The next file, for any thread to write.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    dir: PathBuf,
-    boot: [u8; 16],
-    number: u64,
-    /// That of the file that is written over.
-    spare: Option<Spare>,
-}
-
-impl Draft {
-    /// Writes it with this state, which `write` gives to its argument in pieces.
-    pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> Drafted {
-        let path = new_file(&self.dir);
-        remove_file(&path);
-        if crash::point() {
-            let _ = std::fs::rename(old_file(&self.dir), &path);
-        }
-        let create = |file| Segment::create(file, self.spare, &self.boot, self.number, FULL, write);
-        Drafted(mapped_file::create(&path).and_then(create))
-    }
-}
-
-/// Does something on another thread; in a simulation at once, since its processes end and their
-/// thread does not.
-pub(crate) fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
-    if cfg!(test) {
-        let result = work();
-        return smol::unblock(|| result);
-    }
-    smol::unblock(work)
-}
-
-/// The next file, or why it cannot be.
-#[derive(Debug)]
-pub(crate) struct Drafted(io::Result<Segment>);
-
-impl Drafted {
-    /// With memory for all records until the one after it, so that whoever writes them need not wait
-    /// for that.
-    pub(crate) fn with_memory(mut self) -> Drafted {
-        if let Ok(segment) = &mut self.0
-            && let Err(error) = segment.get_memory()
-        {
-            self.0 = Err(error);
-        }
-        self
-    }
 }
 
 /// What a process has left in its journal.
@@ -152,75 +118,20 @@ fn boot_id() -> [u8; 16] {
     bytes.try_into().unwrap_or_default()
 }
 
-fn file(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("journal.{number}"))
-}
-
-/// The one that is not whole yet.
-fn new_file(dir: &Path) -> PathBuf {
-    dir.join("journal.new")
-}
-
-/// One that is not needed any more, to be written over: its memory is at hand, which to get anew, and
-/// to map, would be a third of what a record costs.
-fn old_file(dir: &Path) -> PathBuf {
-    dir.join("journal.old")
-}
-
-/// The next file is written over this one.
-fn keep_for_later(dir: &Path, number: u64) {
-    let file = file(dir, number);
-    if std::fs::rename(&file, old_file(dir)).is_err() {
-        let _ = std::fs::remove_file(file);
-    }
-}
-
-/// Or over those before this one that another process has left, if it has let go of them.
-fn keep_left(dir: &Path, number: u64) {
-    for left in numbers(dir).into_iter().filter(|left| *left < number) {
-        let path = file(dir, left);
-        match File::open(&path).and_then(|file| mapped_file::lock(&file)) {
-            Ok(()) => keep_for_later(dir, left),
-            Err(_) => drop(std::fs::remove_file(path)),
-        }
-    }
-}
-
-/// Numbers of the files that are there, the newest first.
-fn numbers(dir: &Path) -> Vec<u64> {
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
-    let number = |name: std::ffi::OsString| name.to_str()?.strip_prefix("journal.")?.parse().ok();
-    let mut numbers: Vec<u64> = names.filter_map(number).collect();
-    numbers.sort_unstable_by(|a, b| b.cmp(a));
-    numbers
-}
-
-fn remove_file(path: &Path) {
-    if crash::point() {
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-/// Removes all files of a journal.
-fn remove(dir: &Path) {
-    remove_file(&new_file(dir));
-    remove_file(&old_file(dir));
-    // The newest last: what is found is to be what would have been found before.
-    for number in numbers(dir).into_iter().rev() {
-        remove_file(&file(dir, number));
-    }
-}
-
 /// What the last process has left here; none if it left nothing, or nothing that can be used, which
 /// is told. An error is one line: that process has not ended.
 pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, String> {
     let begun = Instant::now();
     for number in numbers(dir) {
         let path = file(dir, number);
-        let Ok(left) = File::open(&path) else { continue };
-        wait_for(&left).map_err(|error| {
-            format!("journal {}: {error}; does another xenstored use it?", path.display())
-        })?;
+        let left = match own_file::open(&path, Access::Read, Others::None) {
+            Ok(left) => left,
+            Err(error) => {
+                warn!(journal = %path.display(), %error, "this journal is not read");
+                continue;
+            }
+        };
+        wait_for(&left).map_err(|error| files::in_use(&path, &left, &error))?;
         let left = Left::read(left, &boot_id());
         let make = |drops_work| {
             let left = left.as_ref().map_err(String::clone)?;
@@ -291,6 +202,15 @@ fn finish(
     Ok(Recovered { engine, state })
 }
 
+/// How far the next file has come.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// It lacks something.
+    More,
+    /// It has taken the place of this one, or cannot be used.
+    Over(Option<Retired>),
+}
+
 impl Journal {
     /// Begins a journal with a state, which `write` gives to its argument in pieces. Whatever was in
     /// this directory before is not needed any more. If it `looks_out`, inputs are written ahead for a
@@ -310,18 +230,44 @@ impl Journal {
             number,
             segment: None,
             is_void: false,
+            is_carrier: false,
             draft: None,
+            next: None,
+            seen: 0,
             spare: None,
             rests_until: Instant::now(),
+            failures: 0,
             group: Group::default(),
             open: false,
             look_out: if looks_out { suspect::LOOKED_OUT_FOR } else { 0 },
             aside,
             waiter: None,
         };
-        let draft = journal.draft();
-        journal.replace(draft.write(write));
+        match journal.new_draft().write(write).0 {
+            Ok(segment) => journal.begin_with(segment),
+            Err(error) => journal.give_up(&error),
+        }
         journal
+    }
+
+    /// Begins with a file that has the state, to which nothing has been done since.
+    fn begin_with(&mut self, segment: Segment) {
+        if let Err(error) = self.name(self.number + 1) {
+            return self.give_up(&error);
+        }
+        self.number += 1;
+        if crash::point() {
+            keep_left(&self.dir, self.number, segment.size(FULL));
+        }
+        self.segment = Some(segment);
+    }
+
+    /// Gives the next file its name, by which it is found.
+    fn name(&self, number: u64) -> io::Result<()> {
+        if crash::point() {
+            std::fs::rename(new_file(&self.dir), file(&self.dir, number))?;
+        }
+        Ok(())
     }
 
     /// Nobody is to go on from here.
@@ -330,13 +276,38 @@ impl Journal {
         place::leave(&self.dir);
     }
 
-    /// The next file, which is to be written with the state as it is now.
-    pub(crate) fn draft(&mut self) -> Draft {
+    /// The next file, which is to be written with the state as it is now. None if there is no room for what
+    /// is done meanwhile: it is tried again later.
+    pub(crate) fn draft(&mut self) -> Option<Draft> {
         self.commit();
-        let goes_on = self.segment.as_ref();
-        self.draft = Some(goes_on.map(Segment::end));
+        if self.segment.is_none()
+            && let Err(error) = self.carry()
+        {
+            self.put_off(&error);
+            return None;
+        }
+        let free = files::available(&self.dir);
+        self.draft = self.segment.as_mut().map(|segment| segment.limit(free, FULL));
+        Some(self.new_draft())
+    }
+
+    fn new_draft(&mut self) -> Draft {
         let (dir, number, spare) = (self.dir.clone(), self.number + 1, self.spare.take());
-        Draft { dir, boot: self.boot, number, spare }
+        // A state is about as long as the one before.
+        let room = self.segment.as_ref().map_or(0, |segment| segment.size(0));
+        Draft { dir, boot: self.boot, number, spare, room }
+    }
+
+    /// Records go into a file without a state, for the next one.
+    fn carry(&mut self) -> io::Result<()> {
+        let path = carrier_file(&self.dir);
+        remove_file(&path);
+        self.number += 1;
+        let file = mapped_file::create(&path)?;
+        let segment = Segment::create(file, None, &self.boot, self.number, FULL, |_| ())?;
+        (self.is_void, self.is_carrier) = (true, true);
+        self.segment = Some(segment);
+        Ok(())
     }
 
     /// Could the next process go on from here?
@@ -344,47 +315,91 @@ impl Journal {
         self.segment.is_some() && !self.is_void
     }
 
-    /// Goes on with the next file; the ones before are not needed any more. One that misses something
-    /// is given up.
-    pub(crate) fn replace(&mut self, drafted: Drafted) {
-        let (number, new) = (self.number + 1, new_file(&self.dir));
-        let Some(since) = self.draft.take() else {
-            remove_file(&new);
-            return;
-        };
-        let make = || -> io::Result<Segment> {
-            let mut segment = drafted.0?;
-            if let (Some(since), Some(old)) = (since, &self.segment) {
-                segment.take(old, since)?;
+    /// Has the next file, which then gets what has come since its state was taken: see
+    /// [`Journal::catch_up`]. If there is none, this one goes on.
+    pub(crate) fn accept(&mut self, drafted: Drafted) {
+        match drafted.0 {
+            Err(error) if self.draft.is_some() => self.put_off(&error),
+            Ok(next) if self.draft.is_some() => {
+                self.seen = self.segment.as_ref().map_or(0, Segment::end);
+                self.next = Some(next);
             }
-            if crash::point() {
-                std::fs::rename(&new, file(&self.dir, number))?;
-            }
-            Ok(segment)
-        };
-        match make() {
-            Ok(segment) => {
-                let last = self.segment.replace(segment);
-                if crash::point() {
-                    match last {
-                        Some(_) => keep_for_later(&self.dir, self.number),
-                        None => keep_left(&self.dir, number),
-                    }
-                }
-                self.spare = last.and_then(|last| last.close().ok());
-                (self.number, self.is_void) = (number, false);
-            }
-            Err(error) => self.suspend(&error),
+            // One that misses something.
+            _ => remove_file(&new_file(&self.dir)),
         }
     }
 
-    /// Ready when it is time for the next file. Until when that is certainly not so, if it rests.
-    pub(crate) fn poll_full(&mut self, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
+    /// Gives the next file some of what it lacks. When it has all, it takes the place of this one, which
+    /// is not needed any more.
+    pub(crate) fn catch_up(&mut self) -> Progress {
+        let (Some(since), Some(mut next)) = (self.draft, self.next.take()) else {
+            return Progress::Over(None);
+        };
+        let Some(segment) = &self.segment else { return Progress::Over(None) };
+        // More than what comes meanwhile, or it would never have all.
+        let come = segment.end() - std::mem::replace(&mut self.seen, segment.end());
+        let taken = next.take(segment, since, CATCH_UP.max(2 * come)).and_then(|at| {
+            let is_all = at == segment.end();
+            if is_all {
+                self.name(self.number + 1)?;
+            }
+            Ok((at, is_all))
+        });
+        match taken {
+            Ok((at, false)) => {
+                (self.draft, self.next) = (Some(at), Some(next));
+                Progress::More
+            }
+            Ok((_, true)) => Progress::Over(self.replace(next)),
+            Err(error) => {
+                remove_file(&new_file(&self.dir));
+                worker::dispose(next);
+                self.put_off(&error);
+                Progress::Over(None)
+            }
+        }
+    }
+
+    /// Goes on in this file, which has its name.
+    fn replace(&mut self, next: Segment) -> Option<Retired> {
+        let (keep, last) = (next.size(FULL), self.segment.replace(next));
+        if crash::point() {
+            match self.is_carrier {
+                true => remove_file(&carrier_file(&self.dir)),
+                false => keep_for_later(&self.dir, self.number),
+            }
+        }
+        if self.failures > 0 {
+            info!(dir = %self.dir.display(), "the journal is written again");
+        }
+        let was_carrier = std::mem::take(&mut self.is_carrier);
+        (self.is_void, self.draft, self.failures) = (false, None, 0);
+        self.number += 1;
+        let retired = last.map(|segment| Retired { dir: self.dir.clone(), segment, keep })?;
+        if was_carrier {
+            worker::dispose(retired);
+            return None;
+        }
+        Some(retired)
+    }
+
+    /// The next file is written over the one before.
+    pub(crate) fn recycle(&mut self, spare: Option<Spare>) {
+        self.spare = spare;
+    }
+
+    /// Ready when it is time for the next file or, while that is being written, when nothing else may be
+    /// done before it is there. When to begin: not before what has failed is to be tried again.
+    pub(crate) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         self.waiter = Some(cx.waker().clone());
+        if self.is_due() { Poll::Ready(self.rests_until) } else { Poll::Pending }
+    }
+
+    fn is_due(&self) -> bool {
         match &self.segment {
-            Some(segment) if !segment.is_full() && !self.is_void => Poll::Pending,
-            Some(_) => Poll::Ready(None),
-            None => Poll::Ready(Some(self.rests_until)),
+            Some(segment) if self.draft.is_some() => segment.is_over(),
+            Some(segment) => segment.is_full() || self.is_void,
+            None => true,
         }
     }
 
@@ -396,27 +411,58 @@ impl Journal {
 
     /// It is time for the next file: something happened that cannot be recorded.
     pub(crate) fn renew(&mut self) {
-        (self.is_void, self.draft) = (true, None);
+        (self.is_void, self.draft, self.next) = (true, None, None);
         self.wake();
     }
 
     /// Nobody is to go on from here until the next file.
     pub(crate) fn interrupt(&mut self) {
-        (self.segment, self.draft, self.spare) = (None, None, None);
+        worker::dispose((self.segment.take(), self.next.take(), self.spare.take()));
+        (self.draft, self.is_carrier) = (None, false);
         self.group.clear();
         self.rests_until = Instant::now();
         remove(&self.dir);
         self.wake();
     }
 
-    /// A journal that lacks something is worse than none: it goes, and a new one is tried later.
-    fn suspend(&mut self, error: &io::Error) {
+    /// The next file cannot be written; this one goes on, with what room is left, until that is tried
+    /// again.
+    fn put_off(&mut self, error: &io::Error) {
+        self.draft = None;
+        if std::mem::take(&mut self.is_carrier) {
+            // Nothing goes on from what is in it.
+            worker::dispose(self.segment.take());
+            self.group.clear();
+            remove_file(&carrier_file(&self.dir));
+        } else if let Some(segment) = &mut self.segment {
+            segment.look_ahead();
+        }
+        let pause = self.pause();
+        if self.failures.is_power_of_two() {
+            warn!(
+                dir = %self.dir.display(), %error, valid = self.is_valid(), retry_ms = pause.as_millis(),
+                "cannot write the next file of the journal, which goes on in the one that there is; make room there, or choose another place with --journal"
+            );
+        }
+    }
+
+    /// Nothing can be appended any more. A journal that lacks something is worse than none: it goes, and a
+    /// new one is begun.
+    fn give_up(&mut self, error: &io::Error) {
         self.interrupt();
-        self.rests_until = Instant::now() + PAUSE;
+        let pause = self.pause();
         error!(
-            dir = %self.dir.display(), %error, retry_s = PAUSE.as_secs(),
-            "cannot write the journal: until then a crash loses the store; make room there, or choose another place with --journal"
+            dir = %self.dir.display(), %error, retry_ms = pause.as_millis(),
+            "cannot write the journal: until a new one is there a crash loses the store; make room there, or choose another place with --journal"
         );
+    }
+
+    /// How long what has failed rests.
+    fn pause(&mut self) -> Duration {
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LAST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.rests_until = Instant::now() + pause;
+        pause
     }
 
     /// Adds a record, which `emit` appends to its argument.
@@ -488,9 +534,9 @@ impl Journal {
     fn write(&mut self) {
         let Some(segment) = &mut self.segment else { return };
         if let Err(error) = segment.write(&mut self.group, self.open) {
-            return self.suspend(&error);
+            return self.give_up(&error);
         }
-        if segment.is_full() {
+        if self.is_due() {
             self.wake();
         }
     }
@@ -499,10 +545,10 @@ impl Journal {
     /// it. An error is one line.
     pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
         self.commit();
-        let segment = self.segment.as_ref().filter(|_| self.is_valid());
-        let bytes = segment.ok_or("there is no journal")?.bytes();
+        let is_valid = self.is_valid();
+        let segment = self.segment.as_mut().filter(|_| is_valid);
+        let left = segment.ok_or("there is no journal")?.left(&self.boot)?;
         let make = || -> Result<(Engine, bool), String> {
-            let left = Left::parse(bytes, &self.boot)?;
             let mut replay = Replay::of(&self.config, &left)?;
             let interrupted = replay.interrupted.take();
             if let Some(input) = interrupted.as_deref().and_then(Input::parse) {

@@ -46,7 +46,8 @@ impl Replay {
 
     /// The same from so many records.
     fn of_first(config: &Config, left: &Left, count: usize) -> Result<Replay, String> {
-        let state = State::decode(left.state()).map_err(|error| error.to_string())?;
+        let read = |end| left.set_state_aside(end);
+        let state = State::decode_in_turn(left.state(), read).map_err(|error| error.to_string())?;
         let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
         let mut replay = Replay {
             engine,
@@ -58,6 +59,8 @@ impl Replay {
             config: *config,
         };
         replay.begin(&state);
+        // The nodes as they were then are not needed any more.
+        drop(state);
         let mut records = left.records().take(count).peekable();
         while let Some((body, done)) = records.next() {
             let record = Record::parse(body).ok_or("a record in it means nothing")?;
@@ -71,6 +74,9 @@ impl Replay {
             let next = records.peek().and_then(|(body, _)| Record::parse(body));
             replay.step(&record, next.as_ref())?;
             replay.records += 1;
+            if replay.records.is_multiple_of(4096) {
+                left.set_aside(left.place_of(body));
+            }
         }
         Ok(replay)
     }

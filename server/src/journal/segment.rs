@@ -14,9 +14,11 @@
 //! of this machine: no other reads them.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::ops::Deref;
 
 use xenstore_protocol::stream::Sink;
+use xenstore_transport::Sealed;
 use xenstore_transport::mapped_file::{MappedFile, Spare};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
@@ -31,8 +33,16 @@ const END: [u8; PREFIX] = [0; PREFIX];
 /// Bytes of a record before its body.
 const LEN: usize = 4;
 
-/// Bytes that are read at once, more than there are zeroes in a row in any group.
-const PIECE: u64 = 1 << 20;
+/// Bytes of the room that is had before it is needed: what connections can still do that have their turn
+/// when there is no more to be had.
+const AHEAD: usize = 1 << 20;
+/// Bytes that a file can have: places are words of 4 bytes.
+const LIMIT: usize = u32::MAX as usize;
+/// A file is full with a quarter as many bytes of records as its state has. The state of the next one is
+/// written while records go on, which stop for that when as many more have come as the state has.
+const PART: usize = 4;
+/// Bytes that are read or copied at once.
+const PIECE: usize = 1 << 20;
 
 fn place(len: usize) -> usize {
     (HEADER + len).next_multiple_of(8)
@@ -102,13 +112,16 @@ pub(super) struct Segment {
     done: usize,
     /// Bytes of records after which another is to be begun.
     full: usize,
+    /// Where it is to end, when the next one is being written.
+    over: usize,
+    /// There is less room than [`AHEAD`], and no more to be had.
+    is_tight: bool,
 }
 
 impl Segment {
     /// Makes a file into one with a state, which `write` gives to its argument in pieces; its number is that
-    /// of no other with groups. It is full after `full` bytes of records, or twice as many as the state
-    /// has, so that writing states is always the smaller part of the work; there is as much room
-    /// again for what comes until then.
+    /// of no other with groups. It is full after `full` bytes of records, or a quarter of what the state
+    /// has.
     pub(super) fn create(
         mut file: File,
         spare: Option<Spare>,
@@ -127,37 +140,61 @@ impl Segment {
             sum.update(piece);
         });
         written?;
-        let (start, step, full) = (place(len), full, full.max(2 * len));
-        // In large steps, so that it stays mapped when it is written over with a state that has grown.
-        let mut file = MappedFile::of(file, (start + 2 * full).next_multiple_of(step), spare)?;
+        let (start, prepared, full) = (place(len), full, full.max(len / PART));
+        let mut file = MappedFile::of(file, start + prepared, spare)?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
         file.write(start, &END)?;
-        let mut segment = Segment { file, head: check, start, at: start, done: 0, full };
+        let (at, done, over, is_tight) = (start, 0, usize::MAX, false);
+        let mut segment = Segment { file, head: check, start, at, done, full, over, is_tight };
         segment.done(start)?;
         Ok(segment)
     }
 
-    /// Closes it.
-    pub(super) fn close(self) -> io::Result<Spare> {
-        self.file.close()
+    /// Closes it, and keeps so much of it as the next of this size has use for: what the system has of the
+    /// rest is free then.
+    pub(super) fn close(self, keep: usize) -> io::Result<Spare> {
+        self.file.close(keep)
     }
 
-    /// All that has been written.
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.at];
-        self.file.read(0, &mut bytes);
-        bytes
+    /// Bytes that it had when it was begun, with its first records.
+    pub(super) fn size(&self, full: usize) -> usize {
+        self.start + full
     }
 
-    /// Has memory at hand for all groups until it is full.
-    pub(super) fn get_memory(&mut self) -> io::Result<()> {
-        self.file.reserve(self.start + self.full)
+    /// Has memory at hand for this many bytes of records.
+    pub(super) fn get_memory(&mut self, full: usize) -> io::Result<()> {
+        self.file.reserve(self.start + full)
+    }
+
+    /// What has been written, to be read before anything else is written.
+    pub(super) fn left(&mut self, boot: &[u8; 16]) -> Result<Left, String> {
+        let (file, bytes) = self.file.bytes().map_err(|error| error.to_string())?;
+        Left::of(Bytes::Mapped(bytes, file), boot)
     }
 
     /// Is it time for the next?
     pub(super) fn is_full(&self) -> bool {
-        self.at - self.start >= self.full
+        self.at - self.start >= self.full || self.is_tight
+    }
+
+    /// Must the next one be there before anything else is written?
+    pub(super) fn is_over(&self) -> bool {
+        self.at >= self.over || self.is_tight
+    }
+
+    /// The next one is begun, for which so many bytes are free, and which prepares room for `full` bytes of
+    /// records. What is recorded meanwhile takes room in both. Where it begins in this one.
+    pub(super) fn limit(&mut self, free: usize, full: usize) -> usize {
+        let common = free.saturating_sub(self.start + full + 2 * AHEAD) / 2;
+        self.over = self.at + common.min(PART * self.full);
+        self.at
+    }
+
+    /// Looks for room before it is needed.
+    pub(super) fn look_ahead(&mut self) {
+        let end = self.at + AHEAD;
+        self.is_tight = end > LIMIT || self.file.reserve(end).is_err();
     }
 
     /// Where the next group comes.
@@ -165,10 +202,11 @@ impl Segment {
         self.at
     }
 
-    /// Takes all groups of another that begin at `since` or later. They have been carried out.
-    pub(super) fn take(&mut self, other: &Segment, since: usize) -> io::Result<()> {
+    /// Takes groups of another from `since` on, of about `len` bytes. They have been carried out. Where the
+    /// next one of the other begins.
+    pub(super) fn take(&mut self, other: &Segment, since: usize, len: usize) -> io::Result<usize> {
         let (mut at, mut records) = (since, Vec::new());
-        while at < other.at {
+        while at < other.at && at - since < len {
             let mut len = [0; 4];
             other.file.read(at, &mut len);
             records.resize(u32::from_ne_bytes(len) as usize + END.len(), 0);
@@ -176,7 +214,8 @@ impl Segment {
             self.append(&records)?;
             at += PREFIX + records.len() - END.len();
         }
-        self.done(self.at)
+        self.done(self.at)?;
+        Ok(at)
     }
 
     /// Appends records with the [`END`] behind them.
@@ -199,6 +238,9 @@ impl Segment {
             group.bytes.truncate(len + END.len());
             self.append(&group.bytes)?;
             group.clear();
+            if self.file.room() < self.at + AHEAD && !self.is_tight {
+                self.look_ahead();
+            }
         }
         match open {
             false => self.done(self.at),
@@ -217,25 +259,49 @@ impl Segment {
     }
 }
 
+/// Where a file is read.
+#[derive(Debug)]
+pub(super) enum Bytes {
+    /// In the file, which stays locked.
+    Mapped(Sealed, #[expect(dead_code)] File),
+    #[cfg(test)]
+    Copied(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(bytes, _) => bytes,
+            #[cfg(test)]
+            Bytes::Copied(bytes) => bytes,
+        }
+    }
+}
+
 /// A file that another process has written.
 #[derive(Debug)]
 pub(super) struct Left {
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Bytes,
     /// The checksum of its header.
     head: u32,
     state: std::ops::Range<usize>,
-    /// Kept, so that nobody else takes it.
-    _file: Option<File>,
 }
 
 impl Left {
-    /// Reads a file that a process has left. `Err` says why nothing can be made of it.
+    /// Reads a file that a process has left, which is locked. `Err` says why nothing can be made of it.
     pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<Left, String> {
-        let bytes = front(&file).map_err(|error| error.to_string())?;
-        Ok(Left { _file: Some(file), ..Left::parse(bytes, boot)? })
+        let bytes = Sealed::map_own(&file).map_err(|error| error.to_string())?;
+        Left::of(Bytes::Mapped(bytes, file), boot)
     }
 
+    #[cfg(test)]
     pub(super) fn parse(bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
+        Left::of(Bytes::Copied(bytes), boot)
+    }
+
+    fn of(bytes: Bytes, boot: &[u8; 16]) -> Result<Left, String> {
         let number = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let (this, len) = number(24).zip(number(32)).ok_or("it is too short")?;
         let len = usize::try_from(len).map_err(|_| "its state is not whole")?;
@@ -247,11 +313,37 @@ impl Left {
         if bytes[8..24] != *boot {
             return Err("it is from before the machine was started".into());
         }
-        let (head, check) = head(boot, this, len, low_half(xxh3_64(&bytes[state.clone()])));
-        if bytes[..head.len()] != head {
+        let mut left = Left { bytes, head: 0, state };
+        let mut sum = Xxh3::new();
+        for at in left.state.clone().step_by(PIECE) {
+            sum.update(&left.bytes[at..left.state.end.min(at + PIECE)]);
+            left.set_aside(at);
+        }
+        let (head, check) = head(boot, this, len, low_half(sum.digest()));
+        if left.bytes[..head.len()] != head {
             return Err("its state is damaged".into());
         }
-        Ok(Left { bytes, head: check, state, _file: None })
+        left.head = check;
+        Ok(left)
+    }
+
+    /// What is before this byte of the file has been read.
+    pub(super) fn set_aside(&self, end: usize) {
+        match &self.bytes {
+            Bytes::Mapped(bytes, _) => bytes.set_aside(end),
+            #[cfg(test)]
+            Bytes::Copied(_) => {}
+        }
+    }
+
+    /// Where a record begins, or 0.
+    pub(super) fn place_of(&self, body: &[u8]) -> usize {
+        body.as_ptr().addr().saturating_sub(self.bytes.as_ptr().addr())
+    }
+
+    /// The same, of its state.
+    pub(super) fn set_state_aside(&self, end: usize) {
+        self.set_aside(self.state.start + end);
     }
 
     /// The state that the records go on from.
@@ -311,25 +403,11 @@ impl Left {
     }
 }
 
-/// A file up to where there is nothing but zeroes: it has more room than is used.
-fn front(file: &File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    loop {
-        let at = bytes.len();
-        let count = file.take(PIECE).read_to_end(&mut bytes)?;
-        // There is no room between groups.
-        if count == 0 || bytes[at..].iter().all(|byte| *byte == 0) {
-            bytes.truncate(at);
-            return Ok(bytes);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use xenstore_transport::mapped_file;
+    use xenstore_transport::mapped_file::{self, fail};
 
     use super::*;
 
@@ -422,7 +500,7 @@ mod tests {
         write(&mut first, &after[..1], false);
         write(&mut first, &after[1..], false);
         let mut next = segment(&new, 2, b"another", 4096);
-        next.take(&first, since).unwrap();
+        assert_eq!(next.take(&first, since, usize::MAX).unwrap(), first.end());
         write(&mut next, &[b"more"], true);
         let left = Left::read(File::open(&new).unwrap(), &BOOT).unwrap();
         let mut expected: Vec<_> = after.iter().map(|body| (body.to_vec(), true)).collect();
@@ -450,29 +528,65 @@ mod tests {
         assert!(left().groups().eq(groups));
     }
 
-    // Fails if a file is mapped anew for each state that is a little larger than the last.
+    // Fails if a file is not written beyond what it had at first, or is neither full nor over then.
     #[test]
-    fn a_file_has_room_for_a_state_that_grows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("segment");
-        let limit = |len| segment(&path, 1, &vec![1; len], 2048).file.limit();
-        assert_eq!(limit(3000), limit(3001));
-        assert_eq!(limit(3000) + 2048, limit(3300));
-    }
-
-    // Fails if a journal that is full is written beyond its end.
-    #[test]
-    fn a_full_journal_says_so() {
+    fn a_file_grows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("segment");
         let mut segment = segment(&path, 1, b"", 512);
-        let fits = |_: &i32| {
-            let mut group = Group::default();
-            group.push(|out| out.extend_from_slice(&[7; 88]));
-            segment.write(&mut group, false).is_ok()
-        };
-        let count = (0..).take_while(fits).count();
-        assert_eq!(count, 9);
-        assert_eq!(Left::read(File::open(&path).unwrap(), &BOOT).unwrap().records().count(), 9);
+        let mut known = Vec::new();
+        for count in 1..=50_000 {
+            write(&mut segment, &[&[7; 88]], false);
+            if count == 10 {
+                assert_eq!(segment.limit(usize::MAX, 512), segment.at);
+            }
+            known.extend([(segment.is_full(), count, 1), (segment.is_over(), count, 2)]);
+        }
+        let first = |what| known.iter().find(|(is, _, which)| *is && *which == what).unwrap().1;
+        // A group is 104 bytes: a prefix, a length, the body, its end.
+        assert_eq!((first(1), first(2)), (512_usize.div_ceil(104), 10 + 2048_usize.div_ceil(104)));
+        assert!(path.metadata().unwrap().len() > 50_000 * 100);
+        let left = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        assert_eq!(left.records().count(), 50_000);
+    }
+
+    // Fails if what is recorded while the next file is written can take the room that it needs.
+    #[test]
+    fn little_room_is_shared_with_the_next_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segment = segment(&dir.path().join("segment"), 1, &[1; 1 << 20], 1 << 20);
+        let needed = segment.start + (1 << 20) + 2 * AHEAD;
+        for (free, records) in [(0, 0), (needed, 0), (needed + 2000, 1000), (usize::MAX, 4 << 20)] {
+            segment.limit(free, 1 << 20);
+            assert_eq!(segment.over - segment.start, records);
+            assert_eq!(segment.is_over(), records == 0);
+        }
+    }
+
+    // Fails if the last room of a file system cannot be written, if it is not known before that it comes to
+    // its end, or if a file does not go on when there is room again.
+    #[test]
+    fn a_file_says_before_it_cannot_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        let mut segment = segment(&path, 1, b"the state", 512);
+        write(&mut segment, &[&[7; 88]], false);
+        assert!(!segment.is_over());
+        fail::set(true);
+        let mut written = 1;
+        while !segment.is_tight {
+            write(&mut segment, &[&[7; 4000]], false);
+            written += 1;
+        }
+        for _ in 0..(AHEAD / 2) / 4000 {
+            write(&mut segment, &[&[8; 4000]], false);
+            written += 1;
+        }
+        fail::set(false);
+        segment.look_ahead();
+        assert!(!segment.is_tight);
+        write(&mut segment, &[&vec![9; 2 * AHEAD]], false);
+        let left = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        assert_eq!(left.records().count(), written + 1);
     }
 }

@@ -5,15 +5,14 @@
 //! counts how often that was the same one. After [`TRIES`] times the input is set aside: it is refused
 //! as one that panics is (`replay.rs`), and so is every input like it while inputs are recorded ahead.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tracing::{error, warn};
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{ConnId, Input};
 use xenstore_transport::crash;
+use xenstore_transport::own_file::{self, Access, Others};
 
 use crate::log::GUEST;
 
@@ -62,7 +61,7 @@ fn describe(input: &Input<'_>) -> String {
 
 impl Note {
     fn read(dir: &Path) -> Option<Note> {
-        let bytes = std::fs::read(note_file(dir)).ok()?;
+        let bytes = read(&note_file(dir)).ok()?;
         let mut parts = bytes.splitn(3, |byte| *byte == 0);
         let (journal, times, key) = (parts.next()?, parts.next()?, parts.next()?);
         let times = std::str::from_utf8(times).ok()?.parse().ok()?;
@@ -76,10 +75,16 @@ impl Note {
     }
 }
 
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    own_file::open(path, Access::Read, Others::None)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Writes a file that was not there before, for the owner alone: an input may have a secret value.
 fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = std::fs::remove_file(path);
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
+    own_file::create(path)?.write_all(bytes)
 }
 
 fn work_file(dir: &Path) -> PathBuf {
@@ -92,7 +97,7 @@ pub(super) fn try_work(journal: &Path) -> bool {
     let dir = journal.parent().unwrap_or(journal);
     let name = journal.file_name().unwrap_or_default().as_encoded_bytes();
     // A byte for each try, behind the name.
-    let mut tried = std::fs::read(work_file(dir)).unwrap_or_default();
+    let mut tried = read(&work_file(dir)).unwrap_or_default();
     if tried.strip_prefix(name).is_none_or(|tries| tries.iter().any(|byte| *byte != 0)) {
         tried = name.to_vec();
     }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use xenstore_protocol::{DomId, ErrorName, Frame};
 use xenstore_store::{DomainInfo, Host};
 
+use super::files::old_file;
 use super::*;
 use crate::clock::Clock;
 use crate::server::Server;
@@ -70,12 +71,32 @@ impl Kept {
         String::from_utf8_lossy(&answer).replace('\0', "|")
     }
 
+    /// What is there, and the next file, which is to be written with it.
+    pub(super) fn draft(&self) -> (Draft, State) {
+        let draft = self.server.with_journal(Journal::draft).unwrap().unwrap();
+        (draft, self.server.with(|engine, _| engine.dump()))
+    }
+
     /// Goes on in the next file.
-    fn renew(&self) {
-        let draft = self.server.with_journal(Journal::draft).unwrap();
-        let state = self.server.with(|engine, _| engine.dump());
-        let drafted = draft.write(|sink| state.encode_to(sink));
-        self.server.with_journal(|journal| journal.replace(drafted)).unwrap();
+    pub(super) fn renew(&self) {
+        let (draft, state) = self.draft();
+        self.accept(draft.write(|sink| state.encode_to(sink)));
+    }
+
+    /// Goes on in this file, if it is one.
+    pub(super) fn accept(&self, drafted: Drafted) {
+        let finish = |journal: &mut Journal| {
+            journal.accept(drafted);
+            loop {
+                match journal.catch_up() {
+                    Progress::More => {}
+                    Progress::Over(retired) => {
+                        break journal.recycle(retired.and_then(Retired::trim));
+                    }
+                }
+            }
+        };
+        self.server.with_journal(finish).unwrap();
     }
 
     /// Lets a connection ask for all of this in one turn.
@@ -140,8 +161,7 @@ fn the_server_can_be_found_again_after_every_request() {
 fn the_next_file_is_begun_while_requests_go_on() {
     let kept = kept();
     kept.ask(Operation::Write, "/a|1");
-    let draft = kept.server.with_journal(Journal::draft).unwrap();
-    let state = kept.server.with(|engine, _| engine.dump());
+    let (draft, state) = kept.draft();
     let first = numbers(kept.dir.path());
     kept.ask(Operation::Mkdir, "/local/domain/1|");
     kept.is_exact();
@@ -150,7 +170,7 @@ fn the_next_file_is_begun_while_requests_go_on() {
     kept.ask(Operation::Introduce, "1|7|8|");
     kept.is_exact();
     assert_eq!(numbers(kept.dir.path()), first);
-    kept.server.with_journal(|journal| journal.replace(drafted));
+    kept.accept(drafted);
     assert_eq!(numbers(kept.dir.path())[0], first[0] + 1);
     kept.is_exact();
     kept.ask(Operation::Write, "/a|2");
@@ -188,12 +208,11 @@ fn a_file_that_misses_something_is_given_up() {
     let kept = kept();
     let change = |change: fn(&mut Journal)| kept.server.with_journal(change).unwrap();
     let draft = |between: fn(&mut Journal)| {
-        let draft = kept.server.with_journal(Journal::draft).unwrap();
-        let state = kept.server.with(|engine, _| engine.dump());
+        let (draft, state) = kept.draft();
         change(between);
         let drafted = draft.write(|sink| state.encode_to(sink));
         kept.ask(Operation::Write, "/a|1");
-        kept.server.with_journal(|journal| journal.replace(drafted)).unwrap();
+        kept.accept(drafted);
         numbers(kept.dir.path()).first().copied()
     };
     assert_eq!(draft(|_| ()), Some(2));

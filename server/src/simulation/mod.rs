@@ -10,10 +10,8 @@ mod script;
 mod world;
 
 use std::fs::File;
-use std::future::poll_fn;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 
 use futures_lite::future;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -27,7 +25,6 @@ use crate::daemon::serving;
 use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::Options;
-use crate::server::Server;
 use crate::surroundings::Surroundings;
 use crate::tasks::Tasks;
 use crate::update::{Incoming, Outgoing, Updatable, Update};
@@ -55,19 +52,6 @@ enum Ended {
     Updated(Vec<u8>, Millis),
     /// The script is at its end; operations.
     Done(u64),
-}
-
-/// Waits until everything has been looked at once.
-async fn turn(server: &Server<Box<dyn Host>>) {
-    let mut waited = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        server.later(cx.waker());
-        Poll::Pending
-    })
-    .await;
 }
 
 /// A copy of a descriptor that the next process is given: this one closes its own.
@@ -170,7 +154,7 @@ async fn play<'a>(
             tasks.spawn(server.serve(Socket::adopt(client, driver).unwrap()));
         }
         let active = world.turn(|| _ = server.with_journal(Journal::renew));
-        turn(server).await;
+        server.next_turn().await;
         if crash::is_over() {
             return Ended::Killed;
         }

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -25,10 +26,11 @@ use super::for_c::{self, Target};
 use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
-use crate::journal::{Journal, unblock};
+use crate::journal::{Drafted, Journal, Progress, Retired};
 use crate::place::run_dir;
 use crate::server::Server;
 use crate::systemd::{self, Keep};
+use crate::worker::unblock;
 use crate::xen::{Bound, Ringed, Rings};
 
 /// How long connections without a transaction stand still for those with one, at a time.
@@ -138,32 +140,63 @@ impl Outgoing<'_> {
     /// Begins the journal anew, whenever it is full.
     pub(crate) async fn keep_journal(&self) {
         loop {
-            self.server.journal_is_full().await;
+            self.server.journal_is_due().await;
             let alone = self.holding.lock().await;
             let begun = Instant::now();
             let held = self.server.hold_all(false).await;
             self.server.finish_work().await;
             let state = self.state(held);
-            let draft = self.server.with_journal(|journal| (journal.draft(), journal.is_valid()));
-            let Some((draft, is_valid)) = draft else { return future::pending().await };
-            let write = move || draft.write(|sink| state.encode_to(sink));
-            let later = if is_valid {
-                Some(write)
-            } else {
-                // Until it is written there is nothing to go on from.
-                let drafted = write();
-                self.server.with_journal(|journal| journal.replace(drafted));
-                None
-            };
+            let draft = self.server.with_journal(Journal::draft);
             self.server.let_go();
             drop(alone);
             let ms = begun.elapsed().as_secs_f64() * 1e3;
-            if let Some(write) = later {
-                let drafted = unblock(|| write().with_memory()).await;
-                self.server.with_journal(|journal| journal.replace(drafted));
+            let Some(draft) = draft else { return future::pending().await };
+            let Some(draft) = draft else { continue };
+            let write = move || draft.write(|sink| state.encode_to(sink)).with_memory();
+            let retired = self.renew_journal(pin!(unblock(write))).await;
+            if let Some(retired) = retired {
+                let spare = unblock(|| retired.trim()).await.ok().flatten();
+                self.server.with_journal(|journal| journal.recycle(spare));
             }
             debug!(ms, "the journal begins anew");
         }
+    }
+
+    /// Goes on in the next file when it is there. Everybody else does meanwhile, as long as the one that
+    /// there is has room for that.
+    async fn renew_journal(
+        &self,
+        mut drafting: Pin<&mut impl Future<Output = io::Result<Drafted>>>,
+    ) -> Option<Retired> {
+        let early = async { Some(drafting.as_mut().await) };
+        let over = async {
+            self.server.journal_is_due().await;
+            None
+        };
+        let drafted = future::or(early, over).await;
+        let waits = drafted.is_none();
+        let _alone = if waits { Some(self.holding.lock().await) } else { None };
+        if waits {
+            debug!("requests wait for the next file of the journal");
+            self.server.hold_all(false).await;
+        }
+        let drafted = match drafted {
+            Some(drafted) => drafted,
+            None => drafting.await,
+        };
+        let drafted = drafted.unwrap_or_else(Drafted::failed);
+        self.server.with_journal(|journal| journal.accept(drafted));
+        let retired = loop {
+            match self.server.with_journal(Journal::catch_up) {
+                Some(Progress::More) => self.server.next_turn().await,
+                Some(Progress::Over(retired)) => break retired,
+                None => break None,
+            }
+        };
+        if waits {
+            self.server.let_go();
+        }
+        retired
     }
 
     /// A report about a dry run, or why nothing has come of it.
@@ -186,7 +219,7 @@ impl Outgoing<'_> {
                 lost = state.encode_for_c(&target.format, target.version).1;
             }
             let new = unblock(move || Written::new(state)).await;
-            written = Some(new.map_err(|error| error.to_string())?);
+            written = Some(new.and_then(|new| new).map_err(|error| error.to_string())?);
         }
         if let Some(written) = &written {
             let mut expected = written.time;

@@ -69,6 +69,12 @@ pub(super) struct Decoder {
 impl State {
     /// Reads a migration stream, ours or that of C xenstored, or what oxenstored writes instead.
     pub fn decode(bytes: &[u8]) -> Result<State> {
+        State::decode_in_turn(bytes, |_| ())
+    }
+
+    /// The same; `read` is called with how many bytes have been read, which come once more only if they
+    /// belong to no node.
+    pub fn decode_in_turn(bytes: &[u8], read: impl Fn(usize)) -> Result<State> {
         if ocaml::is_dump(bytes) {
             return ocaml::decode(bytes);
         }
@@ -93,6 +99,7 @@ impl State {
                 }
                 _ => others.push(record),
             }
+            read(reader.offset());
         }
         if let Some(mut next) = reader.following()? {
             decoder.follow(&next)?;

@@ -6,7 +6,13 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mremap, munmap,
+};
+
+/// Bytes that the kernel has at hand in one call. Until it comes back, no thread can change what is
+/// mapped, and a thread that allocates may have to.
+const PIECE: usize = 256 << 10;
 
 /// Memory mapped from a file or device, or anonymous memory, readable and writable. Unmapped when
 /// dropped. All access is through atomics, bytes one by one or eight at a time in no particular
@@ -50,10 +56,30 @@ impl Mapping {
     /// once than page by page when they are touched. Kernels before 5.14 do not.
     pub(crate) fn have_at_hand(&self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
-        // SAFETY: the range is inside of the mapping by the check above, and what is in it stays.
-        let _ = unsafe {
-            madvise(self.start.as_ptr().add(offset).cast(), len, Advice::LinuxPopulateWrite)
-        };
+        for at in (offset..offset + len).step_by(PIECE) {
+            let piece = PIECE.min(offset + len - at);
+            // SAFETY: the range is inside of the mapping by the check above, and what is in it stays.
+            let _ = unsafe {
+                madvise(self.start.as_ptr().add(at).cast(), piece, Advice::LinuxPopulateWrite)
+            };
+        }
+    }
+
+    /// Makes it this long, at this or another place. What is mapped and not in the file, which must
+    /// have been made long enough, is not to be touched.
+    pub(crate) fn resize(&mut self, len: usize) -> io::Result<()> {
+        // SAFETY: the range is that of the mapping; nobody has a reference into it, since all of them
+        // borrow `self`, which this has alone, and the place is forgotten if it is another.
+        let start =
+            unsafe { mremap(self.start.as_ptr().cast(), self.len, len, MremapFlags::MAYMOVE)? };
+        self.start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        self.len = len;
+        Ok(())
+    }
+
+    /// Bytes that are mapped.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     fn new(start: *mut c_void, len: usize) -> io::Result<Mapping> {
@@ -186,6 +212,25 @@ mod tests {
                 assert_eq!(part, &sent[..len]);
             }
         }
+    }
+
+    // Fails if a mapping that has been made longer or shorter is not that of its file, or its bound is
+    // not checked any more.
+    #[test]
+    fn a_mapping_follows_its_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut mapping = Mapping::shared(&file, 0, 4096).unwrap();
+        mapping.put(0, b"begin");
+        file.set_len(64 << 20).unwrap();
+        mapping.resize(64 << 20).unwrap();
+        mapping.put((64 << 20) - 3, b"end");
+        mapping.resize(4096).unwrap();
+        let mut bytes = [0; 5];
+        mapping.read(0, &mut bytes);
+        assert_eq!((bytes, mapping.len()), (*b"begin", 4096));
+        let read = || mapping.read(4095, &mut [0; 2]);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err());
     }
 
     // Fails if two mappings of one file are not the same memory, or a bound is not checked.

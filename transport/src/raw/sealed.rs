@@ -1,4 +1,4 @@
-//! Memory that nobody can change any more.
+//! Memory that does not change while it is read.
 
 use std::io;
 use std::ops::Deref;
@@ -6,9 +6,12 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-/// The bytes of a sealed `memfd`, where the kernel has them. Unmapped when dropped.
+const PAGE: usize = 4096;
+
+/// The bytes of a sealed `memfd`, or of a file of our own, where the kernel has them. Unmapped when
+/// dropped.
 #[derive(Debug)]
 pub struct Sealed {
     /// Valid for `len` bytes until the value is dropped; nobody writes there.
@@ -28,14 +31,31 @@ impl Sealed {
         if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it can be changed"));
         }
-        let len = usize::try_from(fstat(&memory)?.st_size).map_err(io::Error::other)?;
         // Private, since older kernels refuse to share what is sealed; nothing is written either way.
-        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        Sealed::all_of(memory, MapFlags::PRIVATE | MapFlags::POPULATE)
+    }
+
+    /// Maps all of a file that no other user may open and that this process has locked; it must not
+    /// write there itself as long as this is there. Fails if it is empty.
+    pub fn map_own(file: impl AsFd) -> io::Result<Sealed> {
+        Sealed::all_of(file, MapFlags::SHARED)
+    }
+
+    fn all_of(memory: impl AsFd, flags: MapFlags) -> io::Result<Sealed> {
+        let len = usize::try_from(fstat(&memory)?.st_size).map_err(io::Error::other)?;
         // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
         // that is made here.
         let start = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &memory, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Sealed { start, len })
+    }
+
+    /// What lies before this byte is not needed soon: it does not count as memory of this process until
+    /// it is read again. Of a file of our own.
+    pub fn set_aside(&self, end: usize) {
+        let len = end.min(self.len) / PAGE * PAGE;
+        // SAFETY: the range is inside of the mapping, which is shared, so that its content stays.
+        let _ = unsafe { madvise(self.start.as_ptr().cast(), len, Advice::LinuxDontNeed) };
     }
 }
 
@@ -44,7 +64,9 @@ impl Deref for Sealed {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the range is mapped and readable as long as `self` is borrowed; the seals, which
-        // cannot be taken off, keep everybody from writing to the memory and from shortening it.
+        // cannot be taken off, keep everybody from writing to the memory and from shortening it. A
+        // file of our own is written by no other user, by no other daemon, which has the lock, and not
+        // by this process, as the caller of `map_own` says.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

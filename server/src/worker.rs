@@ -1,0 +1,75 @@
+//! One thread for what takes long: writing states, closing and releasing large files.
+//!
+//! It is made when the daemon starts. A thread that is made when it is needed cannot be had when the
+//! limit of processes is reached by then, and the main thread would have to wait for that.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use smol::channel::{Sender, bounded};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Jobs that wait; whoever has one more waits with it.
+const JOBS: usize = 16;
+
+static WORKER: OnceLock<Sender<Job>> = OnceLock::new();
+
+/// Makes the thread, once in a process. Without it everything is done where it is asked for. Fails if the
+/// process cannot have two more threads.
+pub(crate) fn start() -> io::Result<()> {
+    let (sender, jobs) = bounded::<Job>(JOBS);
+    let work = move || {
+        while let Ok(job) = jobs.recv_blocking() {
+            // The job says itself what has come of it.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    };
+    let make = |name: &str| std::thread::Builder::new().name(name.into());
+    make("worker").spawn(work)?;
+    // async-io makes one as well as soon as there is something to wait for, and panics if it cannot.
+    let _ = make("probe").spawn(|| ())?.join();
+    let _ = WORKER.set(sender);
+    Ok(())
+}
+
+/// Does something on that thread. Fails if it panics there.
+pub(crate) async fn unblock<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let Some(worker) = worker() else { return Ok(work()) };
+    let (sender, result) = bounded(1);
+    let job = Box::new(move || _ = sender.try_send(work()));
+    let failed = |_| io::Error::other("the worker thread has panicked");
+    worker.send(job as Job).await.map_err(|_| io::Error::other("there is no worker thread"))?;
+    result.recv().await.map_err(failed)
+}
+
+/// Drops something on that thread, or here if that has too much to do.
+pub(crate) fn dispose<T: Send + 'static>(value: T) {
+    if let Some(worker) = worker() {
+        let _ = worker.try_send(Box::new(move || drop(value)));
+    }
+}
+
+/// In a simulation none: its processes end, and the thread would not.
+fn worker() -> Option<&'static Sender<Job>> {
+    if cfg!(test) { None } else { WORKER.get() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a job that panics takes the thread with it.
+    #[test]
+    fn a_panic_is_the_end_of_one_job() {
+        start().unwrap();
+        let worker = WORKER.get().unwrap();
+        let (sender, receiver) = bounded(1);
+        worker.send_blocking(Box::new(|| panic!("a mistake"))).unwrap();
+        worker.send_blocking(Box::new(move || sender.try_send(7).unwrap())).unwrap();
+        assert_eq!(receiver.recv_blocking().unwrap(), 7);
+    }
+}
