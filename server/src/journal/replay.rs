@@ -74,9 +74,6 @@ impl Replay {
             let next = records.peek().and_then(|(body, _)| Record::parse(body));
             replay.step(&record, next.as_ref())?;
             replay.records += 1;
-            if replay.records.is_multiple_of(4096) {
-                left.set_aside(left.place_of(body));
-            }
         }
         Ok(replay)
     }

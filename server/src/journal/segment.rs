@@ -336,11 +336,6 @@ impl Left {
         }
     }
 
-    /// Where a record begins, or 0.
-    pub(super) fn place_of(&self, body: &[u8]) -> usize {
-        body.as_ptr().addr().saturating_sub(self.bytes.as_ptr().addr())
-    }
-
     /// The same, of its state.
     pub(super) fn set_state_aside(&self, end: usize) {
         self.set_aside(self.state.start + end);
@@ -365,7 +360,12 @@ impl Left {
     /// The groups in order: where their records are. Ends at the first that is not whole.
     pub(super) fn groups(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let mut at = place(self.state.len());
+        let mut aside = 0;
         std::iter::from_fn(move || {
+            if at >= aside + PIECE {
+                self.set_aside(at);
+                aside = at;
+            }
             let start = at.checked_add(PREFIX)?;
             let end = start.checked_add(self.word(at) as usize)?;
             let records = self.bytes.get(start..end).filter(|records| !records.is_empty())?;
