@@ -39,8 +39,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) disable_socket: bool,
     /// Keep the journal in this directory, from which the next process goes on if this one ends
-    /// unexpectedly; `none` for no journal. Otherwise beside the socket, or in /dev/shm if that is a
-    /// disk.
+    /// unexpectedly; `none` for no journal. Otherwise SOCKET.journal beside the socket, or in /dev/shm
+    /// if that is a disk.
     #[arg(long, value_name = "DIR")]
     pub(crate) journal: Option<PathBuf>,
     /// End with an error if this is not a Xen host.
