@@ -6,7 +6,8 @@ use crate::project;
 use crate::steps::Verdict;
 
 /// Targets that must run clean.
-pub const TARGETS: &[&str] = &["packet", "request", "engine", "merge", "dump", "ring", "fair"];
+pub const TARGETS: &[&str] =
+    &["packet", "request", "engine", "merge", "dump", "ring", "fair", "dear"];
 /// The target that must fail: it shows that the harness sees a mistake.
 pub const CANARY: &str = "canary";
 
@@ -48,6 +49,17 @@ pub fn clean(target: &str, seconds: u32) -> Verdict {
     crate::steps::succeed(&mut cargo_fuzz(target, seconds))
 }
 
+/// The target that is also a search of its own, for what costs most: `tests/src/bin/dear.rs`.
+const DEAR: &str = "dear";
+
+/// Searches for the most expensive step, with optimization.
+fn dear(seconds: u32) -> Verdict {
+    let mut command = Command::new("cargo");
+    command.current_dir(project());
+    command.args(["run", "--quiet", "--release", "-p", "xenstore-tests", "--bin", DEAR, "--"]);
+    crate::steps::succeed(command.arg(seconds.to_string()))
+}
+
 /// The canary must be found.
 pub fn canary() -> Verdict {
     let mut command = cargo_fuzz(CANARY, 60);
@@ -58,17 +70,65 @@ pub fn canary() -> Verdict {
     }
 }
 
+/// The targets that a name stands for, all without one. The canary is asked for by its name alone.
+fn chosen(name: Option<&str>) -> Result<Vec<&'static str>, String> {
+    let all = TARGETS.iter().copied().chain([CANARY]);
+    match name {
+        None => Ok(TARGETS.to_vec()),
+        Some(name) => match all.clone().find(|target| *target == name) {
+            Some(target) => Ok(vec![target]),
+            None => Err(format!(
+                "{name}: no such fuzz target; there are {}",
+                all.collect::<Vec<_>>().join(", ")
+            )),
+        },
+    }
+}
+
 /// `cargo xtask fuzz [TARGET [SECONDS]]`.
 pub fn run(args: &[String]) -> ExitCode {
+    let targets = match chosen(args.first().map(String::as_str)) {
+        Ok(targets) => targets,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            return ExitCode::from(2);
+        }
+    };
     let seconds = args.get(1).map_or(Ok(60), |text| text.parse());
     let (Ok(seconds), Ok(())) = (seconds, available()) else {
         eprintln!("xtask: fuzz [TARGET [SECONDS]] needs a nightly toolchain and cargo-fuzz");
         return ExitCode::from(2);
     };
-    let targets = TARGETS.iter().copied().filter(|t| args.first().is_none_or(|name| name == t));
     let mut steps = crate::steps::Steps::default();
     for target in targets {
-        steps.step(target, || clean(target, seconds));
+        if target == CANARY {
+            println!("the canary has a planted mistake: it passes if fuzzing finds that");
+            steps.step("the planted mistake of the canary is found", canary);
+        } else {
+            steps.step(target, || clean(target, seconds));
+        }
+        if target == DEAR && !args.is_empty() {
+            steps.step("the most expensive step is cheap", || dear(seconds));
+        }
     }
     steps.summary()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if a name that is no target runs nothing and passes, or if a target of `fuzz/` cannot be
+    // run by its name.
+    #[test]
+    fn every_target_and_nothing_else_has_a_name() {
+        assert!(chosen(Some("TYPO")).unwrap_err().contains("packet, request"));
+        assert_eq!(chosen(Some(CANARY)), Ok(vec![CANARY]));
+        assert_eq!(chosen(None).unwrap(), TARGETS);
+        for file in std::fs::read_dir(project().join("fuzz/fuzz_targets")).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().and_then(|name| name.to_str()).unwrap();
+            assert_eq!(chosen(Some(name)).unwrap(), [name]);
+        }
+    }
 }

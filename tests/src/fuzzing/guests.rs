@@ -86,8 +86,18 @@ impl Guests {
 
     /// A guest dies, and another one with its domid appears.
     pub fn replace(&mut self, domid: u16) {
+        self.dies(domid);
+        self.comes_back(domid);
+    }
+
+    /// A guest dies, and the store notices.
+    pub fn dies(&mut self, domid: u16) {
         self.machine.0.remove(&domid);
         self.engine.domains_changed(&mut self.machine);
+    }
+
+    /// Another guest with the domid of one that is dead appears.
+    pub fn comes_back(&mut self, domid: u16) {
         self.conns[usize::from(domid)] = self.introduce(domid);
     }
 

@@ -2,6 +2,7 @@
 //! committed corpora run as an ordinary test as well (`tests/tests/corpus.rs`).
 
 mod against_model;
+pub mod dear;
 mod dump;
 mod fair;
 pub mod guests;
@@ -10,6 +11,7 @@ mod ring;
 mod wire;
 
 pub use against_model::{canary, engine, merge};
+pub use dear::dear;
 pub use dump::dump;
 pub use fair::fair;
 pub use ring::ring;
@@ -27,4 +29,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dump", dump),
     ("ring", ring),
     ("fair", fair),
+    ("dear", dear),
 ];
