@@ -280,6 +280,10 @@ impl Engine {
             }
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
+            if watch.pending.is_empty() {
+                // An empty set keeps the memory of its last node.
+                watch.pending.clear();
+            }
             watch.collapsed = false;
             let path = event.path[watch.prefix..].as_bytes();
             WatchEvent { path, token: &watch.token }.emit(out);
