@@ -6,10 +6,12 @@
 //! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
 //! * [`keeper`]: keeps descriptors while there is no process, as systemd does.
 //! * [`target`]: one face for all that can be tested.
+//! * [`attacks`]: what guests can do to keep others waiting.
 //! * [`conformance`]: the cases, and how they are run.
 //! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which holds ours against it.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
 
+pub mod attacks;
 pub mod conformance;
 pub mod fake_guest;
 pub mod fuzzing;
