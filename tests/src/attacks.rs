@@ -6,9 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::fake_guest::{FakeGuest, PORT, set_state};
 use crate::raw::{Conn, op};
+
+/// How long a daemon may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The payload of a reply, or the name of an error.
 pub type Answer = Result<String, String>;
@@ -159,8 +163,14 @@ impl Running {
     }
 }
 
+fn patient(mut conn: Conn) -> Conn {
+    conn.patience = PATIENCE;
+    conn
+}
+
 fn connect(socket: &Path) -> Result<Conn, String> {
-    Conn::connect(socket).map_err(|error| format!("{}: {error}", socket.display()))
+    let conn = Conn::connect(socket).map_err(|error| format!("{}: {error}", socket.display()));
+    conn.map(patient)
 }
 
 impl Arena for Running {
@@ -170,7 +180,7 @@ impl Arena for Running {
         dom0.ok(op::INTRODUCE, &format!("{domid}|1|{PORT}|"))?;
         dom0.ok(op::WRITE, &format!("/local/domain/{domid}|"))?;
         dom0.ok(op::SET_PERMS, &format!("/local/domain/{domid}|n{domid}|"))?;
-        self.conns.insert(domid, Conn::new(guest));
+        self.conns.insert(domid, patient(Conn::new(guest)));
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! `docs/benchmarks/README.md` says what is measured and how.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
 
+mod attack_loads;
 mod bars;
 mod domain_loads;
 mod drive;

@@ -142,6 +142,7 @@ pub(crate) fn all() -> Vec<Case> {
         crate::tree_loads::cases(),
         crate::ring_loads::cases(),
         crate::domain_loads::cases(),
+        crate::attack_loads::cases(),
         crate::update_loads::cases(),
         crate::memory::cases(),
     ];
