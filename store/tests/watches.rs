@@ -143,3 +143,49 @@ fn xsa_330_reset_watches_removes_them_from_every_index() {
     store.ok(guest, WRITE, "a/1|x");
     assert_eq!(store.events(guest), Vec::<String>::new());
 }
+
+// Fails if a commit fires an event that its requests, made one by one outside of a transaction, would not
+// fire: a guest that may read `/d` before or after the commit learns the name of a node that was closed
+// when it was made or removed (XSA-115). C xenstored fires none of the events of `/d/secret`.
+#[test]
+fn xsa_115_a_commit_fires_as_its_requests_would_one_by_one() {
+    type Requests = &'static [(u32, &'static str)];
+    let cases: [(&str, Requests, &[&str]); 5] = [
+        ("closed first", &[(PERMS, "/d|n0|"), (WRITE, "/d/secret|")], &["/d t"]),
+        (
+            "made again, closed",
+            &[(RM, "/d|"), (WRITE, "/d|"), (PERMS, "/d|n0|"), (WRITE, "/d/secret|")],
+            &["/d t"],
+        ),
+        (
+            "closed all along",
+            &[(PERMS, "/d|n0|"), (WRITE, "/d/closed|2"), (PERMS, "/d|r0|")],
+            &["/d t"],
+        ),
+        (
+            "removed while closed",
+            &[(PERMS, "/d|n0|"), (RM, "/d/closed|"), (PERMS, "/d|r0|")],
+            &["/d t"],
+        ),
+        ("opened first", &[(PERMS, "/d/closed|r0|"), (WRITE, "/d/closed|2")], &["/d/closed t"]),
+    ];
+    for (what, requests, expected) in cases {
+        for in_transaction in [false, true] {
+            let mut store = Store::new();
+            let dom0 = store.dom0;
+            let guest = store.guest(5);
+            store.ok(dom0, WRITE, "/d|1");
+            store.ok(dom0, WRITE, "/d/closed|1");
+            store.ok(dom0, PERMS, "/d|r0|");
+            store.watch(guest, "/d|t|");
+            let tx = if in_transaction { store.start(dom0) } else { 0 };
+            for (ty, payload) in requests {
+                store.tx(dom0, tx, *ty, payload).unwrap();
+            }
+            if in_transaction {
+                store.end(dom0, tx, true).unwrap();
+            }
+            assert_eq!(store.events(guest), expected, "{what}, in a transaction: {in_transaction}");
+        }
+    }
+}
