@@ -141,8 +141,11 @@ impl Engine {
         else {
             return;
         };
-        let watches = &self.watches;
+        let (watches, before) = (&self.watches, connection.events.len());
         connection.make_stale(count, |event| watches.is_live(event));
+        if connection.events.len() < before {
+            self.deferred.spend(before / 4);
+        }
     }
 
     /// Queues the events of changes by a connection, or else by the store itself, each path of which is
@@ -186,13 +189,9 @@ impl Engine {
         if self.deferred.has_fanouts() && !(events.is_empty() && ids.is_empty()) {
             return false;
         }
-        for (path, ids, readers) in events {
-            self.tell(&path, &ids, &readers);
-        }
-        if !ids.is_empty() {
-            self.tell(&change.path.as_str().into(), &ids, &change.readers);
-        }
-        true
+        // What has been queued when the budget ends is queued once more later, which makes no difference.
+        events.iter().all(|(path, ids, readers)| self.tell(path, ids, readers))
+            && (ids.is_empty() || self.tell(&change.path.as_str().into(), &ids, &change.readers))
     }
 
     /// Queues the events of a special node about a domain.
@@ -202,21 +201,26 @@ impl Engine {
         let readers: Readers = nodes.map(|node| node.acl()).collect();
         let with_domid: Arc<str> = alloc::format!("{name}/{domid}").into();
         let count = [name, &with_domid].map(|path| self.watches.count_on(path));
-        let waits = self.deferred.has_fanouts();
-        if waits || count[0] + count[1] >= usize::try_from(self.deferred.budget()).unwrap_or(0) {
+        let room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
+        let at_once = !self.deferred.has_fanouts() && count[0] + count[1] < room && {
+            let matching = self.watches.matching_special(name, domid);
+            matching.into_iter().all(|(id, path)| self.tell(&path, &[id], &readers))
+        };
+        if !at_once {
             let newest = WatchId(self.watches.last);
             let fanout = Fanout::special(name, with_domid, readers, tree, newest);
-            return self.deferred.defer_fanout(None, fanout);
-        }
-        for (id, path) in self.watches.matching_special(name, domid) {
-            self.tell(&path, &[id], &readers);
+            self.deferred.defer_fanout(None, fanout);
         }
     }
 
-    /// Queues an event for those watches whose connection may read by one of the lists.
-    fn tell(&mut self, path: &Arc<str>, ids: &[WatchId], readers: &Readers) {
-        self.deferred.spend(ids.len());
+    /// Queues an event for those watches whose connection may read by one of the lists. Returns false if
+    /// the budget ends before the last.
+    fn tell(&mut self, path: &Arc<str>, ids: &[WatchId], readers: &Readers) -> bool {
         for id in ids {
+            if self.deferred.budget() == 0 {
+                return false;
+            }
+            self.deferred.spend(1);
             let Some(conn) = self.watches.all.get(id).map(|watch| watch.conn) else { continue };
             let rights = self.rights(conn);
             let grants = |acl: &Acl| acl.access(&rights).grants(Access::Read);
@@ -224,6 +228,7 @@ impl Engine {
                 self.queue(*id, path.clone(), &rights);
             }
         }
+        true
     }
 
     /// Queues an event for a watch whose connection has these rights.
@@ -256,6 +261,7 @@ impl Engine {
         watch.pending.insert(path.clone());
         let event = Queued { watch: id, round: watch.round, path };
         if dropped > 0 {
+            self.deferred.spend(dropped / 2);
             self.drop_events(conn, dropped);
         }
         let Some(connection) = self.conns.get_mut(&conn) else { return };
