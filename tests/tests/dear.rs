@@ -7,7 +7,7 @@ use xenstore_tests::fuzzing::dear::{Step, cpu_time, dearest, describe, known, se
 
 /// What a step may cost, and how many times more without optimization.
 const BOUND: Duration = Duration::from_millis(10);
-const UNOPTIMIZED: u32 = if cfg!(debug_assertions) { 20 } else { 1 };
+const UNOPTIMIZED: u32 = if cfg!(debug_assertions) { 6 } else { 1 };
 /// How long is searched.
 const SEARCH: Duration = Duration::from_secs(10);
 
