@@ -149,6 +149,23 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Poll::Ready(Ok(()))
     }
 
+    /// The guest has set the indices of its ring to 0: what belongs to a message that was read or
+    /// written in part ends there, whole ones stay. The journal is told before anything is made for the
+    /// new indices.
+    fn zeroed(&mut self) {
+        (self.waiting, self.taken) = (Vec::new(), 0);
+        let rest = self.state.partly_sent();
+        let unsent = self.state.unsent()[rest..].to_vec();
+        self.server.zeroed(self.conn, || self.unexecuted_request(), unsent.len());
+        self.state = server::Connection::resume(unsent, 0);
+        self.unread = 0;
+    }
+
+    /// The bytes of a request that was put off.
+    fn unexecuted_request(&self) -> Vec<u8> {
+        self.held.as_ref().map_or_else(Vec::new, |held| held.bytes.to_vec())
+    }
+
     /// Is the client so far behind with reading that its requests have to wait?
     fn is_full(&self) -> bool {
         self.state.is_full() || self.unread >= self.unread_max
@@ -320,6 +337,9 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         loop {
             if self.server.holds(self.conn) {
                 return self.stand();
+            }
+            if self.transport.restarts_at_zero() {
+                self.zeroed();
             }
             let more = self.state.is_full()
                 || match self.server.emit_events(self.conn, self.state.out()) {

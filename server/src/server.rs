@@ -315,6 +315,14 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
+    /// The indices of a ring are 0 from here on. Of the requests that were read only the one that was
+    /// put off remains, of the replies the last `unsent` bytes. To be followed by [`Server::commit`]
+    /// before anything is copied from or to the ring.
+    pub(crate) fn zeroed(&self, conn: ConnId, put_off: impl FnOnce() -> Vec<u8>, unsent: usize) {
+        self.left_over(conn, put_off);
+        self.with_journal(|journal| journal.zeroed(conn, unsent));
+    }
+
     /// Waits until the journal is to begin anew or, while it does, until nothing else may happen before it
     /// has.
     pub(crate) async fn journal_is_due(&self) {

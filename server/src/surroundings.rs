@@ -153,6 +153,7 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
             features: domain.map_or(xenstore_protocol::feature::ALL, |domain| domain.features),
             indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),
             tail: state.io.evtchn.is_none().then_some(io.output.len()),
+            taken: &io.taken,
         };
         match host.resume(domid, domid == config.store, progress) {
             Ok((ring, settled)) => rings.push((connection.id, ring, settled)),

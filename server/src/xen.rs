@@ -12,7 +12,7 @@ use futures_lite::future::yield_now;
 use smol::Timer;
 use smol::channel::Sender;
 use tracing::{error, info, warn};
-use xenstore_protocol::ring::Word;
+use xenstore_protocol::ring::{Side, Word};
 use xenstore_protocol::{DomId, ErrorName, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Indices, Line, Page};
@@ -106,7 +106,7 @@ pub(crate) struct Events {
 
 /// Where another daemon was with the ring of a domain.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Progress {
+pub(crate) struct Progress<'a> {
     /// Our end of the event channel, which is bound.
     pub(crate) port: Option<u32>,
     /// The domain's end, if ours is not bound; none of both if there is no channel.
@@ -120,6 +120,8 @@ pub(crate) struct Progress {
     /// Nobody has written down how much of the answers had gone at the end: so many bytes are known
     /// that come at `indices`.
     pub(crate) tail: Option<usize>,
+    /// All requests that were taken since the ring began at 0, if they are known.
+    pub(crate) taken: &'a [u8],
 }
 
 impl Xen {
@@ -152,7 +154,7 @@ impl Xen {
         let bell = Bell::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
         let line = self.add(domid, page, bell, feature::ALL, (0, remote));
-        let _ = self.fresh.try_send(XenRing::resume(line, domid.0, Indices::default(), false));
+        let _ = self.fresh.try_send(XenRing::new(line, domid.0).unheard());
         Ok(())
     }
 
@@ -172,9 +174,9 @@ impl Xen {
         &mut self,
         domid: DomId,
         own: bool,
-        progress: Progress,
+        progress: Progress<'_>,
     ) -> io::Result<(XenRing, Settled)> {
-        let Progress { port, remote, gfn, features, indices, tail } = progress;
+        let Progress { port, remote, gfn, features, indices, tail, taken } = progress;
         let (page, remote) = match own {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
@@ -195,9 +197,19 @@ impl Xen {
         let told = indices.is_some() && tail.is_none();
         let (known, req_prod) = (Indices::of(&page), page.load(Word::ReqProd));
         let (indices, settled) = match (indices, tail) {
-            (Some(before), Some(tail)) => settle(before, tail, known, req_prod),
+            (Some(before), Some(tail)) => {
+                let mut ring = vec![0; taken.len()];
+                page.read(Side::Requests, 0, &mut ring);
+                let untold = ring == taken && u32::try_from(taken.len()) == Ok(before.req_cons);
+                settle(before, tail, known, req_prod, untold)
+            }
             (indices, _) => (indices.unwrap_or(known), Settled::Goes),
         };
+        if tail.is_some() && settled == Settled::Goes {
+            // The journal that begins now does not have the requests before it, and a page that is
+            // not told of them could not be told from one that the guest has set to 0.
+            indices.taken(&page);
+        }
         let line = Line::resume(page, bell, features);
         if let Some(port) = port {
             self.ports.borrow_mut().insert(port, line.clone());
@@ -206,7 +218,8 @@ impl Xen {
         }
         let ringed = Ringed { line: line.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
-        Ok((XenRing::resume(line, domid.0, indices, told), settled))
+        let ring = XenRing::resume(line, domid.0, indices);
+        Ok((if told { ring } else { ring.unheard() }, settled))
     }
 
     /// All channels that are needed have been taken of those that were kept.

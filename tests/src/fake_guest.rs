@@ -110,6 +110,11 @@ impl FakeGuest {
         Ok(())
     }
 
+    /// Sets all four indices to 0, as old firmware and crash kernels do.
+    pub fn zero(&self) -> io::Result<()> {
+        [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD].into_iter().try_for_each(|word| self.put(word, 0))
+    }
+
     /// Asks for a fresh connection, and waits for it.
     pub fn reconnect(&mut self) -> io::Result<()> {
         self.put(CONNECTION, 1)?;

@@ -80,6 +80,10 @@ impl<T: Transport, P: FnMut() -> Fault + Unpin> Transport for Faulty<T, P> {
         self.inner.place()
     }
 
+    fn restarts_at_zero(&mut self) -> bool {
+        self.inner.restarts_at_zero()
+    }
+
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         self.inner.poll_recover(cx, failure)
     }

@@ -87,6 +87,11 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Where another server could go on.
     fn place(&self) -> Place;
 
+    /// Returns true once after the other end has set its indices to 0 ([`ring`]): the transport continues
+    /// there, without the rest of a message that was read or written in part. Until this is called,
+    /// reading and writing wait, and wake the task. Only rings have indices.
+    fn restarts_at_zero(&mut self) -> bool;
+
     /// Tells the other end that the connection has failed, if it can be told, and waits until a new
     /// one starts on this transport. False if that cannot be, as with everything but a ring.
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool>;
@@ -101,6 +106,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
         (**self).place()
     }
 
+    fn restarts_at_zero(&mut self) -> bool {
+        (**self).restarts_at_zero()
+    }
+
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         (**self).poll_recover(cx, failure)
     }
@@ -113,6 +122,10 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn place(&self) -> Place {
         (**self).place()
+    }
+
+    fn restarts_at_zero(&mut self) -> bool {
+        (**self).restarts_at_zero()
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
@@ -138,6 +151,9 @@ mod tests {
         }
         fn place(&self) -> Place {
             Place::Descriptor(7)
+        }
+        fn restarts_at_zero(&mut self) -> bool {
+            true
         }
         fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
             Poll::Ready(true)
@@ -178,6 +194,7 @@ mod tests {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(matches!(wrapped.peer(), Peer::Domain(5)));
             assert!(matches!(wrapped.place(), Place::Descriptor(7)));
+            assert!(wrapped.restarts_at_zero());
             let recovers = wrapped.poll_recover(&mut cx, Failure::Protocol);
             assert_eq!(recovers, Poll::Ready(true));
         }

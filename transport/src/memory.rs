@@ -65,6 +65,10 @@ impl Transport for Pipe {
     fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
         Poll::Ready(false)
     }
+
+    fn restarts_at_zero(&mut self) -> bool {
+        false
+    }
 }
 
 impl AsyncRead for Pipe {

@@ -3,6 +3,13 @@
 //! The guest may write anything to the page at any time. Each index of its is read once and
 //! checked, ours are kept here and only written to the page, and bytes are copied out before anybody
 //! looks at them (XSA-38). `docs/misc/xenstore-ring.txt` is the protocol.
+//!
+//! There is one exception. Boot firmware, crash kernels and OpenBSD's first driver set all four
+//! indices of an idle ring to 0 and continue from there, which C xenstored and oxenstored serve
+//! because they read all four indices from the page each time. So a page in which our indices have
+//! become 0 restarts both rings at 0 ([`Transport::restarts_at_zero`]); the connection, its
+//! watches and its transactions stay. A guest that does this while requests or replies are in the ring
+//! makes the server read that guest's requests again or skip them, as if it had sent others.
 
 use std::io;
 use std::pin::Pin;
@@ -177,6 +184,8 @@ pub struct Ring<P, D> {
     line: Arc<Line<P, D>>,
     domid: u16,
     indices: Indices,
+    /// What the page says of our end, unless the guest has changed it.
+    told: Indices,
     /// Of which start the indices are.
     start: u32,
     /// The guest has something to look at that it has not been told of.
@@ -186,14 +195,34 @@ pub struct Ring<P, D> {
 impl<P: Page, D: Doorbell> Ring<P, D> {
     /// The server's end of a line. There must be one at a time.
     pub fn new(line: Arc<Line<P, D>>, domid: u16) -> Self {
-        Ring::resume(line, domid, Indices::default(), true)
+        Ring::resume(line, domid, Indices::default())
     }
 
-    /// The same, from where another server was. If it may not have come to telling the guest all that
-    /// it has done, the guest is told to look.
-    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices, told: bool) -> Self {
+    /// The same, from where another server was, which has written these indices to the page.
+    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices) -> Self {
         let start = line.starts.load(Ordering::Acquire);
-        Ring { line, domid, indices, start, moved: !told }
+        Ring { line, domid, indices, told: indices, start, moved: false }
+    }
+
+    /// The same ring, whose guest is told to look at it at the first flush: the server before may have
+    /// moved an index and not have rung.
+    pub fn unheard(self) -> Self {
+        Ring { moved: true, ..self }
+    }
+
+    /// Returns true if the guest has set our indices in the page to 0, and its own of replies, of which
+    /// there are none there.
+    fn is_zeroed(&self) -> bool {
+        let zero = Indices::default();
+        let page = &self.line.page;
+        self.told != zero && Indices::of(page) == zero && page.load(Word::RspCons) == 0
+    }
+
+    /// Returns true if the guest has set one of our indices to 0: until it rings it may be setting the
+    /// others, and what it says does not fit together.
+    fn is_being_zeroed(&self) -> bool {
+        let Indices { req_cons, rsp_prod } = Indices::of(&self.line.page);
+        req_cons == 0 && self.told.req_cons != 0 || rsp_prod == 0 && self.told.rsp_prod != 0
     }
 
     /// Does what `copy` does, unless the rings start anew; waits if there is nothing.
@@ -208,7 +237,11 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         }
         // What comes from here on wakes us; what came before that is seen now.
         self.line.waker.register(cx.waker());
-        self.attempt(copy)
+        let done = self.attempt(copy);
+        if done.is_pending() && self.is_zeroed() {
+            cx.waker().wake_by_ref();
+        }
+        done
     }
 
     fn attempt(
@@ -218,18 +251,24 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         if self.line.closed.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.line.page.load(Word::Connection) == connection::RECONNECT {
-            self.line.start();
-        }
-        if self.line.starts.load(Ordering::Acquire) != self.start {
+        // The rings restart in `poll_recover`: whoever serves this one records the end of the
+        // connection before the page shows it.
+        let reconnects = self.line.page.load(Word::Connection) == connection::RECONNECT;
+        if reconnects || self.line.starts.load(Ordering::Acquire) != self.start {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        match copy(&mut self.indices, &self.line.page) {
+        if self.is_zeroed() {
+            return Poll::Pending;
+        }
+        let copied = copy(&mut self.indices, &self.line.page);
+        if let Ok(1..) = copied {
+            self.moved = true;
+            self.told.rsp_prod = self.indices.rsp_prod;
+        }
+        match copied {
             Ok(0) => Poll::Pending,
-            Ok(count) => {
-                self.moved = true;
-                Poll::Ready(Ok(count))
-            }
+            Ok(count) => Poll::Ready(Ok(count)),
+            Err(Garbage) if self.is_being_zeroed() => Poll::Pending,
             Err(Garbage) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
         }
     }
@@ -247,6 +286,15 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
         }
     }
 
+    fn restarts_at_zero(&mut self) -> bool {
+        let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
+        let zeroed = !over && self.is_zeroed();
+        if zeroed {
+            (self.indices, self.told, self.moved) = Default::default();
+        }
+        zeroed
+    }
+
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         self.line.waker.register(cx.waker());
         if self.line.closed.load(Ordering::Acquire) {
@@ -257,7 +305,8 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
         }
         let start = self.line.starts.load(Ordering::Acquire);
         if start != self.start {
-            (self.start, self.indices, self.moved) = (start, Indices::default(), false);
+            (self.start, self.moved) = (start, false);
+            (self.indices, self.told) = Default::default();
             return Poll::Ready(true);
         }
         let error = match failure {
@@ -295,7 +344,13 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
         if std::mem::take(&mut self.moved) && !over {
+            if self.is_zeroed() {
+                // They are not ours to write.
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Ok(()));
+            }
             self.indices.taken(&self.line.page);
+            self.told.req_cons = self.indices.req_cons;
             self.line.doorbell.ring();
             // Linux does not ring while the page says that there are requests to be taken. Those
             // that it has put down since we last looked, and before it could see the above, are to

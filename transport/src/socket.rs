@@ -81,6 +81,10 @@ impl Transport for Socket {
     fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {
         Poll::Ready(false)
     }
+
+    fn restarts_at_zero(&mut self) -> bool {
+        false
+    }
 }
 
 impl AsFd for Socket {

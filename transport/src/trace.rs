@@ -41,6 +41,10 @@ impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> Transport for Traced<T, S
         self.inner.place()
     }
 
+    fn restarts_at_zero(&mut self) -> bool {
+        self.inner.restarts_at_zero()
+    }
+
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         self.inner.poll_recover(cx, failure)
     }

@@ -521,6 +521,12 @@ impl Journal {
         self.record(|out| Record::LeftOver { conn, bytes }.emit(out));
     }
 
+    /// The guest has set the indices of its ring to 0, when so many bytes of answers were not written.
+    pub(crate) fn zeroed(&mut self, conn: ConnId, unsent: usize) {
+        let unsent = u32::try_from(unsent).unwrap_or(u32::MAX);
+        self.record(|out| Record::Zeroed { conn, unsent }.emit(out));
+    }
+
     /// The next process knows of all that has happened: to be called before anybody hears of any of
     /// it.
     #[inline]

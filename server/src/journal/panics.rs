@@ -211,6 +211,9 @@ impl xenstore_transport::Transport for Broken {
     fn place(&self) -> Place {
         self.0.place()
     }
+    fn restarts_at_zero(&mut self) -> bool {
+        self.0.restarts_at_zero()
+    }
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
         self.0.poll_recover(cx, failure)
     }

@@ -18,12 +18,20 @@ pub(super) enum Record<'a> {
         /// Whole requests, then a part of one.
         bytes: &'a [u8],
     },
+    /// A guest has set the indices of its ring to 0.
+    Zeroed {
+        /// Whose.
+        conn: ConnId,
+        /// How many of the last bytes of answers are still to be written.
+        unsent: u32,
+    },
 }
 
 // Inputs have small numbers.
 const ANSWERS: u8 = 0x80;
 const REFUSED: u8 = 0x81;
 const LEFT_OVER: u8 = 0x82;
+const ZEROED: u8 = 0x83;
 
 impl<'a> Record<'a> {
     /// Appends it as bytes.
@@ -40,6 +48,11 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&conn.0.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
+            Record::Zeroed { conn, unsent } => {
+                out.push(ZEROED);
+                out.extend_from_slice(&conn.0.to_le_bytes());
+                out.extend_from_slice(&unsent.to_le_bytes());
+            }
         }
     }
 
@@ -51,6 +64,11 @@ impl<'a> Record<'a> {
             (&LEFT_OVER, rest) => {
                 let (conn, bytes) = rest.split_first_chunk()?;
                 Record::LeftOver { conn: ConnId(u64::from_le_bytes(*conn)), bytes }
+            }
+            (&ZEROED, rest) => {
+                let (conn, unsent) = rest.split_first_chunk()?;
+                let unsent = u32::from_le_bytes(unsent.try_into().ok()?);
+                Record::Zeroed { conn: ConnId(u64::from_le_bytes(*conn)), unsent }
             }
             _ => Record::Input(Input::parse(bytes)?),
         })

@@ -97,6 +97,10 @@ impl Replay {
                 self.ways.entry(*conn).or_default().left_over(bytes);
                 return Ok(());
             }
+            Record::Zeroed { conn, unsent } => {
+                self.ways.entry(*conn).or_default().zeroed(*unsent);
+                return Ok(());
+            }
             // With the record before.
             Record::Answers(_) | Record::Refused => return Ok(()),
         };
@@ -114,9 +118,9 @@ impl Replay {
             return Err("it does not say what the machine answered".into());
         }
         match input {
-            Input::Requests { conn, now, .. } => {
+            Input::Requests { conn, now, frames } => {
                 self.now = self.now.max(*now);
-                self.answered(*conn, answered, &out);
+                self.answered(*conn, &frames[..answered], &out);
             }
             Input::Events { conn, .. } => {
                 if let Some(way) = self.ways.get_mut(conn) {
@@ -162,7 +166,7 @@ impl Replay {
                 let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
                 let mut out = Vec::new();
                 Reply::Error(ErrorName::Eio).emit(&header, &mut out);
-                self.answered(*conn, frames.len(), &out);
+                self.answered(*conn, frames, &out);
             }
             // What was deferred is dropped with the engine that could not do it.
             Input::Work { .. } => self.drop_work()?,
@@ -206,7 +210,7 @@ impl Replay {
         Ok(())
     }
 
-    fn answered(&mut self, conn: ConnId, requests: usize, answers: &[u8]) {
+    fn answered(&mut self, conn: ConnId, requests: &[u8], answers: &[u8]) {
         if let Some(way) = self.ways.get_mut(&conn) {
             way.answered(requests, answers);
         }

@@ -97,6 +97,14 @@ impl Guest {
         self.kick();
     }
 
+    /// Sets all indices of its idle ring to 0, and tells nobody.
+    pub(super) fn zero(&self) {
+        assert!(self.unsent.is_empty(), "idle");
+        for word in [Word::ReqProd, Word::ReqCons, Word::RspProd, Word::RspCons] {
+            self.put(word.offset() as u64, 0);
+        }
+    }
+
     /// Puts down requests for which there is room.
     fn put_down(&mut self) {
         let (cons, prod) = (self.word(Word::ReqCons), self.word(Word::ReqProd));

@@ -19,6 +19,8 @@ pub(super) enum Step {
     Reads(usize, bool),
     /// A guest asks for a fresh start.
     Reset(usize),
+    /// A guest sets the indices of its ring to 0.
+    Zero(usize),
     /// A guest's domain is gone.
     Dies(usize),
     /// There is another domain with its domid.
@@ -160,6 +162,28 @@ impl Script {
         self.send(LATE, Read, 0, "w|");
     }
 
+    /// As OpenBSD's first driver: all indices are 0 after every reply. Requests of the same and of other
+    /// lengths follow, and an event; the watches of before stay. Not after an event alone, which comes
+    /// once more then if the process is killed.
+    fn zeros(&mut self) {
+        for payload in ["w|1", "w|2", "w|a longer one", "w|3"] {
+            self.steps.push(Step::Zero(LATE));
+            self.send(LATE, Write, 0, payload);
+        }
+        self.steps.push(Step::Zero(LATE));
+        self.write("/local/domain/6/x", "2");
+        self.send(LATE, Read, 0, "x|");
+        self.steps.push(Step::Zero(LATE));
+        self.steps.push(Step::Renew);
+        self.send(LATE, Read, 0, "x|");
+        // Of a ring with more behind it than it is long.
+        self.steps.push(Step::Zero(KERNEL));
+        self.send(KERNEL, Write, 0, "/w/zero|1");
+        let write = self.frame(Write, 0, "w|in pieces");
+        self.steps.push(Step::Zero(LATE));
+        self.send_cut(LATE, &write, &[5, HEADER_LEN]);
+    }
+
     fn lives(&mut self) {
         self.job(&[(Release, "6|")], (IsDomainIntroduced, "6|", "F|"));
         self.introduce(6);
@@ -198,6 +222,7 @@ pub(super) fn script() -> Vec<Step> {
     script.transactions();
     script.steps.push(Step::Renew);
     script.resets();
+    script.zeros();
     script.lives();
     script.look();
     script.steps

@@ -93,6 +93,7 @@ impl<'a> World<'a> {
             Some(Step::Send(who, bytes)) => self.guests[*who].send(bytes),
             Some(Step::Reads(who, reads)) => self.guests[*who].reads = *reads,
             Some(Step::Reset(who)) => self.guests[*who].reset(),
+            Some(Step::Zero(who)) => self.guests[*who].zero(),
             Some(Step::Dies(who)) => {
                 let state = format!("{}/state", DOMIDS[*who]);
                 fs::write(self.xen().join(state), "gone").unwrap();

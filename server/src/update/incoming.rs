@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
 use xenstore_transport::driver::Driver;
@@ -197,8 +197,8 @@ impl Incoming {
         self.from != JOURNAL
     }
 
-    /// What the pages of rings have said about their connections. Those that start anew do so here: a
-    /// journal that begins with the state would not say it otherwise.
+    /// What the pages of rings have said about their connections. Those whose page cannot be right start
+    /// anew here: a journal that begins with the state would not say it otherwise.
     pub(crate) fn set_out(&mut self, rings: &Resumed) {
         let mut restarts = false;
         for connection in &mut self.state.connections {
@@ -209,7 +209,7 @@ impl Incoming {
                 && let Place::Ring(indices) = ring.place()
             {
                 set_out(&mut connection.io, (indices, *settled));
-                if *settled != Settled::Goes {
+                if *settled == Settled::Broken {
                     self.engine.restart(connection.id);
                     restarts = true;
                 }
@@ -282,8 +282,14 @@ impl Taken {
         for connection in &self.state.connections {
             let (id, start) = (connection.id, Taken::start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
-                if settled != Settled::Goes {
-                    warn!(conn = %id, who = ?connection.caller, ?settled, "this ring starts anew");
+                match settled {
+                    Settled::Goes => {}
+                    Settled::Zeroed => {
+                        debug!(conn = %id, who = ?connection.caller, "the guest has set its ring to 0");
+                    }
+                    Settled::Broken => {
+                        warn!(conn = %id, who = ?connection.caller, "this ring starts anew");
+                    }
                 }
                 tasks.spawn(server.serve_as(id, ring, start));
                 continue;

@@ -131,6 +131,9 @@ pub struct IoState {
     /// Our indices into the ring: what has been taken from the requests, and put into the replies.
     /// None if the page is all that is known of them.
     pub indices: Option<(u32, u32)>,
+    /// All bytes of requests that were taken since the ring began at index 0; empty if they are not
+    /// known or more than a ring holds. Not in a stream: only recovery from a journal needs it.
+    pub taken: Vec<u8>,
     /// The guest has broken the protocol and is not heard until it starts anew.
     pub broken: bool,
 }

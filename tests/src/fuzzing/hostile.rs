@@ -81,6 +81,13 @@ impl Shared {
         bytes
     }
 
+    /// A guest sets all indices of its ring to 0.
+    pub(super) fn zero(&self) {
+        for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
+            self.store(word, 0);
+        }
+    }
+
     /// What the guest does between two accesses of the server.
     fn interfere(&self) {
         let Some(tape) = self.hostile.as_ref() else { return };
@@ -101,6 +108,7 @@ impl Shared {
                 let at = (page.load(Word::ReqCons).wrapping_add(12) % SIZE) as usize & !3;
                 page.write(Side::Requests, at, &tape.of(&LENGTHS).to_le_bytes());
             }
+            5 if tape.byte().is_multiple_of(2) => page.zero(),
             5 => page.store(Word::Connection, 1),
             6 => page.store(Word::RspCons, page.load(Word::RspProd)),
             _ => page.store(Word::ReqProd, page.load(Word::ReqCons)),

@@ -183,8 +183,13 @@ impl<'a> World<'a> {
             11 => self.hostile_does(|page| drop(page.take())),
             12 => self.hostile_does(|page| page.store(Word::Connection, connection::RECONNECT)),
             13 => {
-                let who = usize::from(self.tape.byte()) % HONEST.len();
-                self.reconnect(who);
+                let (who, zeros) =
+                    (usize::from(self.tape.byte()), self.tape.byte().is_multiple_of(2));
+                match zeros {
+                    // As by OpenBSD's first driver: the connection and all that belongs to it stay.
+                    true => self.honest[who % HONEST.len()].page.zero(),
+                    false => self.reconnect(who % HONEST.len()),
+                }
             }
             14 => self.kill_or_create(),
             _ => self.shut_down(),

@@ -74,6 +74,30 @@ fn garbage_in_an_index() {
     });
 }
 
+// Fails if a guest that sets the indices of its idle ring to 0, as boot firmware and crash kernels do, or
+// after every reply, as OpenBSD's first driver, is not served, or loses what belongs to its connection.
+#[test]
+fn an_idle_ring_that_is_set_to_zero() {
+    on_each("indices that are set to 0", |host| {
+        let (page, mut conn) = host.guest(BAD);
+        conn.watch("x|t|").unwrap();
+        let tx = conn.begin().unwrap();
+        for value in ["1", "2", "a longer one", "3"] {
+            conn.gives(op::WRITE, &format!("y|{value}"), "OK|").unwrap();
+            page.zero().unwrap();
+            conn.gives(op::READ, "y|", value).unwrap();
+            page.zero().unwrap();
+        }
+        host.dom0.ok(op::WRITE, &format!("/local/domain/{BAD}/x|1")).unwrap();
+        conn.event("x|t|").unwrap();
+        page.zero().unwrap();
+        conn.end(tx, "T|", "OK|").unwrap();
+        if host.daemon.kind == Kind::Ours {
+            assert_eq!(page.get(word::ERROR).unwrap(), 0);
+        }
+    });
+}
+
 // Fails if indices that change all the time, between any two accesses, can do more.
 #[test]
 fn indices_that_flip() {

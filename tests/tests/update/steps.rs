@@ -244,6 +244,26 @@ fn a_ring_in_error_stays_so_until_it_starts_anew() {
     guest.gives(op::READ, "x|", "1").unwrap();
 }
 
+// Fails if a guest that sets the indices of its idle ring to 0 is not served by the program that comes
+// next, which was told the indices of before.
+#[test]
+fn a_ring_that_is_set_to_zero_is_served_after_an_update() {
+    let mut host = Host::start();
+    let mut guest = host.guest(5);
+    let page = FakeGuest::create(&host.daemon.xen(), 5).unwrap();
+    guest.watch("x|t|").unwrap();
+    for value in ["1", "22"] {
+        page.zero().unwrap();
+        host.update();
+        guest.gives(op::WRITE, &format!("y|{value}"), "OK|").unwrap();
+        host.update();
+        page.zero().unwrap();
+        guest.gives(op::READ, "y|", value).unwrap();
+    }
+    host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
+    guest.event("x|t|").unwrap();
+}
+
 // Fails if requests that came together with the one for the update are lost or answered twice, or
 // before it.
 #[test]

@@ -153,7 +153,7 @@ fn requests_are_ordered() {
             move || guest_sends(&page)
         });
         let line = Line::resume(page.clone(), page.clone(), 0);
-        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default(), false), Vec::new());
+        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default()).unheard(), Vec::new());
         let woken = std::sync::Arc::<Woken>::default();
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
@@ -241,4 +241,47 @@ fn a_reconnect_is_ordered() {
         }
         guest.join().unwrap();
     });
+}
+
+// Fails if the server takes bytes at the new indices of a guest that has set them to 0 before they are
+// there, never finds them, or takes the time between the first and the last zero for garbage. In the order
+// of `req_cons = req_prod = rsp_cons = rsp_prod = 0`, and in that of memory.
+#[test]
+fn zeros_are_ordered() {
+    let ascending = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
+    let mut descending = ascending;
+    descending.reverse();
+    for order in [ascending, descending] {
+        let mut few_switches = loom::model::Builder::new();
+        few_switches.preemption_bound = Some(3);
+        few_switches.check(move || {
+            let page = Model::new([FULL; 4]);
+            let line = Line::resume(page.clone(), page.clone(), 0);
+            let mut ring = Ring::resume(line, 5, Indices { req_cons: FULL, rsp_prod: FULL });
+            let guest = thread::spawn({
+                let page = page.clone();
+                move || {
+                    for word in order {
+                        page.word(word).store(0, Ordering::Release);
+                    }
+                    page.write(Side::Requests, 0, &[SENT[0]]);
+                    page.word(Word::ReqProd).store(1, Ordering::Release);
+                    page.0.to_server.notify();
+                }
+            });
+            let cx = &mut Context::from_waker(Waker::noop());
+            let mut byte = [0];
+            loop {
+                ring.restarts_at_zero();
+                match Pin::new(&mut ring).poll_read(cx, &mut byte) {
+                    Poll::Ready(Ok(count)) => break assert_eq!((count, byte), (1, [SENT[0]])),
+                    // It would be woken.
+                    Poll::Pending if ring.restarts_at_zero() => {}
+                    Poll::Pending => page.0.to_server.wait(),
+                    failed => panic!("{failed:?}"),
+                }
+            }
+            guest.join().unwrap();
+        });
+    }
 }

@@ -41,6 +41,13 @@ impl InMemory {
         bytes
     }
 
+    /// The guest sets all four indices to 0.
+    fn zero(&self) {
+        for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
+            self.store(word, 0);
+        }
+    }
+
     fn words(&self) -> [u32; 7] {
         [
             Word::ReqCons,
@@ -328,7 +335,110 @@ fn garbage_in_an_index_of_the_guest_ends_the_connection() {
     }
 }
 
-// Fails if the server believes what the page says about its own indices.
+impl Ends {
+    /// One request and its reply.
+    fn exchange(&mut self, request: &[u8], reply: &[u8]) {
+        self.page.send(request);
+        assert_eq!(self.read(100), Poll::Ready(Ok(request.to_vec())));
+        assert_eq!(self.write(reply), Poll::Ready(Ok(reply.len())));
+        self.flush();
+        assert_eq!(self.page.take(100), reply);
+    }
+
+    /// The guest has set its indices to 0: nothing is copied, and the task is woken, until that is asked.
+    fn finds_zeros(&mut self) {
+        let wakes = self.wakes();
+        assert!(self.read(10).is_pending() && self.write(b"x").is_pending());
+        assert_eq!(self.wakes(), wakes + 2);
+        assert!(self.ring.restarts_at_zero() && !self.ring.restarts_at_zero());
+    }
+}
+
+// Fails if a guest that sets all four indices of its idle ring to 0, as OpenBSD's first driver does
+// after every reply, is not served, or if it is told only when its next request is longer than the last.
+#[test]
+fn a_guest_may_set_its_idle_ring_to_zero() {
+    let mut ends = ends();
+    for request in [&b"request"[..], b"requests", b"request", b"re"] {
+        ends.exchange(request, b"reply");
+        ends.page.zero();
+        ends.page.send(request);
+        ends.finds_zeros();
+        assert_eq!(ends.read(100), Poll::Ready(Ok(request.to_vec())));
+        assert_eq!(ends.write(b"again"), Poll::Ready(Ok(5)));
+        ends.flush();
+        let count = u32::try_from(request.len()).unwrap();
+        assert_eq!(ends.page.words()[..4], [count, count, 0, 5]);
+        assert_eq!(ends.page.take(100), b"again");
+        ends.page.zero();
+        ends.finds_zeros();
+        assert_eq!(ends.ring.place(), Place::Ring(Indices::default()));
+        assert_eq!(ends.write(b"event"), Poll::Ready(Ok(5)));
+        assert_eq!(ends.page.take(100), b"event");
+    }
+}
+
+// Fails if an index that the guest sets to 0 between two steps of a turn is overwritten with ours, which
+// its page does not fit, or if nobody looks for what it does next.
+#[test]
+fn a_flush_leaves_zeros_alone() {
+    let mut ends = ends();
+    ends.exchange(b"request", b"reply");
+    ends.page.send(b"more");
+    assert_eq!(ends.read(100), Poll::Ready(Ok(b"more".to_vec())));
+    ends.page.zero();
+    let (wakes, rings) = (ends.wakes(), ends.rings());
+    ends.flush();
+    assert_eq!((ends.wakes(), ends.rings()), (wakes + 1, rings));
+    assert_eq!(ends.page.words()[..4], [0; 4]);
+    ends.finds_zeros();
+}
+
+// Fails if a guest that set its indices to 0 under one server is not served by the next, or by one that
+// took the ring from C xenstored, which knows no indices but those in the page.
+#[test]
+fn zeros_are_found_by_the_next_server() {
+    let mut ends = ends();
+    ends.exchange(b"request", b"reply");
+    let Place::Ring(place) = ends.ring.place() else { panic!("not on a ring") };
+    ends.page.zero();
+    ends.page.send(b"next");
+    let line = || Line::resume(ends.page.clone(), Count::default(), feature::ALL);
+    let (ours, from_page) = (line(), line());
+    ends.ring = Ring::resume(ours, 5, place);
+    ends.finds_zeros();
+    assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
+    ends.ring = Ring::resume(from_page, 5, Indices::of(&ends.page));
+    assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
+}
+
+// Fails if one index alone that the guest sets to 0 is taken for all four: then the server would follow
+// an index of its own that is garbage.
+#[test]
+fn a_single_zero_is_not_a_fresh_ring() {
+    for word in [Word::ReqCons, Word::RspProd] {
+        let mut ends = ends();
+        ends.exchange(b"request", b"reply");
+        ends.page.store(word, 0);
+        ends.page.send(b"x");
+        assert!(!ends.ring.restarts_at_zero());
+        assert_eq!(ends.read(10), Poll::Ready(Ok(b"x".to_vec())), "{word:?}");
+    }
+    for word in [Word::ReqProd, Word::RspCons] {
+        let mut ends = ends();
+        for _ in 0..300 {
+            ends.exchange(b"request", b"reply");
+        }
+        ends.page.store(word, 0);
+        let result = match word {
+            Word::ReqProd => ends.read(10).map_ok(|bytes| bytes.len()),
+            _ => ends.write(b"x"),
+        };
+        assert_eq!(result, Poll::Ready(Err(io::ErrorKind::InvalidData)), "{word:?}");
+    }
+}
+
+// Fails if the server believes what the page says about its own indices, other than that both are 0.
 #[test]
 fn garbage_in_an_index_of_ours_is_not_looked_at() {
     let mut ends = ends();
@@ -376,10 +486,15 @@ fn the_guest_may_reconnect_at_any_time() {
     ends.page.store(Word::Connection, connection::RECONNECT);
     ends.line.rang();
     assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
+    assert_eq!(ends.write(b"old"), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
+    assert_eq!(
+        ends.page.load(Word::Connection),
+        connection::RECONNECT,
+        "not before it is recorded"
+    );
+    assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
     assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
     assert_eq!(ends.rings(), 1);
-    assert_eq!(ends.write(b"old"), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
-    assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
     ends.flush();
     assert_eq!((ends.rings(), ends.page.load(Word::Error)), (1, 0), "nothing is left to be told");
     ends.page.send(b"new");
