@@ -17,7 +17,7 @@ pub(crate) struct Past {
     pub(crate) path: String,
     /// Nobody's, if a domain has gone.
     pub(crate) conn: Option<ConnId>,
-    /// The engine's stamp after it.
+    /// The engine's stamp after it. Writing a value leaves that as it is.
     pub(crate) stamp: u64,
 }
 
@@ -57,9 +57,11 @@ impl History {
         }
     }
 
-    /// Who last changed something at, above or below `path` after `since`, other than `conn`.
+    /// Returns the connection, other than `conn`, that last changed something at, above or below `path`
+    /// since a transaction began. `since` is the stamp that only its start has given: changes before it
+    /// have a lower one.
     pub(crate) fn who(&self, path: &str, conn: ConnId, since: u64) -> Option<ConnId> {
-        let recent = self.past.iter().rev().take_while(|past| past.stamp > since);
+        let recent = self.past.iter().rev().take_while(|past| past.stamp >= since);
         let mut others = recent.filter(|past| past.conn != Some(conn));
         others.find(|past| is_on_way(&past.path, path) || is_on_way(path, &past.path))?.conn
     }
@@ -101,7 +103,8 @@ mod tests {
         assert_eq!(who("/a/b", 9, 0), Some(4), "a child of it");
         assert_eq!(who("/a/b", 4, 0), Some(2), "itself");
         assert_eq!(who("/a/x", 9, 0), Some(1), "above it");
-        assert_eq!(who("/a/x", 9, 10), None, "before the transaction");
+        assert_eq!(who("/a/x", 9, 11), None, "before the transaction");
+        assert_eq!(who("/a/x", 9, 10), Some(1), "a value was written after its start");
         assert_eq!(who("/x", 9, 0), None);
         assert_eq!(who("/", 9, 0), Some(4));
     }

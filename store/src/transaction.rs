@@ -233,8 +233,11 @@ impl Transaction {
         if self.doomed.is_some() || cx.resolve(path).is_ok_and(|path| same(&path)) {
             return;
         }
+        // As at its start: what it has created is younger than its snapshot, what it has seen older.
+        *cx.stamp += 1;
+        let stamp = *cx.stamp;
         if let Ok(work) = self.replay(cx, tree, self.epoch == epoch) {
-            (self.snapshot, self.epoch, self.stamp) = (tree.clone(), epoch, *cx.stamp);
+            (self.snapshot, self.epoch, self.stamp) = (tree.clone(), epoch, stamp);
             self.work = work;
         }
     }

@@ -4,7 +4,9 @@ mod harness;
 
 use harness::{Answer, Store};
 use xenstore_protocol::Header;
-use xenstore_store::{ConnId, FAILURES, HELD_FOR, Input, Outcome, PROTECTED_FOR};
+use xenstore_store::{
+    Config, ConnId, Engine, FAILURES, HELD_FOR, Input, Outcome, PROTECTED_FOR, State,
+};
 
 const READ: u32 = 2;
 const RESET_WATCHES: u32 = 21;
@@ -218,4 +220,39 @@ fn a_guest_that_waits_can_go() {
     assert!(!waits(&mut store));
     assert_eq!(store.end(store.dom0, tx, true), Err("EAGAIN".into()), "the key has gone");
     assert!(store.ok(store.dom0, 0, "conflicts|").contains("1 transactions protected, 1 requests"));
+}
+
+// Fails if a protected transaction that has created a node, and then went on from the tree as it is, makes
+// a state that cannot be read: an update would be refused, and a journal lost.
+#[test]
+fn a_transaction_that_went_on_from_a_later_tree_can_be_handed_over() {
+    let (mut store, guest) = starving();
+    let tx = begin(&mut store);
+    store.tx(store.dom0, tx, WRITE, "/vm/made|1").unwrap();
+    store.ok(guest, WRITE, "other|1");
+    store.tx(store.dom0, tx, READ, "/local/domain/5/other|").unwrap();
+    let state = State::decode(&store.engine.dump().encode()).unwrap();
+    store.engine = Engine::restore(&Config::default(), &state).unwrap().0;
+    store.engine.check().unwrap();
+    assert_eq!(store.end(store.dom0, tx, true), Ok("OK|".into()));
+    assert_eq!(store.ok(store.dom0, READ, "/vm/made|"), "1");
+}
+
+// Fails if a change is blamed that a protected transaction has seen when it went on from a later tree.
+#[test]
+fn what_a_transaction_has_seen_is_not_why_it_fails() {
+    let (mut store, guest) = starving();
+    let early = store.guest(6);
+    store.ok(store.dom0, WRITE, "/shared|0");
+    store.ok(store.dom0, 14, "/shared|b0|");
+    let tx = begin(&mut store);
+    store.ok(early, WRITE, "/shared|1");
+    store.tx(store.dom0, tx, READ, "/shared|").unwrap();
+    store.now += PROTECTED_FOR;
+    store.ok(guest, WRITE, "/local/domain/5/key|2");
+    store.ok(guest, WRITE, "/shared|2");
+    store.ok(early, WRITE, "elsewhere|2");
+    assert_eq!(store.end(store.dom0, tx, true), Err("EAGAIN".into()));
+    let shown = store.ok(store.dom0, 0, "conflicts|");
+    assert!(shown.contains("/local/domain/5/key because of conn 2 domain 5\n"), "{shown}");
 }

@@ -308,3 +308,31 @@ fn a_conflict_is_told_with_its_path_and_who_caused_it() {
                     0 s ago conn 1 socket at /local/domain/5/key because of conn 2 domain 5\n|";
     assert_eq!(shown(&mut store), expected);
 }
+
+// Fails if a conflict is because of "unknown" when the one who caused it only overwrote a value, which
+// gives no node a new number; or because of a change from before the transaction.
+#[test]
+fn overwriting_a_value_is_a_cause_too() {
+    let mut store = Store::new();
+    let (a, b, c) = (store.guest(5), store.guest(6), store.guest(7));
+    let dom0 = store.dom0;
+    for path in ["/n", "/m"] {
+        store.ok(dom0, WRITE, &format!("{path}|0"));
+        store.ok(dom0, PERMS, &format!("{path}|b0|"));
+    }
+    for (round, writes) in [[Some(c), Some(b)], [Some(c), None]].into_iter().enumerate() {
+        store.ok(c, WRITE, &format!("/n|{round} before"));
+        let tx = store.start(a);
+        store.tx(a, tx, READ, "/n|").unwrap();
+        for conn in writes.into_iter().flatten() {
+            store.ok(conn, WRITE, &format!("/n|{round} by {conn}"));
+        }
+        store.tx(a, tx, WRITE, "/m|1").unwrap();
+        assert_eq!(store.end(a, tx, true), Err("EAGAIN".into()));
+        let shown = store.ok(dom0, 0, "conflicts|");
+        let last = writes.into_iter().flatten().last().unwrap();
+        let domid = if last == b { 6 } else { 7 };
+        let cause = format!("at /n because of conn {last} domain {domid}");
+        assert!(shown.lines().nth(1).unwrap().ends_with(&cause), "{shown}");
+    }
+}
