@@ -255,7 +255,9 @@ fn run(settings: Settings) -> Result<(), String> {
 fn open_trace(options: &Options) -> Result<Trace, String> {
     let trace = Trace::new();
     for switch in &options.trace_control {
-        trace.switch(switch);
+        if trace.switch(switch).is_err() {
+            tracing::warn!(switch, "this trace switch does nothing here: only io does");
+        }
     }
     if let Some(path) = &options.trace_file {
         trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;

@@ -15,8 +15,9 @@ pub(crate) use output::{GUEST, flush, plain, start};
 use queue::Queue;
 
 /// Switches of C xenstored's trace, by the names that `xenstore-control log` uses. Only `io` does
-/// anything here: a line for each request and reply.
+/// anything here: a line for each request and reply. The others are off and cannot be turned on.
 const SWITCHES: [&str; 5] = ["obj", "io", "wrl", "acc", "tdb"];
+const IO: usize = 1;
 
 /// Takes `+name` or `-name` apart.
 pub(crate) fn check_switch(text: &str) -> Option<(bool, usize)> {
@@ -36,7 +37,7 @@ struct State {
     /// What writes the file, from when there is one for the first time.
     queue: Option<Queue>,
     on: bool,
-    switches: [bool; SWITCHES.len()],
+    io: bool,
 }
 
 impl State {
@@ -64,7 +65,7 @@ impl Trace {
     /// A trace that is off until it gets a file.
     pub(crate) fn new() -> Trace {
         let trace = Trace::default();
-        trace.lock().switches = [true; SWITCHES.len()];
+        trace.lock().io = true;
         trace
     }
 
@@ -93,17 +94,20 @@ impl Trace {
         Ok(())
     }
 
-    /// Turns a switch, such as `+io`.
-    pub(crate) fn switch(&self, text: &str) -> Option<()> {
-        let (on, at) = check_switch(text)?;
-        self.lock().switches[at] = on;
-        Some(())
+    /// Turns a switch, such as `+io`. One that does nothing fails with ENOSYS when it is turned on.
+    pub(crate) fn switch(&self, text: &str) -> Result<(), ErrorName> {
+        match check_switch(text).ok_or(ErrorName::Einval)? {
+            (on, IO) => self.lock().io = on,
+            (true, _) => return Err(ErrorName::Enosys),
+            (false, _) => {}
+        }
+        Ok(())
     }
 
     /// Writes a line about a frame, if that is wanted.
     pub(crate) fn frame(&self, direction: &str, who: &str, header: &Header, payload: &[u8]) {
         let state = self.lock();
-        if !state.on || !state.switches[1] {
+        if !state.on || !state.io {
             return;
         }
         let op = Operation::from_wire(header.ty).map_or("?", Operation::name);
@@ -130,13 +134,14 @@ impl Trace {
         let done = |ok: Option<()>| Some(ok.map(|()| b"OK\0".to_vec()).ok_or(ErrorName::Einval));
         match (command, args) {
             (b"log", []) => Some(Ok(self.settings())),
-            (b"log", [arg]) => done(match *arg {
-                b"on" | b"off" => {
-                    self.lock().on = *arg == b"on";
-                    Some(())
-                }
-                switch => std::str::from_utf8(switch).ok().and_then(|text| self.switch(text)),
-            }),
+            (b"log", [arg @ (b"on" | b"off")]) => {
+                self.lock().on = *arg == b"on";
+                done(Some(()))
+            }
+            (b"log", [switch]) => {
+                let text = std::str::from_utf8(switch).map_err(|_| ErrorName::Einval);
+                Some(text.and_then(|text| self.switch(text)).map(|()| b"OK\0".to_vec()))
+            }
             (b"logfile", [name]) => done(self.open_named(name).ok()),
             (b"memreport", []) => done(self.report_memory(None).ok()),
             (b"memreport", [name]) => done(self.report_memory(Some(name)).ok()),
@@ -152,7 +157,8 @@ impl Trace {
     fn settings(&self) -> Vec<u8> {
         let state = self.lock();
         let mut text = String::from("Log switch settings:\n");
-        for (name, on) in SWITCHES.iter().zip(state.switches) {
+        for (at, name) in SWITCHES.iter().enumerate() {
+            let on = at == IO && state.io;
             text += &format!("{name:<8}: {}\n", if on { "on" } else { "off" });
         }
         text.push('\0');
@@ -213,7 +219,8 @@ mod tests {
         assert!(!dir.path().join("target").exists());
     }
 
-    // Fails if xenstore-control cannot turn the trace, or a line is missing.
+    // Fails if xenstore-control cannot turn the trace, or a line is missing; or if a switch that does
+    // nothing is shown as on.
     #[test]
     fn the_trace_can_be_turned_and_moved() {
         let dir = tempfile::tempdir().unwrap();
@@ -236,6 +243,10 @@ mod tests {
         assert!(read(&second).ends_with("IN conn 1 READ tx 0 /a \n"));
         assert!(read(&first).ends_with("OUT conn 1 READ tx 0 value\n"));
         assert_eq!(trace.control(b"log", &[b"+bogus"]), Some(Err(ErrorName::Einval)));
+        assert_eq!(trace.control(b"log", &[b"+obj"]), Some(Err(ErrorName::Enosys)));
+        let shown = trace.control(b"log", &[]).unwrap().unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        assert_eq!(shown.lines().filter(|line| line.ends_with(": on")).count(), 1, "{shown}");
         assert_eq!(trace.control(b"bogus", &[]), None);
     }
 }

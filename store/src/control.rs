@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use xenstore_protocol::{Control, DomId, ErrorName, PAYLOAD_MAX, Quota, Reply, decimal};
 
 use crate::connection::{Caller, ConnId};
-use crate::domain::{Host, Usage};
+use crate::domain::{Host, Largest, Usage};
 use crate::engine::{Engine, Millis};
 
 /// Commands that are answered here, with their arguments.
@@ -45,7 +45,9 @@ impl Engine {
             (b"quota", [b"max"]) => self.quota_max(),
             (b"quota", [b"max", b"-r"]) => {
                 let text = self.quota_max();
-                self.domains.known.values_mut().for_each(|domain| domain.peak = domain.usage);
+                for domain in self.domains.known.values_mut() {
+                    (domain.peak, domain.largest) = (domain.usage, Largest::default());
+                }
                 text
             }
             (b"quota", [domid]) => self.quota_of(domid)?,
@@ -96,7 +98,7 @@ impl Engine {
         let quota = Quota::parse(&[prefix.as_bytes(), name].concat())
             .filter(|quota| is_soft(*quota) != prefix.is_empty())
             .ok_or(ErrorName::Einval)?;
-        let value = decimal(value).filter(|value| *value > 0).ok_or(ErrorName::Einval)?;
+        let value = decimal(value).ok_or(ErrorName::Einval)?;
         self.domains.defaults.set(quota, value);
         self.epoch += 1;
         Ok(Reply::Ok)
@@ -105,21 +107,26 @@ impl Engine {
     fn quota_of(&self, domid: &[u8]) -> Result<String, ErrorName> {
         let domid = DomId(decimal(domid).ok_or(ErrorName::Einval)?);
         let domain = self.domains.get(domid).ok_or(ErrorName::Enoent)?;
-        let counted = Quota::ALL.iter().filter_map(|quota| {
-            let max = domain.peak.of(*quota)?;
-            Some(format!("{:<17}: {:>8} (max {max:>8})\n", quota.name(), domain.usage.of(*quota)?))
-        });
-        Ok(counted.fold(format!("Domain {domid}:\n"), |text, line| text + &line))
+        let rows = Quota::ALL.iter().filter(|quota| !is_soft(**quota));
+        Ok(rows.fold(format!("Domain {domid}:\n"), |text, quota| {
+            // As with C xenstored, one of a single thing has nothing that it sums up.
+            let now = domain.usage.of(*quota).unwrap_or(0);
+            let max = domain.peak.of(*quota).unwrap_or(domain.largest.of(*quota));
+            text + &format!("{:<17}: {now:>8} (max {max:>8})\n", quota.name())
+        }))
     }
 
     fn quota_max(&self) -> String {
         let privileged = self.config.privileged;
-        let domains = self.domains.known.iter().filter(|(domid, _)| **domid != privileged);
-        let max = domains.fold(Usage::default(), |max, (_, domain)| max.max(domain.peak));
-        let counted = Quota::ALL
-            .iter()
-            .filter_map(|quota| Some(format!("{:<17}: {:>8}\n", quota.name(), max.of(*quota)?)));
-        counted.fold("Max. seen accounting values:\n".into(), |text, line| text + &line)
+        let domains = || self.domains.known.iter().filter(|(domid, _)| **domid != privileged);
+        let peak = domains().fold(Usage::default(), |max, (_, domain)| max.max(domain.peak));
+        let largest =
+            domains().fold(Largest::default(), |max, (_, domain)| max.max(domain.largest));
+        let rows = Quota::ALL.iter().filter(|quota| !is_soft(**quota));
+        rows.fold("Max. seen accounting values:\n".into(), |text, quota| {
+            let max = peak.of(*quota).unwrap_or(largest.of(*quota));
+            text + &format!("{:<17}: {max:>8}\n", quota.name())
+        })
     }
 
     fn show_refusals(&self) -> String {

@@ -113,6 +113,43 @@ impl Usage {
     }
 }
 
+/// The largest amount that was allowed, for each quota that limits a single thing and not a sum. Not in a
+/// state: it begins again with each process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Largest([i64; 4]);
+
+impl Largest {
+    fn place(quota: Quota) -> Option<usize> {
+        match quota {
+            Quota::TransactionNodes => Some(0),
+            Quota::NodePermissions => Some(1),
+            Quota::PathMax => Some(2),
+            Quota::NodeSize => Some(3),
+            _ => None,
+        }
+    }
+
+    /// The same with this amount, if the quota is one of those.
+    pub(crate) fn with(mut self, quota: Quota, amount: i64) -> Largest {
+        if let Some(at) = Largest::place(quota) {
+            self.0[at] = self.0[at].max(amount);
+        }
+        self
+    }
+
+    /// The larger of the two, each by itself.
+    pub(crate) fn max(self, other: Largest) -> Largest {
+        let mut both = self.0;
+        both.iter_mut().zip(other.0).for_each(|(a, b)| *a = (*a).max(b));
+        Largest(both)
+    }
+
+    /// The amount for a quota; 0 for the others.
+    pub(crate) fn of(&self, quota: Quota) -> i64 {
+        Largest::place(quota).map_or(0, |at| self.0[at])
+    }
+}
+
 /// A domain: introduced, or named by a permission list or by a setting.
 #[derive(Clone, Debug)]
 pub(crate) struct Domain {
@@ -126,6 +163,7 @@ pub(crate) struct Domain {
     pub(crate) quotas: Quotas,
     pub(crate) usage: Usage,
     pub(crate) peak: Usage,
+    pub(crate) largest: Largest,
     /// It has more bytes than its soft quota, and when that was told.
     pub(crate) over_soft: bool,
     pub(crate) soft_told: Option<Millis>,
@@ -242,6 +280,7 @@ impl Domains {
                 quotas: self.defaults,
                 usage: Usage::default(),
                 peak: Usage::default(),
+                largest: Largest::default(),
                 over_soft: false,
                 soft_told: None,
             };

@@ -385,10 +385,15 @@ impl Engine {
             captures: true,
             counts_copies: self.pins.is_active(),
             refused,
+            largest: Cell::default(),
         };
         let result = run(&mut self.work, &mut cx);
+        let largest = cx.largest.get();
         if let Some((quota, wanted)) = cx.refused.take() {
             self.domains.allow(rights.domid, quota, wanted);
+        }
+        if let Some(domain) = self.domains.known.get_mut(&domid) {
+            domain.largest = domain.largest.max(largest);
         }
         result
     }

@@ -17,7 +17,7 @@ use crate::answer::Answer;
 use crate::change::{Change, Readers};
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
-use crate::domain::Usage;
+use crate::domain::{Largest, Usage};
 use crate::node::{Node, node_size};
 use crate::sharing::replaced_by_change;
 use crate::tree::{Nearest, Tree, components, parent};
@@ -76,6 +76,8 @@ pub(crate) struct Context<'a> {
     pub(crate) counts_copies: bool,
     /// The last amount that was refused, and by which quota.
     pub(crate) refused: Cell<Option<(Quota, i64)>>,
+    /// The largest amounts that were allowed.
+    pub(crate) largest: Cell<Largest>,
 }
 
 type Result<T> = core::result::Result<T, ErrorName>;
@@ -88,6 +90,7 @@ impl Context<'_> {
 
     pub(crate) fn check(&self, quota: Quota, amount: i64) -> Result<()> {
         if self.rights.privileged || self.quotas.allows(quota, amount) {
+            self.largest.set(self.largest.get().with(quota, amount));
             Ok(())
         } else {
             self.refused.set(Some((quota, amount)));

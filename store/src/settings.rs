@@ -46,11 +46,12 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Reply<'static>, ErrorName> {
         let Some(quota) = quota else { return Ok(Reply::all_quota_names()) };
-        let quotas = match domid {
-            None => &self.domains.defaults,
-            Some(domid) => &self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas,
-        };
-        Ok(Reply::Number(quotas.get(quota)))
+        let default = self.domains.defaults.get(quota);
+        let Some(domid) = domid else { return Ok(Reply::Number(default)) };
+        let own = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas.get(quota);
+        // The control domain has no limits, and answers as with C xenstored what others start with.
+        let is_unset = own == 0 && domid == self.config.privileged;
+        Ok(Reply::Number(if is_unset { default } else { own }))
     }
 
     /// A new global value is what domains start with that appear later.

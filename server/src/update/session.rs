@@ -73,8 +73,7 @@ const CANCELLED: &str = "Cancellation was requested";
 
 impl Update {
     /// Arguments of CONTROL `live-update`, for CONTROL `help`.
-    const COMMAND: (&str, &str) =
-        ("live-update", "-f <file>|-c <cmdline>|-s [-t <sec>] [-F] [-v <ver>] [-n]|-a");
+    const COMMAND: (&str, &str) = ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] <file>");
 
     /// The next who asks for an update has one.
     pub(crate) fn is_done(&self) {

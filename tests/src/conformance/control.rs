@@ -3,6 +3,19 @@
 use super::{Case, case, guest};
 use crate::raw::op;
 
+/// The quotas that have a row each, in the order of C xenstored.
+const LIMITED: [&str; 9] = [
+    "nodes",
+    "watches",
+    "outstanding",
+    "memory",
+    "transactions",
+    "transaction-nodes",
+    "node-permissions",
+    "path-max",
+    "node-size",
+];
+
 pub(super) const CASES: &[Case] = &[
     case("control/check", |c| c.dom0.gives(op::CONTROL, "check|", "OK|")),
     case("control/check-takes-no-argument", |c| c.dom0.fails(op::CONTROL, "check|x|", "EINVAL")),
@@ -36,8 +49,11 @@ pub(super) const CASES: &[Case] = &[
     case("control/quota-set", |c| {
         c.dom0.gives(op::CONTROL, "quota|set|nodes|1001|", "OK|")?;
         c.dom0.gives(op::CONTROL, "quota|set|nodes|1000|", "OK|")?;
-        c.dom0.fails(op::CONTROL, "quota|set|bogus|1|", "EINVAL")?;
-        c.dom0.fails(op::CONTROL, "quota|set|nodes|0|", "EINVAL")
+        c.dom0.fails(op::CONTROL, "quota|set|bogus|1|", "EINVAL")
+    }),
+    case("control/quota-set-to-no-limit", |c| {
+        c.dom0.gives(op::CONTROL, "quota|set|nodes|0|", "OK|")?;
+        c.dom0.gives(op::CONTROL, "quota|set|nodes|1000|", "OK|")
     }),
     guest("control/quota-of-a-domain", |c| {
         let guest = c.guest()?;
@@ -49,6 +65,23 @@ pub(super) const CASES: &[Case] = &[
             return Err(text);
         }
         c.dom0.fails(op::CONTROL, "quota|4994|", "ENOENT")
+    }),
+    guest("control/quota-of-a-domain-has-nine-rows", |c| {
+        let mut guest = c.guest()?;
+        guest.conn.ok(op::WRITE, "long|0123456789")?;
+        for (command, title) in
+            [(format!("quota|{}|", guest.domid), "Domain"), ("quota|max|".into(), "Max")]
+        {
+            let text = c.dom0.ok(op::CONTROL, &command)?;
+            let mut lines = text.trim_end_matches('|').lines();
+            let is_titled = lines.next().is_some_and(|line| line.starts_with(title));
+            let names: Vec<&str> =
+                lines.map(|line| line.split([' ', ':']).next().unwrap_or("")).collect();
+            if !is_titled || names != LIMITED {
+                return Err(text);
+            }
+        }
+        Ok(())
     }),
     case("control/quota-max", |c| {
         let text = c.dom0.ok(op::CONTROL, "quota|max|")?;

@@ -58,6 +58,10 @@ pub(super) const CASES: &[Case] = &[
         }
         Ok(())
     }),
+    case("quota/of-dom0-are-what-domains-start-with", |c| {
+        c.dom0.gives(op::GET_QUOTA, "0|nodes|", "1000|")?;
+        c.dom0.gives(op::GET_QUOTA, "0|node-size|", "2048|")
+    }),
     case("quota/global-can-be-set", |c| {
         let before = c.dom0.ok(op::GET_QUOTA, "nodes|")?;
         c.dom0.gives(op::SET_QUOTA, "nodes|77|", "OK|")?;
