@@ -76,6 +76,9 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<File, String> {
                 _ => value.parse().ok(),
             };
             let limit = limit.ok_or_else(|| format!("{place}: {key} = {value}: not a number"))?;
+            // oxenstored limits the value alone, ours the names of the children as well: a directory
+            // that is there could not be had. Quotas on nodes, memory and messages limit both.
+            let limit = if *quota == Quota::NodeSize { 0 } else { limit };
             file.quotas.set(*quota, limit);
         } else if key == "quota-activate" {
             quotas_on = value
@@ -108,6 +111,14 @@ mod tests {
         assert_eq!(file.pid_file, Some("/run/x.pid".into()));
         assert!(file.unknown.is_empty());
         assert_eq!(parse("f", "quota-activate=false").unwrap().quotas, Quotas::unlimited());
+    }
+
+    // Fails if a size that oxenstored applies to values refuses directories that it accepted.
+    #[test]
+    fn the_size_of_a_value_does_not_limit_names() {
+        let file = parse("f", "quota-maxsize = 2048\n").unwrap();
+        assert_eq!(file.quotas.get(Quota::NodeSize), 0);
+        assert!(parse("f", "quota-maxsize = much").is_err());
     }
 
     // Fails if a mistake is passed over, or is told without file, line and key.

@@ -133,8 +133,10 @@ impl Engine {
         let refused = &self.domains.notices.refused;
         refused.iter().fold(String::new(), |text, ((domid, quota), refused)| {
             let (count, limit, wanted) = (refused.count, refused.limit, refused.wanted);
-            let name = quota.name();
-            text + &format!("domain {domid} {name} count {count} limit {limit} wanted {wanted}\n")
+            let (name, at) = (quota.name(), refused.at());
+            text + &format!(
+                "domain {domid} {name} count {count} limit {limit} wanted {wanted}{at}\n"
+            )
         })
     }
 

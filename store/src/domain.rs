@@ -322,9 +322,15 @@ impl Domains {
         let quotas = self.known.get(&domid).map_or(&self.defaults, |domain| &domain.quotas);
         let allowed = quotas.allows(quota, wanted);
         if !allowed {
-            self.notices.refuse(domid, quota, quotas.get(quota), wanted);
+            self.refuse(domid, quota, wanted, None);
         }
         allowed
+    }
+
+    /// Counts a refusal, and at which path it was, if it was at one.
+    pub(crate) fn refuse(&mut self, domid: DomId, quota: Quota, wanted: i64, path: Option<&str>) {
+        let quotas = self.known.get(&domid).map_or(&self.defaults, |domain| &domain.quotas);
+        self.notices.refuse(domid, quota, (quotas.get(quota), wanted), path);
     }
 
     pub(crate) fn charge(&mut self, domid: DomId, charge: Charge) {

@@ -385,12 +385,14 @@ impl Engine {
             captures: true,
             counts_copies: self.pins.is_active(),
             refused,
+            refused_at: None,
             largest: Cell::default(),
         };
         let result = run(&mut self.work, &mut cx);
         let largest = cx.largest.get();
         if let Some((quota, wanted)) = cx.refused.take() {
-            self.domains.allow(rights.domid, quota, wanted);
+            let path = cx.refused_at.take();
+            self.domains.refuse(rights.domid, quota, wanted, path.as_deref());
         }
         if let Some(domain) = self.domains.known.get_mut(&domid) {
             domain.largest = domain.largest.max(largest);

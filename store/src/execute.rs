@@ -4,6 +4,7 @@
 //! nothing and there is nothing to undo (XSA-414, XSA-415, XSA-421).
 
 use alloc::borrow::Cow;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
@@ -18,6 +19,7 @@ use crate::change::{Change, Readers};
 use crate::charge::{Charge, Charges, bytes};
 use crate::config::Quotas;
 use crate::domain::{Largest, Usage};
+use crate::footprint::looks_at;
 use crate::node::{Node, node_size};
 use crate::sharing::replaced_by_change;
 use crate::tree::{Nearest, Tree, components, parent};
@@ -76,6 +78,8 @@ pub(crate) struct Context<'a> {
     pub(crate) counts_copies: bool,
     /// The last amount that was refused, and by which quota.
     pub(crate) refused: Cell<Option<(Quota, i64)>>,
+    /// The path of the request to which it was refused.
+    pub(crate) refused_at: Option<String>,
     /// The largest amounts that were allowed.
     pub(crate) largest: Cell<Largest>,
 }
@@ -166,6 +170,20 @@ pub(crate) fn resolve<'p>(rights: &Rights, path: Path<'p>) -> Result<(Cow<'p, st
 
 /// Runs a request on `work`. On an error nothing has changed.
 pub(crate) fn execute(
+    work: &mut Work,
+    cx: &mut Context<'_>,
+    request: &Request<'_>,
+) -> Result<Answer> {
+    let answer = execute_unreported(work, cx, request);
+    if answer.is_err() && cx.refused.get().is_some() {
+        let path = looks_at(request).map(|(path, ..)| path);
+        cx.refused_at =
+            path.and_then(|path| resolve(&cx.rights, path).ok()).map(|(path, _)| path.into());
+    }
+    answer
+}
+
+fn execute_unreported(
     work: &mut Work,
     cx: &mut Context<'_>,
     request: &Request<'_>,

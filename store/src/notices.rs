@@ -13,16 +13,27 @@ use crate::engine::Millis;
 
 /// How long the same thing is not told again, in milliseconds; C xenstored's.
 pub(crate) const PAUSE: Millis = 10_000;
+/// Bytes of a path that are shown. It is kept for each domain and quota, and charged to nobody.
+const PATH_MAX: usize = 256;
 /// Lines that wait to be fetched; more are dropped.
 const LINES_MAX: usize = 64;
 
 /// What a domain has been refused by one of its quotas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) count: u64,
     /// The limit, and the amount that was wanted, at the last time.
     pub(crate) limit: u32,
     pub(crate) wanted: i64,
+    /// Where that was; empty if it was at no path. At most [`PATH_MAX`] bytes of it.
+    pub(crate) path: String,
+}
+
+impl Refused {
+    /// Where it was, to be appended to a line.
+    pub(crate) fn at(&self) -> String {
+        if self.path.is_empty() { String::new() } else { format!(" at {}", self.path) }
+    }
 }
 
 /// Refusals, and lines for the log. Bounded by the number of domains.
@@ -36,17 +47,27 @@ pub(crate) struct Notices {
 
 impl Notices {
     /// A domain may not have as much of something as it wants. Told once until it is reset.
-    pub(crate) fn refuse(&mut self, domid: DomId, quota: Quota, limit: u32, wanted: i64) {
+    pub(crate) fn refuse(
+        &mut self,
+        domid: DomId,
+        quota: Quota,
+        (limit, wanted): (u32, i64),
+        path: Option<&str>,
+    ) {
         let before = self.refused.get(&(domid, quota)).map_or(0, |refused| refused.count);
-        let refused = Refused { count: before + 1, limit, wanted };
-        self.refused.insert((domid, quota), refused);
+        let shown = path.unwrap_or_default();
+        // Paths are ASCII.
+        let shown = shown.get(..PATH_MAX).unwrap_or(shown);
+        let refused = Refused { count: before + 1, limit, wanted, path: shown.into() };
         if before == 0 {
             let name = quota.name();
             self.tell(format!(
-                "domain {domid} has reached its quota {name}: limit {limit}, wanted {wanted}; \
-                 CONTROL refusals counts, further ones are not logged"
+                "domain {domid} has reached its quota {name}: limit {limit}, wanted {wanted}{}; \
+                 CONTROL refusals counts, further ones are not logged",
+                refused.at()
             ));
         }
+        self.refused.insert((domid, quota), refused);
     }
 
     /// A domain is gone, or all are to be told again.

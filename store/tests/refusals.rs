@@ -14,7 +14,7 @@ fn notices(store: &mut Store) -> Vec<String> {
     std::iter::from_fn(|| store.engine.pop_notice()).collect()
 }
 
-// Fails if a refusal by any quota is not counted with domain, quota, limit and what was wanted, is
+// Fails if a refusal by any quota is not counted with domain, quota, limit, what was wanted and where, is
 // not told, or is told for each request, with which a guest could fill the log.
 #[test]
 fn refusals_are_counted_and_told_once() {
@@ -49,20 +49,26 @@ fn refusals_are_counted_and_told_once() {
     }
     store.ok(dom0, 26, "5|memory|100|");
     store.err(guest, WRITE, &format!("a|{}", "x".repeat(70)));
-    let shown = "domain 5 nodes count 3 limit 3 wanted 4\n\
+    let shown = "domain 5 nodes count 3 limit 3 wanted 4 at /local/domain/5/a/b/c\n\
                  domain 5 watches count 3 limit 1 wanted 2\n\
                  domain 5 memory count 1 limit 100 wanted ";
     let text = store.ok(dom0, 0, "refusals|");
     assert!(text.starts_with(shown), "{text}");
-    let rest = "\ndomain 5 transactions count 1 limit 1 wanted 2\n\
+    let long = "x".repeat(31);
+    let rest = format!(
+        "\ndomain 5 transactions count 1 limit 1 wanted 2\n\
                 domain 5 transaction-nodes count 1 limit 2 wanted 3\n\
-                domain 5 node-permissions count 3 limit 2 wanted 3\n\
-                domain 5 path-max count 3 limit 30 wanted 31\n\
-                domain 5 node-size count 3 limit 100 wanted ";
-    assert!(text.contains(rest), "{text}");
+                domain 5 node-permissions count 3 limit 2 wanted 3 at /local/domain/5\n\
+                domain 5 path-max count 3 limit 30 wanted 31 at /local/domain/5/{long}\n\
+                domain 5 node-size count 3 limit 100 wanted "
+    );
+    assert!(text.contains(&rest), "{text}");
+    assert!(text.ends_with(" at /local/domain/5/a\n|"), "{text}");
     let told = notices(&mut store);
     assert_eq!(told.len(), 8, "{told:#?}");
-    assert!(told[0].starts_with("domain 5 has reached its quota nodes: limit 3, wanted 4"));
+    let first =
+        "domain 5 has reached its quota nodes: limit 3, wanted 4 at /local/domain/5/a/b/c; ";
+    assert!(told[0].starts_with(first), "{}", told[0]);
     // After a reset it is told again.
     store.ok(dom0, 0, "refusals|-r|");
     assert_eq!(store.ok(dom0, 0, "refusals|"), "|");
