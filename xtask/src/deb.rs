@@ -24,10 +24,12 @@ const FILES: &[(&str, &str, &str)] = &[
     ("server/debian/start", "usr/lib/xenstored/start", "755"),
     ("server/debian/xenstored.service", "usr/lib/systemd/system/xenstored.service", "644"),
     ("server/debian/preinst", "DEBIAN/preinst", "755"),
+    ("server/debian/prerm", "DEBIAN/prerm", "755"),
     ("server/debian/copyright", "usr/share/doc/xenstored/copyright", "644"),
     ("server/debian/xenstored.8", "usr/share/man/man8/xenstored.8.gz", "644"),
     ("server/debian/xs.1", "usr/share/man/man1/xs.1.gz", "644"),
     ("docs/operating.md", "usr/share/doc/xenstored/operating.md.gz", "644"),
+    ("docs/live-update.md", "usr/share/doc/xenstored/live-update.md.gz", "644"),
     ("CHANGELOG.md", "usr/share/doc/xenstored/changelog.gz", "644"),
 ];
 

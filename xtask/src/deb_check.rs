@@ -17,6 +17,7 @@ pub fn steps(steps: &mut Steps) {
         Err(why) => steps.step("Debian package", || Verdict::Skip(why)),
         Ok(()) => {
             steps.step("Debian package", content);
+            steps.step("removal of the Debian package", || verdict(removal()));
             steps.step("Debian's files and the package's", collisions);
             steps.step("Debian's start scripts with the package", start_up);
         }
@@ -92,6 +93,34 @@ fn lintian(package: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// The package cannot be removed while the host's next boot would start its daemon; otherwise it can.
+fn removal() -> Result<(), String> {
+    let root = project().join("target/deb-removal");
+    let (default, error) = (root.join("etc/default"), |error: std::io::Error| error.to_string());
+    let ours = "XENSTORED=/usr/lib/xenstored/start\n";
+    for (file, text, action, is_allowed) in [
+        ("xen", ours, "remove", false),
+        ("xen", " XENSTORED=\"/usr/lib/xenstored/start\"\n", "remove", false),
+        ("xencommons", "XENSTORED=/usr/lib/xenstored/xenstored\n", "remove", false),
+        ("xen", ours, "upgrade", true),
+        ("xen", "#XENSTORED=/usr/lib/xenstored/start\n", "remove", true),
+        ("xen", "XENSTORED=/usr/sbin/oxenstored\n", "remove", true),
+        ("other", ours, "remove", true),
+    ] {
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(&default).map_err(error)?;
+        fs::write(default.join(file), text).map_err(error)?;
+        let mut script = Command::new(project().join("server/debian/prerm"));
+        let script = script.arg(action).env("DPKG_ROOT", &root).output().map_err(error)?;
+        let complaint = String::from_utf8_lossy(&script.stderr).into_owned();
+        let names_file = complaint.contains(&format!("etc/default/{file}"));
+        if script.status.success() != is_allowed || names_file == is_allowed {
+            return Err(format!("{action} with {text:?} in {file}: {complaint:?}"));
+        }
+    }
+    Ok(())
+}
+
 /// No file of the package belongs to another one.
 fn collisions() -> Verdict {
     let installed = |package: &&&str| {
@@ -140,4 +169,14 @@ fn start_up() -> Verdict {
     let mut command = Command::new("unshare");
     command.args(unshare).arg(project().join("tests/debian/start-up.sh")).arg(unpacked());
     succeed(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    // Fails if the package can be removed from a host that would then boot without a XenStore, or cannot
+    // be removed from, or upgraded on, any other.
+    #[test]
+    fn a_package_that_is_needed_at_boot_stays() {
+        super::removal().unwrap();
+    }
 }
