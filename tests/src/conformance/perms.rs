@@ -4,6 +4,14 @@ use super::{Case, case, guest};
 use crate::raw::op;
 
 pub(super) const CASES: &[Case] = &[
+    guest("set_perms/a-malformed-request-is-not-looked-at", |c| {
+        let mut guest = c.guest()?;
+        let (many, n) = ("r1|r2|r3|r4|r5|", format!("n{}|", guest.domid));
+        guest.conn.fails(op::SET_PERMS, &format!("a|{n}{many}x|"), "EINVAL")?;
+        guest.conn.fails(op::SET_PERMS, &format!("//|{n}{many}"), "EINVAL")?;
+        guest.conn.fails(op::SET_PERMS, &format!("//|n4994|{n}"), "EINVAL")?;
+        guest.conn.fails(op::SET_PERMS, &format!("a|n4994|{many}"), "ENOSPC")
+    }),
     case("perms/set-and-get", |c| {
         let path = c.at("a");
         c.dom0.ok(op::MKDIR, &format!("{path}|"))?;

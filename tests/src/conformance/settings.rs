@@ -80,6 +80,14 @@ pub(super) const CASES: &[Case] = &[
         c.guest_as(domid)?;
         c.dom0.gives(op::GET_QUOTA, &format!("{domid}|nodes|"), "7|")
     }),
+    case("quota/a-malformed-request-is-not-looked-at", |c| {
+        c.dom0.fails(op::SET_QUOTA, "4994|bogus|1|", "EINVAL")
+    }),
+    guest("feature/a-malformed-request-is-not-looked-at", |c| {
+        let mut guest = c.guest()?;
+        guest.conn.fails(op::GET_FEATURE, "x|", "EINVAL")?;
+        guest.conn.fails(op::GET_FEATURE, "0|", "EACCES")
+    }),
     case("quota/malformed-is-einval", |c| {
         for payload in ["bogus|", "|", "0|bogus|", "nodes|nodes|", "0|nodes|1|"] {
             c.dom0.fails(op::GET_QUOTA, payload, "EINVAL")?;

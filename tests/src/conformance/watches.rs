@@ -75,6 +75,29 @@ pub(super) const CASES: &[Case] = &[
         c.dom0.ok(op::WRITE, &format!("{}|v", c.at("a")))?;
         c.dom0.events(&[])
     }),
+    case("watch/two-with-one-token-fire-twice", |c| {
+        let (base, path) = (c.at("a"), c.at("a/b"));
+        c.dom0.watch(&format!("{base}|t|"))?;
+        c.dom0.watch(&format!("{path}|t|"))?;
+        let event = format!("{path}|t|");
+        c.dom0.ok(op::WRITE, &format!("{path}|v"))?;
+        c.dom0.events(&[&event, &event])
+    }),
+    case("watch/commit-fires-in-order-of-first-change", |c| {
+        let mut other = c.another()?;
+        let [a, b] = ["a", "b"].map(|name| c.at(name));
+        for path in [&a, &b] {
+            other.ok(op::WRITE, &format!("{path}|0"))?;
+        }
+        c.dom0.watch(&format!("{}|t|", c.base))?;
+        let tx = other.begin()?;
+        other.gives_in(tx, op::READ, &format!("{a}|"), "0")?;
+        for path in [&b, &a, &b] {
+            other.gives_in(tx, op::WRITE, &format!("{path}|1"), "OK|")?;
+        }
+        other.end(tx, "T|", "OK|")?;
+        c.dom0.events(&[&format!("{b}|t|"), &format!("{a}|t|")])
+    }),
     case("watch/on-the-root-sees-all", |c| {
         let mut other = c.another()?;
         c.dom0.watch("/|t|")?;
