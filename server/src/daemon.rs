@@ -1,6 +1,6 @@
 //! The daemon's life: start, serve, stop.
 
-use std::fs::File;
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -16,15 +16,15 @@ use tracing::{error, info, warn};
 use xenstore_store::{Config, Host};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::inherit;
-use xenstore_transport::socket::Listener;
+use xenstore_transport::socket::{Listener, Socket};
 
 use crate::clock::Clock;
 use crate::journal::{self, Journal};
 use crate::log::{self, GUEST, Trace};
 use crate::options::{Options, Settings};
-use crate::pid_file::PidFile;
-use crate::place::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
+use crate::place::socket_path;
 use crate::server::Server;
+use crate::startup::{self, Mode, Resources};
 use crate::surroundings::Surroundings;
 use crate::systemd::{self, Given, Keep};
 use crate::tasks::Tasks;
@@ -36,39 +36,31 @@ use crate::xen;
 const DETACHED: &str = "XENSTORED_DETACHED";
 /// How long a process that ends waits for those who read its log and its trace.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
-/// Those that stop the daemon, that which opens the trace again, and others that would end a process by
-/// default and that somebody may send by mistake: they are ignored. SIGPIPE is from the start.
-const SIGNALS: [Signal; 6] =
-    [Signal::Term, Signal::Int, Signal::Hup, Signal::Usr1, Signal::Usr2, Signal::Alarm];
 /// Exit status for a mistake on the command line or in the configuration.
 const USAGE: u8 = 2;
 
 /// The whole program. Returns its exit status: 0, 1 for trouble, 2 for a mistake in the options.
 pub fn main() -> ExitCode {
-    let options = match Options::parse_from_args(std::env::args_os()) {
-        Ok(options) => options,
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return complain(&one_line(&error), USAGE),
-    };
-    let settings = match options.settle() {
+    let settings = match settings() {
         Ok(settings) => settings,
-        Err(line) => return complain(&line, USAGE),
+        Err(status) => return status,
     };
-    if settings.options.config_test {
+    let options = &settings.options;
+    if let Some(watched) = &options.guard {
+        let guarded = update::guard(options, watched);
+        return guarded.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
+    }
+    // One that goes on is in the place of one that is where it should be.
+    let goes_on = options.resume.is_some() || options.live_update || options.live;
+    if options.config_test && !goes_on {
         return ExitCode::SUCCESS;
     }
-    if settings.options.check_state {
-        return check_state(&settings.config);
+    if options.check_state && !goes_on {
+        return check_state(&settings);
     }
     let detached = std::env::var_os(DETACHED).is_some();
     // A socket from systemd is for this very process.
     let activated = std::env::var_os("LISTEN_PID").is_some();
-    let options = &settings.options;
-    // One that goes on is in the place of one that is where it should be.
-    let goes_on = options.resume.is_some() || options.live_update || options.live;
     let background = options.pid_file.is_some() && !options.no_fork && !goes_on;
     if background && !activated && !detached {
         return detach();
@@ -85,6 +77,29 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => complain(&line, 1),
     }
+}
+
+/// What the command line says. Otherwise the exit status, once the user has been told.
+fn settings() -> Result<Settings, ExitCode> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(checked) = startup::check_of_oxenstored(&args) {
+        let status = checked.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
+        return Err(status);
+    }
+    let parsed = Options::parse_from_args(args.iter().cloned());
+    let settled = match parsed {
+        Ok(options) => options.settle(),
+        Err(error) if !error.use_stderr() && !startup::takes_over(&args) => {
+            let _ = error.print();
+            return Err(ExitCode::SUCCESS);
+        }
+        Err(error) => Err(one_line(&error)),
+    };
+    let settled = match settled {
+        Err(_) if startup::takes_over(&args) => startup::salvage(&args),
+        settled => settled,
+    };
+    settled.map_err(|line| complain(&line, USAGE))
 }
 
 /// Writes the rest of the log at its end.
@@ -108,9 +123,12 @@ fn complain(line: &str, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Says how long it takes to make a store of the state on standard input, or why that cannot be.
-fn check_state(config: &Config) -> ExitCode {
-    match update::check(config) {
+/// Says how long it takes to make a store of the state on standard input, or why a start with it and
+/// these options would not succeed.
+fn check_state(settings: &Settings) -> ExitCode {
+    let checked = update::check(&settings.config)
+        .and_then(|(time, of_xen)| startup::rehearse(settings, of_xen).map(|()| time));
+    match checked {
         Ok(time) => {
             let _ = writeln!(std::io::stdout(), "{} us", time.as_micros());
             ExitCode::SUCCESS
@@ -142,42 +160,33 @@ fn detach() -> ExitCode {
 
 /// Serves until a signal says to stop. An error is one line.
 fn run(settings: Settings) -> Result<(), String> {
-    let Settings { options, config, remarks } = settings;
+    let Settings { mut options, config, remarks } = settings;
     for remark in remarks {
         warn!("{remark}");
     }
     // Before anything else has one of the descriptors.
     let handed_over = update::receive(&options, &config)?;
     let given = if handed_over.is_none() { systemd::given()? } else { Given::default() };
-    let goes_on = handed_over.is_some();
-    let journal = journal_dir(&options, goes_on)?;
+    let mode = if handed_over.is_some() { Mode::TakenOver } else { Mode::Fresh };
+    if mode == Mode::TakenOver && options.resume.is_none() && options.socket.take().is_some() {
+        warn!("--socket: ignored, the socket of the other program is kept");
+    }
+    let journal = startup::journal_dir(&options, mode)?;
     let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
         (handed_over, _) => handed_over,
     };
-    if let Err(error) = worker::start() {
-        let reason = format!(
-            "cannot make a thread: {error}; raise the limit of processes (TasksMax, ulimit -u)"
-        );
-        if !goes_on {
-            return Err(reason);
-        }
-        error!(reason, "the main thread writes the journal as well: requests wait for that");
-    }
-    // From now on a signal is heard when there is time for it.
-    let mut signals =
-        Signals::new(SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
-    raise_descriptor_limit();
-    let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
-    let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let trace = open_trace(&options)?;
-    let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
+    let resources = Resources::acquire(&options, mode)?;
+    let Resources { mut signals, program, pid_file: _pid_file, trace, driver } = resources;
+    // The check before the takeover has seen to that.
+    options.require_xen &= mode == Mode::Fresh;
     let (fresh, rings) = smol::channel::unbounded();
+    let of_c = incoming.as_ref().and_then(Incoming::evtchn_of_c);
     let surroundings = Surroundings::find(
         &options,
         &config,
         incoming.as_ref().map(|incoming| &incoming.state),
-        given.evtchn,
+        given.evtchn.or(of_c.and_then(|number| inherit::any(number).ok())),
         (fresh, &trace, &driver),
     )?;
     let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
@@ -186,7 +195,11 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     let listener = match &incoming {
         Some(incoming) if incoming.is_handed_over() => {
-            inherited_listener(incoming.state.io.listener, &driver)?
+            let inherited = inherited_listener(incoming.state.io.listener, &driver);
+            match mode.tolerate(inherited)? {
+                Some(inherited) => inherited,
+                None => mode.tolerate(listen(&options, None, &driver))?.flatten(),
+            }
         }
         _ => listen(&options, given.listener, &driver)?,
     };
@@ -204,15 +217,21 @@ fn run(settings: Settings) -> Result<(), String> {
             taken.adopt(&server, resumed, &tasks, &driver);
             // Nobody waits for that.
             worker::dispose(taken);
+            tasks.spawn(update::reap(&driver));
         }
         xen::introduce_all(&server, &waiting);
-        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind);
+        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind, mode);
         let listener = listener.as_ref().map(|(listener, _)| listener);
         if let Some(listener) = listener {
             systemd::keep(Keep::Listener, listener.as_fd());
         }
+        let welcome = |client| {
+            tasks.spawn(server.serve(Socket::adopt(client, &driver)?));
+            Ok(())
+        };
         let outgoing = Outgoing {
             server: &server,
+            welcome: &welcome,
             update: &update,
             listener,
             xen: bound.map(|bound| (bound, all_rings)),
@@ -220,6 +239,7 @@ fn run(settings: Settings) -> Result<(), String> {
             program,
         };
         outgoing.keep_channels();
+        tasks.spawn(systemd::keep_watchdog());
         let accept = async {
             match listener {
                 Some(listener) => server.accept(listener, &tasks).await,
@@ -250,19 +270,6 @@ fn run(settings: Settings) -> Result<(), String> {
         outgoing.end_channels();
         Ok(())
     }))
-}
-
-fn open_trace(options: &Options) -> Result<Trace, String> {
-    let trace = Trace::new();
-    for switch in &options.trace_control {
-        if trace.switch(switch).is_err() {
-            tracing::warn!(switch, "this trace switch does nothing here: only io does");
-        }
-    }
-    if let Some(path) = &options.trace_file {
-        trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()))?;
-    }
-    Ok(trace)
 }
 
 /// The server: empty, or as another program has left it, with what is to be done with the rest of
@@ -309,32 +316,6 @@ async fn until_stopped(signals: &mut Signals, trace: &Trace, _stop: Sender<()>) 
             }
             _ => info!(target: GUEST, ?signal, "this signal is ignored"),
         }
-    }
-}
-
-/// Where the journal is kept: `--journal`, or beside the socket if that is memory. A directory that is
-/// nobody's choice and cannot be had is no reason to end, nor is any for a program that goes on with
-/// everything: there is no journal then, which is said.
-fn journal_dir(options: &Options, goes_on: bool) -> Result<Option<PathBuf>, String> {
-    let found = match &options.journal {
-        Some(none) if none.as_os_str() == "none" => return Ok(None),
-        Some(dir) => chosen_journal(dir),
-        None if options.disable_socket => journal_of(&run_dir().join("xenstored")),
-        None => {
-            let socket = socket_path(options.socket.as_deref())?;
-            look_for_earlier(&socket);
-            journal_of(&socket)
-        }
-    };
-    match found {
-        Err(reason) if goes_on || options.journal.is_none() => {
-            error!(
-                reason,
-                "there is no journal: a crash loses the store; choose a directory with --journal"
-            );
-            Ok(None)
-        }
-        found => found.map(Some),
     }
 }
 
@@ -395,8 +376,12 @@ fn listen(
 /// Whoever waits for the start is told; then one line says where, and what to do next. The line
 /// comes last because it lets the process in the foreground end, and systemd counts a start as
 /// failed that ends before it was told.
-fn announce(place: Option<&str>, kind: &str) {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+fn announce(place: Option<&str>, kind: &str, mode: Mode) {
+    match mode {
+        // The guard has been it meanwhile.
+        Mode::TakenOver => systemd::serves(std::process::id()),
+        _ => systemd::is_ready(),
+    }
     let mut out = std::io::stdout();
     // A pipe that is not read must not stop the start.
     let mut room = [PollFd::new(&out, PollFlags::OUT)];
@@ -412,14 +397,4 @@ fn announce(place: Option<&str>, kind: &str) {
         None => writeln!(out, "xenstored: {kind}, without a socket"),
     };
     let _ = out.flush();
-}
-
-/// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "cannot raise the limit of open descriptors");
-    }
 }

@@ -20,6 +20,7 @@ mod server;
 #[cfg(test)]
 mod simulation;
 mod standalone;
+mod startup;
 mod surroundings;
 mod systemd;
 mod tasks;

@@ -94,7 +94,7 @@ pub(crate) struct Options {
     keep_orphans: bool,
     /// Domain that the daemon runs in.
     #[arg(short = 'm', long, value_name = "DOMID", default_value_t = 0)]
-    master_domid: u16,
+    pub(crate) master_domid: u16,
     /// Domain that may do everything.
     #[arg(short = 'p', long, value_name = "DOMID", default_value_t = 0)]
     priv_domid: u16,
@@ -113,6 +113,10 @@ pub(crate) struct Options {
     /// What goes with that state.
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) errand: Option<i32>,
+    /// Wait until the process that has gone on from that state has answered, for as long as it says
+    /// here, or go on in its place.
+    #[arg(long, value_name = "FD,FD,PID,MS", hide = true)]
+    pub(crate) guard: Option<String>,
     /// Take that state for one that cannot be read, for tests.
     #[arg(long, hide = true)]
     pub(crate) refuse_state: bool,
@@ -317,6 +321,21 @@ mod tests {
         assert!(settings.config.keep_orphans && settings.options.no_fork);
         assert_eq!(settings.remarks, ["--quota new-in-4.30=1: no such quota, ignored"]);
         assert!(settle(&["--no-domain-init", "--no-access-log", "--disable-socket"]).is_ok());
+    }
+
+    // Fails if an option is missing in the list that `tests/tests/update/options.rs` plays: what it does
+    // at a live update would not be tested.
+    #[test]
+    fn every_option_is_in_the_list_for_live_updates() {
+        use clap::CommandFactory;
+        let list = include_str!("../../tests/tests/update/options.txt");
+        let cases: Vec<&str> = list.lines().filter(|line| !line.starts_with('#')).collect();
+        let has = |name: String| cases.iter().any(|case| case.split([' ', '=']).any(|w| w == name));
+        for option in Options::command().get_arguments() {
+            let long = option.get_long().unwrap();
+            assert!(has(format!("--{long}")), "--{long}");
+            assert!(option.get_short().is_none_or(|short| has(format!("-{short}"))), "--{long}");
+        }
     }
 
     // Fails if a mistake takes more than one line to tell, or the line does not name it.

@@ -54,7 +54,8 @@ impl Surroundings {
             None => host(driver, left),
         };
         let machine = match (device, kept) {
-            (Some(number), _) => {
+            (Some(_), Some(kept)) => open(Some(Left::Kept(kept))),
+            (Some(number), None) => {
                 inherit::any(number).and_then(|fd| open(Some(Left::HandedOver(fd))))
             }
             (None, Some(kept)) => open(Some(Left::Kept(kept))).or_else(|error| {

@@ -1,7 +1,8 @@
 //! What systemd gives to the daemon, is told by it and keeps for it.
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
 use xenstore_transport::inherit;
@@ -121,6 +122,51 @@ pub(crate) fn keep(keep: Keep, descriptor: BorrowedFd<'_>) {
 /// It is not to keep these any more.
 pub(crate) fn forget(these: &[Keep]) {
     these.iter().for_each(|keep| forget_named(keep.name()));
+}
+
+/// The daemon serves.
+pub(crate) fn is_ready() {
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// This process is the daemon from now on, and serves.
+pub(crate) fn serves(pid: u32) {
+    let _ = sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Ready]);
+}
+
+/// This process is the daemon until another one serves.
+pub(crate) fn is_to_be_replaced(pid: u32) {
+    let _ = sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Reloading]);
+}
+
+/// Tells it again and again that the main thread gets to its tasks, if its unit has `WatchdogSec`.
+pub(crate) async fn keep_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    set_watchdog(true);
+    loop {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        smol::Timer::after(limit / 4).await;
+    }
+}
+
+/// Has it watch over the daemon as its unit says, or not: C xenstored tells it nothing.
+pub(crate) fn set_watchdog(on: bool) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let limit = if on { u32::try_from(limit.as_micros()).unwrap_or(u32::MAX) } else { 0 };
+    let _ = sd_notify::notify(&[NotifyState::WatchdogUsec(limit)]);
+}
+
+/// Waits until it has heard what it was told, at most for 5 s: it does not know any more who has said
+/// something if that process has ended (`sd_notify_barrier(3)`).
+pub(crate) fn wait_until_heard() {
+    const LIMIT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    let Ok((closed, open)) = std::io::pipe() else { return };
+    let sent = sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[open.as_fd()]);
+    drop(open);
+    if sent.is_ok() {
+        let mut ends = [PollFd::new(&closed, PollFlags::empty())];
+        let _ = poll(&mut ends, Some(&LIMIT));
+    }
 }
 
 fn forget_named(name: &str) {

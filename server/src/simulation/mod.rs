@@ -119,7 +119,8 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
         tasks.spawn(server.do_work());
         let program = File::open("/proc/self/exe").unwrap();
         let (server, update, holding) = (&server, &update, Mutex::default());
-        let outgoing = Outgoing { server, update, listener: None, xen, holding, program };
+        let welcome = &|_| Ok(());
+        let outgoing = Outgoing { server, welcome, update, listener: None, xen, holding, program };
         let serve_rings = async {
             while let Ok(ring) = rings.recv().await {
                 tasks.spawn(server.serve(ring));

@@ -3,12 +3,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use futures_lite::future;
-use smol::Timer;
-use smol::process::Command;
+use super::child::{self, Said, on_thread};
 
 /// How long a program may take to say what it is.
 const HELP_LIMIT: Duration = Duration::from_secs(10);
@@ -24,17 +22,9 @@ pub(crate) enum Kind {
     C,
 }
 
-/// Runs a program with nothing to read, or this, and within this time. Its output, or why there is
-/// none, in one line.
-async fn run(mut command: Command, limit: Duration) -> Result<Output, String> {
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let child = command.spawn().map_err(|error| format!("cannot be run: {error}"))?;
-    let output = async { child.output().await.map_err(|error| format!("lost: {error}")) };
-    let late = async {
-        Timer::after(limit).await;
-        Err(format!("has not ended within {} s", limit.as_secs()))
-    };
-    future::or(output, late).await
+/// What a program says, on another thread.
+async fn run(command: Command, limit: Duration) -> Result<Said, String> {
+    on_thread(move || child::run(command, limit)).await?
 }
 
 /// Asks a program what it is, and returns its help as well. Help is all that C xenstored can be asked
@@ -42,8 +32,8 @@ async fn run(mut command: Command, limit: Duration) -> Result<Output, String> {
 pub(crate) async fn kind(file: &Path) -> Result<(Kind, String), String> {
     let mut command = Command::new(file);
     command.arg("--help").stdin(Stdio::null());
-    let output = run(command, HELP_LIMIT).await?;
-    let help = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let said = run(command, HELP_LIMIT).await?;
+    let help = said.output + &said.errors;
     match () {
         () if help.contains("--check-state") => Ok((Kind::Ours, help)),
         () if help.contains("xenstored <options>") => Ok((Kind::C, help)),
@@ -51,19 +41,21 @@ pub(crate) async fn kind(file: &Path) -> Result<(Kind, String), String> {
     }
 }
 
-/// Has a program of ours look at a state with the options that it will get; how long that took.
+/// Has a program of ours do all that it will do with this state and these options, short of taking
+/// anything over. Returns how long it took to make a store of the state.
 pub(crate) async fn check(file: &Path, args: &[OsString], state: File) -> Result<Duration, String> {
     let mut command = Command::new(file);
     command.args(args).arg("--check-state").stdin(Stdio::from(state));
-    let output = run(command, CHECK_LIMIT).await?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let micros = text.trim().strip_suffix(" us").and_then(|count| count.parse().ok());
-    match (output.status.success(), micros) {
+    let Said { status, output, errors } = run(command, CHECK_LIMIT).await?;
+    let micros = output.trim().strip_suffix(" us").and_then(|count| count.parse().ok());
+    match (status.success(), micros) {
         (true, Some(micros)) => Ok(Duration::from_micros(micros)),
         _ => {
-            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-            let reason = errors.lines().next().unwrap_or_default();
-            Err(format!("refuses the state ({}): {reason}", output.status))
+            let reason = errors
+                .lines()
+                .find(|line| !line.is_empty())
+                .unwrap_or("it does not say that it has checked it");
+            Err(format!("refuses the state ({status}): {reason}"))
         }
     }
 }

@@ -61,13 +61,14 @@ fn engine_of(config: &Config, bytes: &[u8], check: bool) -> Result<(State, Engin
     catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err("panic while reading it".into()))
 }
 
-/// `--check-state`: looks at the state on standard input. How long that took, or what is wrong.
-pub(crate) fn check(config: &Config) -> Result<Duration, String> {
+/// `--check-state`: looks at the state on standard input. How long that took, and whether it is one of
+/// a Xen host; or what is wrong.
+pub(crate) fn check(config: &Config) -> Result<(Duration, bool), String> {
     let input = std::io::stdin().as_fd().try_clone_to_owned();
     let bytes = input.and_then(errand::read).map_err(|error| format!("standard input: {error}"))?;
     let begun = Instant::now();
-    engine_of(config, &bytes, true)?;
-    Ok(begun.elapsed())
+    let (state, _) = engine_of(config, &bytes, true)?;
+    Ok((begun.elapsed(), state.io.evtchn.is_some()))
 }
 
 /// What another program has left, if the options say that there is something. An error is one line.
@@ -197,6 +198,14 @@ impl Incoming {
         self.from != JOURNAL
     }
 
+    /// The event channels, if C xenstored has had them and did not serve: whether it has bound
+    /// `VIRQ_DOM_EXC` in them is not known.
+    pub(crate) fn evtchn_of_c(&self) -> Option<RawFd> {
+        let io = &self.state.io;
+        let undone = self.errand.as_ref().is_some_and(|errand| errand.failed.is_some());
+        io.evtchn.filter(|_| undone && io.virq_port.is_none())
+    }
+
     /// What the pages of rings have said about their connections. Those whose page cannot be right start
     /// anew here: a journal that begins with the state would not say it otherwise.
     pub(crate) fn set_out(&mut self, rings: &Resumed) {
@@ -279,7 +288,9 @@ impl Taken {
         let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
         let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
-        for connection in &self.state.connections {
+        // The newest first: it is that of the guard, which is to know that this program answers before
+        // it has done anything that is not in the state.
+        for connection in self.state.connections.iter().rev() {
             let (id, start) = (connection.id, Taken::start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
                 match settled {

@@ -9,13 +9,17 @@
 //! xenstored is given what it takes ([`for_c`]).
 
 mod candidate;
+mod child;
 mod errand;
 mod for_c;
+mod guard;
 mod hold;
 mod incoming;
 mod outgoing;
 mod session;
 
+pub(crate) use child::reap;
+pub(crate) use guard::guard;
 pub(crate) use hold::{Hold, UnderWay};
 pub(crate) use incoming::{Incoming, Taken, check, receive};
 pub(crate) use outgoing::Outgoing;

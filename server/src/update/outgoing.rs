@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::pin::{Pin, pin};
@@ -21,14 +22,17 @@ use xenstore_transport::socket::Listener;
 use xenstore_transport::{Place, inherit, own_file};
 
 use super::candidate::{self, Kind};
+use super::child::on_thread;
 use super::errand::{self, Errand};
 use super::for_c::{self, Target};
+use super::guard::{self, Guard, Handover, Welcome};
 use super::hold::UnderWay;
 use super::incoming::resume_options;
 use super::session::{BUSY, Order, Update, reply};
 use crate::journal::{Drafted, Journal, Progress, Retired};
 use crate::place::run_dir;
 use crate::server::Server;
+use crate::startup::unchangeable;
 use crate::systemd::{self, Keep};
 use crate::worker::unblock;
 use crate::xen::{Bound, Ringed, Rings};
@@ -39,6 +43,7 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 /// What this program has besides its store.
 pub(crate) struct Outgoing<'a> {
     pub(crate) server: &'a Server<Box<dyn Host>>,
+    pub(crate) welcome: Welcome<'a>,
     pub(crate) update: &'a Update,
     pub(crate) listener: Option<&'a Listener>,
     /// On a Xen host.
@@ -82,18 +87,35 @@ impl Written {
     }
 }
 
-/// Our options, without those that say where to go on from.
-fn own_args() -> Vec<OsString> {
-    let mut args = Vec::new();
-    let mut all = std::env::args_os().skip(1);
+/// What is known of a handover once all connections stand still.
+struct Outgo<'a> {
+    order: &'a Order,
+    args: &'a [OsString],
+    written: &'a Written,
+    stopped: Duration,
+    /// How long making a store of the state has taken.
+    expected: Duration,
+    client: UnixStream,
+}
+
+/// Options without those that say where to go on from.
+fn lasting(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut lasting = Vec::new();
+    let mut all = args;
     while let Some(arg) = all.next() {
         match arg.to_str() {
-            Some("--resume" | "--errand") => drop(all.next()),
-            Some("-U" | "--live-update" | "--live" | "--restart") => {}
-            _ => args.push(arg),
+            Some("--resume" | "--errand" | "--guard") => drop(all.next()),
+            Some("-U" | "--live-update" | "--live" | "--restart" | "--check-state") => {}
+            Some(guard) if guard.starts_with("--guard=") => {}
+            _ => lasting.push(arg),
         }
     }
-    args
+    lasting
+}
+
+/// Our own.
+pub(super) fn own_args() -> Vec<OsString> {
+    lasting(std::env::args_os().skip(1))
 }
 
 impl Outgoing<'_> {
@@ -123,7 +145,8 @@ impl Outgoing<'_> {
             Some((bound, _)) if self.server.with_journal(|_| ()).is_some() => {
                 systemd::keep(Keep::Evtchn, bound.evtchn.descriptor());
             }
-            _ => systemd::forget(&[Keep::Evtchn]),
+            Some(_) => systemd::forget(&[Keep::Evtchn]),
+            None => {}
         }
     }
 
@@ -204,50 +227,50 @@ impl Outgoing<'_> {
         let complain = |reason: String| format!("{}: {reason}", order.file.display());
         let (kind, help) = candidate::kind(&order.file).await.map_err(complain)?;
         let args = match &order.cmdline {
-            Some(cmdline) => cmdline.split_ascii_whitespace().map(OsString::from).collect(),
+            Some(cmdline) => lasting(cmdline.split_ascii_whitespace().map(OsString::from)),
             None => own_args(),
         };
         let target = match kind {
             Kind::Ours => None,
             Kind::C => Some(Target::of(&order.file, &help, order.version).map_err(complain)?),
         };
-        let (mut written, mut lost) = (None, Vec::new());
-        if kind == Kind::Ours || order.dry_run {
-            self.server.finish_work().await;
-            let state = self.server.with(|engine, _| engine.dump());
-            if let Some(target) = target {
-                lost = state.encode_for_c(&target.format, target.version).1;
-            }
-            let new = unblock(move || Written::new(state)).await;
-            written = Some(new.and_then(|new| new).map_err(|error| error.to_string())?);
+        if target.is_none() {
+            let socket = self.listener.and_then(Listener::path);
+            unchangeable(&args, &own_args(), socket.as_deref()).map_err(complain)?;
         }
-        if let Some(written) = &written {
-            let mut expected = written.time;
-            if kind == Kind::Ours {
-                let state = written.to_read().map_err(|error| error.to_string())?;
-                expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
-            }
-            if order.dry_run {
-                return Ok(self.report(target, written.bytes, expected, &lost));
-            }
+        self.server.finish_work().await;
+        let mut state = self.server.with(|engine, _| engine.dump());
+        self.name_descriptors(&mut state);
+        let lost = target.filter(|_| order.dry_run);
+        let lost = lost.map(|target| state.encode_for_c(&target.format, target.version).1);
+        let written = on_thread(move || Written::new(state)).await?;
+        let written = written.map_err(|error| error.to_string())?;
+        let mut expected = written.time;
+        if target.is_none() {
+            let state = written.to_read().map_err(|error| error.to_string())?;
+            expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
+        }
+        if order.dry_run {
+            return Ok(self.report(target, written.bytes, expected, &lost.unwrap_or_default()));
         }
         let _alone = self.holding.lock().await;
         self.update.still_wanted()?;
+        let client = guard::connect(self.welcome);
+        let client = client.map_err(|error| complain(format!("no way back: {error}")))?;
         let stopped = errand::now();
         let held = match kind {
             Kind::Ours => self.server.hold_all(false).await,
             Kind::C => self.hold_without_transactions(order).await?,
         };
         self.server.finish_work().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-        let failed = match (&written, target) {
-            (Some(written), _) => self.go(order, &args, held, written, stopped),
-            (None, Some(target)) => self.go_to_c(order, &args, held, target),
-            (None, None) => "there is no state for it".into(),
+        let state = self.state(held);
+        let handover = Outgo { order, args: &args, written: &written, stopped, expected, client };
+        let failed = match target {
+            None => self.go(&handover, &state),
+            Some(target) => self.go_to_c(&handover, state, target),
         };
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         self.server.let_go();
-        Err(complain(failed))
+        Err(complain(format!("cannot be run: {failed}")))
     }
 
     /// What would happen: with C xenstored one line for each thing that is lost or in the way.
@@ -306,47 +329,59 @@ impl Outgoing<'_> {
         Err(format!("Domains with long running transactions:\n{open}"))
     }
 
-    /// Runs the other program in place of this one. Comes back only if that cannot be done.
-    fn go(
-        &self,
-        order: &Order,
-        args: &[OsString],
-        held: BTreeMap<ConnId, UnderWay>,
-        written: &Written,
-        stopped: Duration,
-    ) -> String {
-        let state = self.state(held);
-        let errand = Errand {
-            stopped,
-            clock: self.server.clock().now(),
-            previous: Some(self.program.as_raw_fd()),
-            asker: Some((order.conn, order.header)),
-            failed: None,
-            args: own_args(),
-        };
+    /// Runs the other program in place of this one. Returns only if that cannot be done: why.
+    fn go(&self, handover: &Outgo<'_>, state: &State) -> String {
+        let Outgo { order, args, written, .. } = handover;
+        let errand = Errand { previous: Some(self.program.as_raw_fd()), ..self.errand(handover) };
         let run = || -> io::Result<()> {
             let errand = errand::sealed("errand", &errand.emit())?;
-            let stream = written.followed_by(&state)?;
-            let mut through = descriptors(&state);
+            let stream = written.followed_by(state)?;
+            let mut through = descriptors(state);
+            let guard = self.guard(handover, stream, &through)?;
             through.extend([&errand, stream, &self.program].map(File::as_raw_fd));
             let mut command = Command::new(&order.file);
-            command.args(args).args(resume_options(stream, &errand));
-            exec(command, &through)
+            command.args(*args).args(resume_options(stream, &errand));
+            let failed = exec(command, &through);
+            guard.stop();
+            failed
         };
-        run().err().map_or_else(String::new, |error| format!("cannot be run: {error}"))
+        run().err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    /// What goes with the state, if there is no way back.
+    fn errand(&self, handover: &Outgo<'_>) -> Errand {
+        Errand {
+            stopped: handover.stopped,
+            clock: self.server.clock().now(),
+            previous: None,
+            asker: Some((handover.order.conn, handover.order.header)),
+            failed: None,
+            args: own_args(),
+        }
+    }
+
+    /// Has this program go on from `stream` if the other one does not answer.
+    fn guard(
+        &self,
+        handover: &Outgo<'_>,
+        stream: &File,
+        descriptors: &[RawFd],
+    ) -> io::Result<Guard> {
+        let (errand, expected) = (self.errand(handover), handover.expected);
+        let (program, client) = (&self.program, &handover.client);
+        let guard = Handover { program, client, stream, errand, descriptors, expected };
+        let started = Guard::start(guard);
+        started.map_err(|error| io::Error::new(error.kind(), format!("no way back: {error}")))
     }
 
     /// The same for C xenstored, which looks for a file.
-    fn go_to_c(
-        &self,
-        order: &Order,
-        args: &[OsString],
-        held: BTreeMap<ConnId, UnderWay>,
-        target: Target,
-    ) -> String {
+    fn go_to_c(&self, handover: &Outgo<'_>, mut state: State, target: Target) -> String {
+        let Outgo { order, args, written, .. } = handover;
         // It does not know of the journal.
         self.server.with_journal(Journal::interrupt);
-        let mut state = self.state(held);
+        let virq_port = state.io.virq_port.take();
+        let for_us = written.followed_by(&state).map(File::try_clone).and_then(|copy| copy);
+        state.io.virq_port = virq_port;
         let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
         if let Some(asker) = asker {
             asker.io.output.extend_from_slice(&reply(&order.header, "OK"));
@@ -360,29 +395,36 @@ impl Outgoing<'_> {
         };
         let run = || -> io::Result<()> {
             write_private(&path, &stream)?;
+            let through = descriptors(&state);
             let bound = self.xen.as_ref().map(|(bound, _)| bound);
             bound.map_or(Ok(()), Bound::give_up_domain_exc)?;
-            let mut command = Command::new(&order.file);
-            command.args(for_c::options(args));
-            // When it ends, they are to be free.
-            systemd::forget(&[Keep::Evtchn]);
-            // C xenstored leaves the word in the page as it is.
-            self.offer(|domid| target.format.offered(target.version, features(domid)));
-            // A read that would have to wait is the end of a connection to it.
-            let through = descriptors(&state);
-            let result =
-                inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
+            let guard = self.guard(handover, &for_us?, &through);
+            let result = guard.and_then(|guard| {
+                let mut command = Command::new(&order.file);
+                command.args(for_c::options(args));
+                // When it ends, they are to be free.
+                systemd::forget(&[Keep::Evtchn]);
+                systemd::set_watchdog(false);
+                // C xenstored leaves the word in the page as it is.
+                self.offer(|domid| target.format.offered(target.version, features(domid)));
+                // A read that would have to wait is the end of a connection to it.
+                let result =
+                    inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
+                guard.stop();
+                result
+            });
             let _ = inherit::set_waiting(&through, false);
             self.offer(features);
             if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
                 error!(%error, "VIRQ_DOM_EXC cannot be bound again");
             }
             self.keep_channels();
-            let _ = std::fs::remove_file(&path);
+            systemd::set_watchdog(true);
             result
         };
         let failed = run().err().map_or_else(String::new, |error| error.to_string());
-        format!("cannot be run: {failed}")
+        let _ = std::fs::remove_file(&path);
+        failed
     }
 
     /// Tells all guests what they may use.
@@ -391,15 +433,20 @@ impl Outgoing<'_> {
         rings.borrow().iter().for_each(|(domid, ring)| ring.offer(features(*domid)));
     }
 
-    /// The whole state, with what the server knows of it.
-    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
-        let mut state = self.server.with(|engine, _| engine.dump());
-        state.io.other = self.server.clock().now().to_le_bytes().to_vec();
+    /// Adds the descriptors that do not belong to a connection.
+    fn name_descriptors(&self, state: &mut State) {
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
         if let Some((bound, _)) = &self.xen {
             state.io.evtchn = Some(bound.evtchn.descriptor().as_raw_fd());
             state.io.virq_port = Some(bound.domain_exc.get());
         }
+    }
+
+    /// The whole state, with what the server knows of it.
+    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
+        let mut state = self.server.with(|engine, _| engine.dump());
+        self.name_descriptors(&mut state);
+        state.io.other = self.server.clock().now().to_le_bytes().to_vec();
         for connection in &mut state.connections {
             let Some(held) = held.remove(&connection.id) else {
                 error!(conn = %connection.id, "live update: a connection that nobody serves");

@@ -14,6 +14,7 @@ mod pretend;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
@@ -119,6 +120,17 @@ pub fn host(driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
         domains: Box::new(domctl::Hypervisor::open()?),
         kept,
     })
+}
+
+/// Could [`host`], or [`pretend()`] with this directory, be had? Binds nothing and changes nothing. An
+/// error says which device is missing or refuses.
+pub fn probe(pretend: Option<&Path>) -> io::Result<()> {
+    if let Some(dir) = pretend {
+        return pretend::probe(dir);
+    }
+    evtchn::Device::open(&Driver::new()?)?;
+    memory::Devices::open()?;
+    domctl::Hypervisor::open().map(drop)
 }
 
 /// A page that a guest writes as well.

@@ -78,6 +78,13 @@ pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Ma
     })
 }
 
+/// Is there such a Xen, or could there be?
+pub(super) fn probe(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(())
+}
+
 /// The directory. Names of files are relative to it, so that finding one costs little.
 #[derive(Clone, Debug)]
 struct Files(Arc<OwnedFd>);

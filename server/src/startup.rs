@@ -1,0 +1,304 @@
+//! What a start needs besides the store, and how it treats what it cannot have.
+//!
+//! A start of its own, the check before a live update and a start with the state of another program
+//! come here, so that what the check has found to work is what is done then.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use async_signal::{Signal, Signals};
+use rustix::fs::{FlockOperation, flock};
+use tracing::{error, warn};
+use xenstore_transport::driver::Driver;
+use xenstore_transport::xen;
+
+use crate::log::Trace;
+use crate::options::{Complaint, Options, Settings};
+use crate::pid_file::PidFile;
+use crate::place::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
+use crate::worker;
+
+/// Those that stop the daemon, that which opens the trace again, and others that would end a process by
+/// default and that somebody may send by mistake: they are ignored. SIGPIPE is from the start.
+const SIGNALS: [Signal; 6] =
+    [Signal::Term, Signal::Int, Signal::Hup, Signal::Usr1, Signal::Usr2, Signal::Alarm];
+
+/// How a start treats what it cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It ends.
+    Fresh,
+    /// It ends; the running daemon keeps what both need (`--check-state`).
+    Check,
+    /// It goes on without what it can do without: the state of another program has been taken over,
+    /// and ending would lose it.
+    TakenOver,
+}
+
+impl Mode {
+    /// The value, or none with a line in the log if this start goes on without.
+    pub(crate) fn tolerate<T>(self, result: Result<T, Complaint>) -> Result<Option<T>, Complaint> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(reason) if self == Mode::TakenOver => {
+                error!(reason, "live update: going on without this");
+                Ok(None)
+            }
+            Err(reason) => Err(reason),
+        }
+    }
+}
+
+/// What a start needs besides the store.
+pub(crate) struct Resources {
+    pub(crate) signals: Signals,
+    /// The program itself, however its file changes.
+    pub(crate) program: File,
+    /// Removed when dropped.
+    pub(crate) pid_file: Option<PidFile>,
+    pub(crate) trace: Trace,
+    pub(crate) driver: Driver,
+}
+
+impl Resources {
+    /// Acquires all of it. From then on a signal waits until it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// One line that says what cannot be had, and why.
+    pub(crate) fn acquire(options: &Options, mode: Mode) -> Result<Resources, Complaint> {
+        raise_descriptor_limit();
+        // The library that waits for signals panics without one.
+        let thread = std::thread::Builder::new().spawn(|| ());
+        thread.map_err(|error| format!("no thread can be started: {error}"))?.join().ok();
+        if let Err(error) = worker::start() {
+            let reason = format!(
+                "cannot make a thread: {error}; raise the limit of processes (TasksMax, ulimit -u)"
+            );
+            mode.tolerate::<()>(Err(reason))?;
+        }
+        let signals =
+            Signals::new(SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
+        let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
+        let pid_file = match options.pid_file.as_deref() {
+            Some(path) if mode == Mode::Check && path.exists() => {
+                check_pid_file(path)
+                    .map_err(|error| format!("--pid-file {}: {error}", path.display()))?;
+                None
+            }
+            Some(path) => mode.tolerate(PidFile::create(path))?,
+            None => None,
+        };
+        let trace = open_trace(options, mode)?;
+        let driver = Driver::new().map_err(|error| format!("epoll: {error}"))?;
+        Ok(Resources { signals, program, pid_file, trace, driver })
+    }
+}
+
+/// Could a pid file that is there be written? It is left as it is. The daemon that runs this check may
+/// have it locked, another one not.
+fn check_pid_file(path: &Path) -> io::Result<()> {
+    // A FIFO must not stop the check.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    let pid = io::read_to_string(&file)?;
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    if parent.is_none() || pid.trim().parse().ok() != parent {
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    }
+    Ok(())
+}
+
+fn open_trace(options: &Options, mode: Mode) -> Result<Trace, Complaint> {
+    let trace = Trace::new();
+    for switch in &options.trace_control {
+        if trace.switch(switch).is_err() {
+            warn!(switch, "this trace switch does nothing here: only io does");
+        }
+    }
+    if let Some(path) = &options.trace_file {
+        let is_new = mode == Mode::Check && !path.exists();
+        let opened = trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()));
+        mode.tolerate(opened)?;
+        if is_new {
+            // A check leaves nothing.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(trace)
+}
+
+/// The directory of the journal: `--journal`, or beside the socket if that is memory. Without that
+/// option, or with the state of another program, a directory that cannot be used is logged, and there is
+/// no journal.
+///
+/// # Errors
+///
+/// One line, if the directory of `--journal` cannot be used, or there is no place for the socket.
+pub(crate) fn journal_dir(options: &Options, mode: Mode) -> Result<Option<PathBuf>, Complaint> {
+    let found = match &options.journal {
+        Some(none) if none.as_os_str() == "none" => return Ok(None),
+        Some(dir) => chosen_journal(dir),
+        None if options.disable_socket => journal_of(&run_dir().join("xenstored")),
+        None => match mode.tolerate(socket_path(options.socket.as_deref()))? {
+            Some(socket) => {
+                look_for_earlier(&socket);
+                journal_of(&socket)
+            }
+            None => journal_of(&run_dir().join("xenstored")),
+        },
+    };
+    match found {
+        Err(reason) if mode == Mode::TakenOver || options.journal.is_none() => {
+            error!(
+                reason,
+                "there is no journal: a crash loses the store; choose a directory with --journal"
+            );
+            Ok(None)
+        }
+        found => found.map(Some),
+    }
+}
+
+/// Does all that a start with a state does, short of taking over what the running daemon has. The
+/// state may be one `of_xen`.
+///
+/// # Errors
+///
+/// What such a start cannot have; one line.
+pub(crate) fn rehearse(settings: &Settings, of_xen: bool) -> Result<(), Complaint> {
+    let options = &settings.options;
+    if let Some(dir) = journal_dir(options, Mode::Check)? {
+        let probe = dir.join(format!("check.{}", std::process::id()));
+        let written = File::options().write(true).create_new(true).open(&probe);
+        written
+            .map_err(|error| format!("journal {}: cannot be written: {error}", dir.display()))?;
+        let _ = std::fs::remove_file(probe);
+    }
+    Resources::acquire(options, Mode::Check)?;
+    if of_xen || options.require_xen {
+        let probed = xen::probe(options.pretend_xen.as_deref());
+        let why = if of_xen { "the state is one of a Xen host" } else { "--require-xen" };
+        probed.map_err(|error| format!("{why}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// An error if options would change what a live update cannot: then it would not be what they say. To
+/// be compared with the options of the running daemon, which listens at `socket`.
+pub(crate) fn unchangeable(
+    args: &[OsString],
+    own: &[OsString],
+    socket: Option<&Path>,
+) -> Result<(), Complaint> {
+    let parse = |args: &[OsString]| {
+        let args = std::iter::once(OsString::from("xenstored")).chain(args.iter().cloned());
+        Options::parse_from_args(args).ok()
+    };
+    // The check says what is wrong with them.
+    let (Some(new), Some(own)) = (parse(args), parse(own)) else { return Ok(()) };
+    if let (Some(new), Some(listens)) = (&new.socket, socket)
+        && new != listens
+        && Some(new) != own.socket.as_ref()
+    {
+        let (new, listens) = (new.display(), listens.display());
+        return Err(format!("--socket {new}: a live update keeps the socket, {listens}"));
+    }
+    if new.disable_socket && socket.is_some() {
+        return Err("--disable-socket: a live update keeps the socket".into());
+    }
+    if new.master_domid != own.master_domid {
+        let domid = own.master_domid;
+        return Err(format!("--master-domid: a live update keeps the domain, {domid}"));
+    }
+    Ok(())
+}
+
+/// Do these arguments say that another program has left its state?
+pub(crate) fn takes_over(args: &[OsString]) -> bool {
+    let says = |arg: &OsString| {
+        matches!(arg.to_str(), Some("-U" | "--live-update" | "--live" | "--resume"))
+    };
+    args.iter().skip(1).any(says)
+}
+
+/// oxenstored runs a program with all its options and `--help` behind them before it is to go on, and
+/// expects that it ends with 0: the result of the check, if these are such arguments.
+pub(crate) fn check_of_oxenstored(args: &[OsString]) -> Option<Result<(), Complaint>> {
+    let (last, rest) = args.split_last()?;
+    (last == "--help" && rest.iter().any(|arg| arg == "--live")).then(|| {
+        let options = Options::parse_from_args(rest.iter().cloned());
+        let settings = options.map_err(|error| crate::daemon::one_line(&error))?.settle()?;
+        rehearse(&settings, true)
+    })
+}
+
+/// The settings of these arguments, without those that make no sense, and one line about each of these:
+/// ending because of them would lose the state of another program.
+pub(crate) fn salvage(args: &[OsString]) -> Result<Settings, Complaint> {
+    let parse = |args: &[OsString]| {
+        let options = Options::parse_from_args(args.iter().cloned());
+        options.map_err(|error| crate::daemon::one_line(&error))?.settle()
+    };
+    let (program, mut rest) = args.split_at(1.min(args.len()));
+    let mut accepted = program.to_vec();
+    let mut dropped = Vec::new();
+    while let Some(arg) = rest.first() {
+        // Alone, or with its value.
+        let lengths = [1, 2].into_iter().filter(|length| *length <= rest.len());
+        let fits = |length: &usize| parse(&[&accepted, &rest[..*length]].concat()).is_ok();
+        let length = lengths.into_iter().find(fits);
+        match length {
+            Some(length) => accepted.extend_from_slice(&rest[..length]),
+            None => dropped.push(format!("live update: ignored: {}", arg.to_string_lossy())),
+        }
+        rest = &rest[length.unwrap_or(1)..];
+    }
+    let mut settings = parse(&accepted)?;
+    settings.remarks.extend(dropped);
+    Ok(settings)
+}
+
+/// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if one option that makes no sense, or several, keep a program that takes over from its
+    // state, or take others with them.
+    #[test]
+    fn a_mistake_in_the_options_does_not_end_a_takeover() {
+        for (args, pid_file, dropped) in [
+            ("-N --pid-file /p -U", Some("/p"), 0),
+            ("-N --bogus --pid-file /p -U", Some("/p"), 1),
+            ("--bogus=1 -E many --pid-file /p extra -Q nodes -Q nodes=x -U -E 5", Some("/p"), 8),
+            ("--help --version -U --config-file /nonexistent", None, 4),
+            ("-U -E", None, 1),
+            ("--pid-file /p --resume 7 --errand 8 --trace-control=+bogus", Some("/p"), 1),
+        ] {
+            let args = format!("xenstored {args}");
+            let args: Vec<OsString> = args.split_ascii_whitespace().map(OsString::from).collect();
+            assert!(takes_over(&args));
+            let settings = salvage(&args).unwrap();
+            let options = &settings.options;
+            assert!(options.live_update || (options.resume, options.errand) == (Some(7), Some(8)));
+            assert_eq!(options.pid_file.as_deref(), pid_file.map(Path::new), "{args:?}");
+            assert_eq!(settings.remarks.len(), dropped, "{:?}", settings.remarks);
+        }
+    }
+}
