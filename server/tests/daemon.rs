@@ -183,6 +183,31 @@ fn under_systemd(dir: &Path) -> (UnixDatagram, Command) {
     (systemd, command)
 }
 
+// Fails if systemd is not told again and again that the daemon serves, or is told although the main
+// thread does not get to its tasks.
+#[test]
+fn systemd_notices_a_daemon_that_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, mut command) = under_systemd(dir.path());
+    command.arg("-N").env("WATCHDOG_USEC", "400000").stdout(Stdio::null());
+    let mut daemon = Daemon { child: command.spawn().unwrap(), dir, line: String::new() };
+    systemd.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    let mut heard = 0;
+    while heard < 3 {
+        heard += usize::from(told(&systemd).unwrap() == "WATCHDOG=1");
+    }
+    daemon.signal(rustix::process::Signal::STOP);
+    // What it said before it stopped, and then nothing more.
+    systemd.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    while told(&systemd).is_some_and(|text| text == "WATCHDOG=1") {
+        heard += 1;
+    }
+    assert!(heard < 6, "{heard}");
+    daemon.signal(rustix::process::Signal::CONT);
+    assert_eq!(told(&systemd).as_deref(), Some("WATCHDOG=1"));
+    daemon.child.kill().unwrap();
+}
+
 // Fails if systemd is told before the daemon answers and its pid file is written, or of a start
 // that fails.
 #[test]

@@ -2,6 +2,7 @@
 //! which it believes that the machine was started with systemd.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -118,11 +119,14 @@ impl Drop for Systemd {
 
 /// The unit, for a daemon on a pretend Xen.
 fn unit(dir: &Path) -> String {
+    let watchdog = "WatchdogSec=60s";
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/debian/xenstored.service");
     let text = fs::read_to_string(shipped).unwrap();
     for start in OTHERWISE {
         assert!(text.lines().any(|line| line.starts_with(start)), "{start}");
     }
+    assert!(text.contains(watchdog));
+    let text = text.replace(watchdog, "WatchdogSec=5s");
     let kept = text.lines().filter(|line| !OTHERWISE.iter().any(|start| line.starts_with(start)));
     let service = format!(
         "[Service]\nExecStart={0}/xenstored --no-fork --pid-file {0}/run/pid --journal {0}/run \
@@ -170,4 +174,41 @@ fn systemd_keeps_what_the_unit_says() {
     assert!(why.contains("refuse"), "{why}");
     systemd.end();
     assert_eq!(table(&xen), Table::new());
+}
+
+// Fails if systemd ends the unit with a program that is undone, takes the wrong process for the daemon,
+// or does not notice a daemon that hangs; or watches over C xenstored, which tells it nothing.
+#[test]
+fn systemd_follows_an_update_that_fails() {
+    let Some(mut systemd) = Systemd::start() else { return };
+    systemd.ctl(&["start", UNIT]).unwrap();
+    let (socket, first) = (systemd.socket(), systemd.property("MainPID"));
+    let mut dom0 = Conn::connect(&socket).unwrap();
+    dom0.ok(op::WRITE, "/a|kept|").unwrap();
+    let program = systemd.dir.path().join("ends");
+    let text =
+        "#!/bin/sh\ncase \"$*\" in --help) echo --check-state;; *--check*) echo 5 us;; esac\n";
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let begin = format!("live-update|-f|{}|", program.display());
+    dom0.gives(op::CONTROL, &begin, "OK|").unwrap();
+    let answer = dom0.ok(op::CONTROL, "live-update|-s|").unwrap();
+    assert!(answer.contains("has ended"), "{answer}");
+    dom0.gives(op::READ, "/a|", "kept|").unwrap();
+    let second = systemd.property("MainPID");
+    assert_ne!(second, first);
+    let state = |systemd: &Systemd| systemd.property("SubState") + &systemd.property("NRestarts");
+    assert_eq!(state(&systemd), "running0");
+    // One that works is the daemon again, in the same process.
+    update(&mut Conn::connect(&socket).unwrap(), &systemd.program());
+    let pid = || systemd.property("MainPID") == second && state(&systemd) == "running0";
+    assert!((0..500).any(|_| pid()), "{second} {}", systemd.ctl(&["show", UNIT]).unwrap());
+    systemd.ctl(&["kill", "--signal=STOP", UNIT]).unwrap();
+    // The next process answers; the socket has been kept.
+    let mut client = Conn::connect(&socket).unwrap();
+    client.send(&frame(op::READ, 1, 0, b"/a\0")).unwrap();
+    let came = (0..10).find_map(|_| client.reply().ok()).expect("an answer");
+    assert_eq!(came.payload, b"kept\0");
+    assert_eq!(systemd.property("NRestarts"), "1");
+    systemd.end();
 }
