@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use xenstore_tests::peers::{self, Kind};
+use xenstore_tests::peers::{self, Daemon, Kind};
 use xenstore_tests::raw::{op, text};
 use xenstore_tests::skip;
 
@@ -13,7 +13,7 @@ use crate::takeover::sockets;
 use crate::{Host, ours};
 
 /// A program of this text, as a shell script in the daemon's directory.
-fn script(host: &Host, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(host: &Host, name: &str, text: &str) -> PathBuf {
     let path = host.daemon.xen().join(name);
     let text = text.replace("OURS", ours().to_str().unwrap());
     fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -22,7 +22,7 @@ fn script(host: &Host, name: &str, text: &str) -> PathBuf {
 }
 
 /// What a program of ours says when it is asked, and is asked by the rest of a script for its check.
-const LIKE_OURS: &str = "case \"$*\" in --help) echo --check-state; exit;; esac";
+pub(crate) const LIKE_OURS: &str = "case \"$*\" in --help) echo --check-state; exit;; esac";
 
 // Fails if a program that is none of ours, crashes, hangs up, lies or cannot be run takes the daemon
 // or anything that it has with it, or the reason is not told to the requester and in the log.
@@ -165,6 +165,34 @@ fn a_dry_run_only_tells() {
     let (done, text) = xs(&["--options", "--bogus"]);
     assert!(!done && text.contains("--bogus"), "{text}");
     assert_eq!(host.updates(), 1);
+}
+
+// Fails if a dry run does anything to another daemon, or does not say what that cannot tell; or if a
+// mistake that can be found is not.
+#[test]
+fn a_dry_run_says_what_another_daemon_does_not_allow() {
+    for kind in [Kind::C, Kind::Ocaml] {
+        let mut daemon = match peers::available(kind)
+            .and_then(|()| Daemon::start(kind, peers::Quotas::Default))
+        {
+            Ok(daemon) => daemon,
+            Err(why) => return skip("a dry run of another daemon", &why),
+        };
+        let xs = |args: &[&str]| {
+            let mut command = Command::new(peers::program("xs").unwrap());
+            command.arg("--socket").arg(daemon.socket()).args(["live-update", "--dry-run"]);
+            let output = command.args(args).output().unwrap();
+            let text = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let program = ours().display().to_string();
+        let (done, text) = xs(&[&program]);
+        assert!(done && text.contains("not possible: a way back"), "{text}");
+        let (done, text) = xs(&["--options", "--bogus", &program]);
+        assert!(!done && text.contains("--bogus"), "{text}");
+        assert!(!xs(&["/bin/true"]).0);
+        assert!(daemon.is_running() && !daemon.log().contains("taken over"));
+    }
 }
 
 // Fails if a transaction that C xenstored cannot go on with is lost although nobody said so, is

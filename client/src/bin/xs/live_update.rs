@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use xenstore_client::Error;
@@ -26,12 +27,43 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) fn run(client: &Client, wanted: &Wanted, out: &mut impl Write) -> Result<(), Failure> {
     // The daemon has another working directory.
     let program = std::fs::canonicalize(&wanted.program).doing("live-update", &wanted.program)?;
+    // Only this daemon lists its connections, and has a dry run: another might take that for the update itself.
+    let known = client.control("connections", &[]).is_ok_and(|text| text.starts_with(b"conn"));
+    if wanted.dry_run && !known {
+        let text = dry_run_of_another(wanted, &program).doing("live-update", &wanted.program)?;
+        return out.write_all(text.as_bytes()).doing("print", "the report");
+    }
     let done = begin(client, wanted, &program).and_then(|()| start(client, wanted));
     if done.is_err() {
         let _ = client.control("live-update", &["-a"]);
     }
     let text = done.doing("live-update", &wanted.program)?;
     out.write_all(text.as_bytes()).doing("print", "the report")
+}
+
+/// What can be said without the running daemon, which is C xenstored or oxenstored.
+fn dry_run_of_another(wanted: &Wanted, program: &Path) -> Result<String, Error> {
+    let run = |args: &mut dyn Iterator<Item = &str>| {
+        let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        Ok::<_, std::io::Error>((output.status.success(), text))
+    };
+    let (_, help) = run(&mut std::iter::once("--help"))?;
+    if !help.contains("--config-test") {
+        return Err(
+            std::io::Error::other("not a program that this daemon can be updated to").into()
+        );
+    }
+    let options = wanted.options.as_deref().unwrap_or_default().split_ascii_whitespace();
+    if let (false, reason) = run(&mut options.chain(std::iter::once("--config-test")))? {
+        return Err(std::io::Error::other(reason.trim().to_owned()).into());
+    }
+    Ok("the running daemon is not xenstored of this project, and has no dry run:\n\
+        checked: the program and the options given here\n\
+        not possible: size, pause and check of the state; a check of the daemon's own options and \
+        files (oxenstored tries them at the update, C xenstored does not)\n\
+        not possible: a way back, once the program has been started\n"
+        .to_owned())
 }
 
 /// What the daemon says. It tells what is wrong as the text of an answer.
