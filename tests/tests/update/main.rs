@@ -3,6 +3,9 @@
 #![allow(clippy::print_stderr)] // it says what is skipped, and figures
 
 mod failures;
+mod guard;
+mod options;
+mod scarce;
 mod steps;
 mod takeover;
 

@@ -189,6 +189,58 @@ fn c_xenstored_is_taken_over() {
     assert_eq!(daemon.log().matches("taken over").count(), 2, "{}", daemon.log());
 }
 
+/// Options that make no sense, or name what cannot be had.
+const MISTAKES: [&str; 9] = [
+    "--trace-file /proc/no/such/x",
+    "--pid-file /proc/nope",
+    "--socket /proc/no/such/s",
+    "--journal /proc/no/such",
+    "--config-file /nonexistent",
+    "--bogus -Q nodes -E many -Q nodes=7",
+    "--help",
+    "--config-test",
+    "--check-state",
+];
+
+// Fails if a mistake in the options ends a program of ours that has taken over from C xenstored, which
+// neither looks at them nor can go on itself.
+#[test]
+fn no_option_ends_a_takeover_from_c_xenstored() {
+    for mistake in MISTAKES {
+        let Some(mut daemon) = start(Kind::C, "options at a takeover from C xenstored") else {
+            return;
+        };
+        let mut before = Before::new(&daemon);
+        let program = daemon.stand_in(Kind::Ours).unwrap();
+        let done = control(&daemon, &["-c", mistake], &program);
+        assert!(daemon.is_running(), "{mistake}: {}", daemon.log());
+        done.unwrap_or_else(|error| panic!("{mistake}: {error}: {}", daemon.log()));
+        before.is_there(&daemon);
+        before.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
+        assert!(daemon.log().contains("taken over"), "{}", daemon.log());
+    }
+}
+
+// Fails if a mistake in the options ends the host's XenStore at a takeover from oxenstored, which tries
+// the program with them before: it refuses, and goes on.
+#[test]
+fn no_option_ends_a_takeover_from_oxenstored() {
+    let Some(mut daemon) = start(Kind::Ocaml, "options at a takeover from oxenstored") else {
+        return;
+    };
+    let mut before = Before::new(&daemon);
+    let program = daemon.stand_in(Kind::Ours).unwrap();
+    // The last two are none to a program that takes over.
+    for mistake in &MISTAKES[..7] {
+        // It passes all on as one option.
+        let done = control(&daemon, &["-c", &mistake.replacen(' ', "=", 1)], &program);
+        assert!(daemon.is_running(), "{mistake}: {}", daemon.log());
+        assert!(done.is_err(), "{mistake}: {}", daemon.log());
+        assert!(!daemon.log().contains("taken over"), "{mistake}: {}", daemon.log());
+    }
+    before.is_there(&daemon);
+}
+
 // Fails if oxenstored cannot be replaced by ours while guests and tools work, or anything of what it
 // carries is lost.
 #[test]

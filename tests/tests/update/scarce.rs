@@ -1,0 +1,107 @@
+//! Live updates without descriptors, threads or processes: an error answer, and nothing else.
+
+use std::fs;
+use std::process::Command;
+
+use rustix::process::{Resource, getrlimit, getuid};
+use xenstore_tests::peers::{Daemon, Kind};
+use xenstore_tests::raw::{Conn, op};
+use xenstore_tests::skip;
+
+use crate::failures::script;
+use crate::{Host, ours};
+
+/// Of what there is not enough.
+struct Scarce {
+    /// As prlimit(1) calls it.
+    what: &'static str,
+    /// Whose daemon it is.
+    user: u32,
+    /// What a refusal may name.
+    named: &'static [&'static str],
+    /// The limit before.
+    most: Option<u64>,
+}
+
+impl Scarce {
+    /// Updates the daemon when it may have so many. Whatever the answer is, everybody is served as
+    /// before. Was it done?
+    fn update(&self, host: &mut Host, client: &mut Conn, count: u64, most: Option<u64>) -> bool {
+        let most = most.map_or("unlimited".to_owned(), |most| most.to_string());
+        // Limits of a process are set by its user, or with a privilege that a container lacks.
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={}", self.user), format!("--regid={}", self.user)]);
+        command.args(["--clear-groups", "prlimit", "--pid"]);
+        command.arg(host.daemon.pid().to_string());
+        command.arg(format!("--{}={count}:{most}", self.what));
+        assert!(command.status().unwrap().success());
+        let before = host.updates();
+        let answer = host.update_to(&ours());
+        let named = self.named.iter().any(|name| answer.contains(name));
+        assert!(named || answer == "OK", "{count}: {answer}");
+        host.dom0.ok(op::WRITE, "/x|1").unwrap();
+        client.event("/x|t|").unwrap();
+        host.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
+        let log = host.daemon.log();
+        assert!(host.daemon.is_running() && !log.contains("panic"), "{count}: {log}");
+        assert_eq!(host.updates() - before, usize::from(answer == "OK"), "{count}: {log}");
+        answer == "OK"
+    }
+
+    /// Lets the daemon have ever more, from `least` on, until an update is done; and then ever less,
+    /// which also counts for the new program.
+    fn play(&self, host: &mut Host, least: u64) {
+        let mut client = host.client();
+        client.watch("/x|t|").unwrap();
+        let like_c = script(host, "like-c", "echo 'xenstored <options>'; exec rm \"$0\"");
+        let mut count = least;
+        while !self.update(host, &mut client, count, self.most) {
+            // The same on the way to C xenstored, which is not asked.
+            assert_ne!(host.update_to(&like_c), "OK");
+            host.dom0.ok(op::WRITE, "/x|1").unwrap();
+            client.event("/x|t|").unwrap();
+            count += 1;
+            assert!(count < least + 100, "it is never enough");
+        }
+        assert!(count > least, "the limit has no effect");
+        for count in (least..count + 8).rev() {
+            self.update(host, &mut client, count, Some(count));
+        }
+    }
+}
+
+// Fails if an update for which there are no descriptors ends the daemon, at whichever step there are
+// none.
+#[test]
+fn without_descriptors() {
+    let mut host = Host::start();
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap().count();
+    let named = &["Too many open files", "os error 24", "refuses the state"];
+    // Room for a client.
+    let least = u64::try_from(descriptors).unwrap() + 1;
+    let most = getrlimit(Resource::Nofile).maximum;
+    Scarce { what: "nofile", user: getuid().as_raw(), named, most }.play(&mut host, least);
+}
+
+// Fails if an update for which no thread or process can be made ends the daemon, at whichever step.
+#[test]
+fn without_processes() {
+    // Root may have as many as it likes.
+    let user = "chown -R 54321 \"$XENSTORED_RUNDIR/..\" && exec setpriv --reuid=54321 \
+                --regid=54321 --clear-groups \"$@\"";
+    let wrapper = ["sh", "-c", user, "sh"].map(str::to_owned);
+    let started = Daemon::start_under(&wrapper).and_then(|mut daemon| {
+        daemon.wait()?;
+        Ok(daemon)
+    });
+    let daemon = match started {
+        Ok(daemon) => daemon,
+        Err(why) => return skip("updates without processes", &why),
+    };
+    assert_eq!(daemon.kind, Kind::Ours);
+    let dom0 = Conn::connect(&daemon.socket()).unwrap();
+    let mut host = Host { daemon, dom0 };
+    let named = &["no thread", "os error 11", "refuses the state", "no way back"];
+    let most = getrlimit(Resource::Nproc).maximum;
+    Scarce { what: "nproc", user: 54321, named, most }.play(&mut host, 1);
+}
