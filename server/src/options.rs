@@ -104,7 +104,8 @@ pub(crate) struct Options {
     /// Continue from the state of a running daemon.
     #[arg(short = 'U', long)]
     pub(crate) live_update: bool,
-    /// Check the state of a running daemon, on standard input, then end.
+    /// Check that a start from the state of a running daemon, on standard input, would succeed, then
+    /// end.
     #[arg(long)]
     pub(crate) check_state: bool,
     /// The state that this program goes on from, as a descriptor.
