@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_lite::future;
+use smol::Timer;
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
@@ -19,6 +21,7 @@ use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
 use xenstore_transport::{Failure, Place, Sealed, Transport, inherit};
 
+use super::child::reap;
 use super::errand::{self, Errand};
 use super::session::reply;
 use crate::journal::{Recovered, Settled, set_out};
@@ -28,6 +31,8 @@ use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
 use crate::tasks::Tasks;
 
+/// How long the requester of an update waits for the end of the guard at the most.
+const GUARD_END: Duration = Duration::from_secs(1);
 /// Who has left what comes from a journal.
 const JOURNAL: &str = "a process that ended unexpectedly";
 
@@ -288,6 +293,8 @@ impl Taken {
         let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
         let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
+        // Its answer says that the guard has ended: nothing goes back from then on.
+        let asker = self.errand.as_ref().and_then(|errand| errand.asker).map(|(id, _)| id);
         // The newest first: it is that of the guard, which is to know that this program answers before
         // it has done anything that is not in the state.
         for connection in self.state.connections.iter().rev() {
@@ -309,6 +316,14 @@ impl Taken {
             let socket = connection.io.fd.ok_or_else(none);
             let socket = socket.and_then(|number| inherit::socket(number, false));
             match socket.and_then(|socket| Socket::adopt(socket, driver)) {
+                Ok(socket) if asker == Some(id) => {
+                    let (serve, driver) = (server.serve_as(id, socket, start), driver.clone());
+                    tasks.spawn(async move {
+                        future::or(reap(&driver), async { _ = Timer::after(GUARD_END).await })
+                            .await;
+                        serve.await;
+                    });
+                }
                 Ok(socket) => tasks.spawn(server.serve_as(id, socket, start)),
                 Err(error) => {
                     warn!(conn = %id, who = ?connection.caller, %error, "lost a connection");
