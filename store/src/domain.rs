@@ -113,10 +113,9 @@ impl Usage {
     }
 }
 
-/// The largest amount that was allowed, for each quota that limits a single thing and not a sum. Not in a
-/// state: it begins again with each process.
+/// The largest amount that was allowed, for each quota that limits a single thing and not a sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Largest([i64; 4]);
+pub(crate) struct Largest(pub(crate) [i64; 4]);
 
 impl Largest {
     fn place(quota: Quota) -> Option<usize> {

@@ -1,8 +1,8 @@
 //! Events of changes that concern more watches than one step may serve.
 //!
-//! First the changes are gathered by watched path, then the watches of each path get their events. A
-//! watch on or below which more than [`FEW`] nodes have changed gets one event with its own path: "look
-//! again at everything". Rights are evaluated once for each connection and path. Both parts go on where
+//! First the changes are gathered by watched path, then the watches of each path get their events. Where
+//! these would be more than [`MANY`], a watch on or below which more than [`FEW`] nodes have changed gets
+//! one event with its own path: "look again at everything". Rights are evaluated once for each connection and path. Both parts go on where
 //! the budget has ended.
 
 use alloc::collections::BTreeMap;
@@ -16,10 +16,12 @@ use crate::change::{Change, Readers};
 use crate::connection::ConnId;
 use crate::engine::Engine;
 use crate::tree::{Tree, components};
-use crate::watch::{Gone, WatchId};
+use crate::watch::{Gone, PENDING_MAX, WatchId};
 
-/// Changes that a watch is told one by one.
+/// Changes for which a watch gets an event each, however many watches there are.
 const FEW: usize = 64;
+/// Events that a path may cause before changes are put together.
+const MANY: usize = 65_536;
 
 /// Events that are still to be queued.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Fanout {
     old: Option<Tree>,
     /// Watches that are newer were not there.
     newest: WatchId,
+    /// Changes that have been gathered, once for each path.
+    gathered: usize,
     /// The change to be gathered next, and the last watched path below it that has been gathered.
     next: usize,
     below: Option<Arc<str>>,
@@ -70,6 +74,7 @@ impl Fanout {
             tree,
             old,
             newest,
+            gathered: 0,
             next: 0,
             below: None,
             found: BTreeMap::new(),
@@ -118,7 +123,7 @@ impl Engine {
 
     /// Gathers what the next change concerns, or a part of it.
     fn gather(&mut self, fanout: &mut Fanout) {
-        let Fanout { changes, tree, old, next, below, found, .. } = fanout;
+        let Fanout { changes, tree, old, gathered, next, below, found, .. } = fanout;
         let change = &changes[*next];
         let now = tree.get(&change.path);
         let after = below.take();
@@ -146,8 +151,11 @@ impl Engine {
             for (path, distance) in self.watches.watched_above(&change.path) {
                 self.deferred.spend(1);
                 let entry = found.entry(path.clone()).or_default();
-                if entry.few.len() < FEW {
+                let events = (entry.few.len() + 1) * self.watches.count_on(path);
+                let is_few = *gathered < MANY && events <= MANY && entry.few.len() < PENDING_MAX;
+                if is_few || entry.few.len() < FEW {
                     entry.few.push((*next, distance));
+                    *gathered += 1;
                 }
                 entry.nearest =
                     if entry.count == 0 { distance } else { entry.nearest.min(distance) };
@@ -206,7 +214,7 @@ impl Engine {
                 _ => path.clone(),
             });
         }
-        if found.count > FEW {
+        if found.count > found.few.len() {
             let may_read = *fanout.may_read.entry(conn).or_insert_with(|| reads(&found.readers));
             if may_read && near(found.nearest) {
                 paths.push(path.clone());

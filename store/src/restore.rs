@@ -51,6 +51,7 @@ fn dump_domain(domid: DomId, domain: &Domain) -> DomainState {
         features: domain.features,
         quotas: Some(domain.quotas),
         peak: domain.peak,
+        largest: domain.largest,
     }
 }
 
@@ -159,6 +160,7 @@ impl Engine {
         for domain in &state.domains {
             if let Some(restored) = engine.domains.known.get_mut(&domain.domid) {
                 restored.peak = domain.peak.max(restored.usage);
+                restored.largest = domain.largest;
             }
         }
         let conns = state.connections.iter().map(|connection| connection.id).collect();

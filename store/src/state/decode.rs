@@ -21,7 +21,7 @@ use super::{
 use crate::access::Era;
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
-use crate::domain::Usage;
+use crate::domain::{Largest, Usage};
 use crate::pins::Pins;
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -261,11 +261,19 @@ impl Decoder {
                     *peak = body.u64()?.cast_signed();
                 }
                 let [nodes, watches, transactions, bytes] = peaks;
+                let mut largest = Largest::default();
+                // Earlier versions did not write them.
+                if !body.is_empty() {
+                    for amount in &mut largest.0 {
+                        *amount = body.u64()?.cast_signed();
+                    }
+                }
                 let domain = self.domain(domid);
                 domain.unique_id = unique_id;
                 (domain.introduced, domain.shutdown) = (flags & 1 != 0, flags & 2 != 0);
                 domain.target = (target != NO_TARGET).then_some(DomId(target));
                 domain.peak = Usage { nodes, watches, transactions, bytes };
+                domain.largest = largest;
             }
             kind::ERAS => {
                 for _ in 0..body.u32()? {
@@ -292,6 +300,7 @@ impl Decoder {
             features: feature::ALL,
             quotas: None,
             peak: Usage::default(),
+            largest: Largest::default(),
         })
     }
 

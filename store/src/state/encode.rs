@@ -292,7 +292,7 @@ fn put_domain_detail(writer: &mut Writer, domain: &DomainState) {
     writer.u16(0);
     writer.u64(domain.unique_id);
     let Usage { nodes, watches, transactions, bytes } = domain.peak;
-    for peak in [nodes, watches, transactions, bytes] {
+    for peak in [nodes, watches, transactions, bytes].into_iter().chain(domain.largest.0) {
         writer.u64(peak.cast_unsigned());
     }
 }

@@ -42,7 +42,7 @@ use xenstore_protocol::{DomId, Perms};
 use crate::access::Era;
 use crate::config::Quotas;
 use crate::connection::{Caller, ConnId};
-use crate::domain::Usage;
+use crate::domain::{Largest, Usage};
 use crate::engine::Millis;
 use crate::pins::Pins;
 use crate::transaction::Transaction;
@@ -75,6 +75,7 @@ pub struct DomainState {
     /// Its quotas; if they are not known, those of a new domain.
     pub quotas: Option<Quotas>,
     pub(crate) peak: Usage,
+    pub(crate) largest: Largest,
 }
 
 /// A watch.
