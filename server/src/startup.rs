@@ -6,13 +6,13 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_signal::{Signal, Signals};
 use rustix::fs::{FlockOperation, flock};
 use tracing::{error, warn};
 use xenstore_transport::driver::Driver;
+use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::xen;
 
 use crate::log::Trace;
@@ -71,15 +71,12 @@ impl Resources {
     /// One line that says what cannot be had, and why.
     pub(crate) fn acquire(options: &Options, mode: Mode) -> Result<Resources, Complaint> {
         raise_descriptor_limit();
-        // The library that waits for signals panics without one.
-        let thread = std::thread::Builder::new().spawn(|| ());
-        thread.map_err(|error| format!("no thread can be started: {error}"))?.join().ok();
-        if let Err(error) = worker::start() {
-            let reason = format!(
+        // What waits for signals makes a thread as well, and panics if it cannot.
+        worker::start().map_err(|error| {
+            format!(
                 "cannot make a thread: {error}; raise the limit of processes (TasksMax, ulimit -u)"
-            );
-            mode.tolerate::<()>(Err(reason))?;
-        }
+            )
+        })?;
         let signals =
             Signals::new(SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
         let program = File::open("/proc/self/exe").map_err(|e| format!("/proc/self/exe: {e}"))?;
@@ -101,13 +98,8 @@ impl Resources {
 /// Could a pid file that is there be written? It is left as it is. The daemon that runs this check may
 /// have it locked, another one not.
 fn check_pid_file(path: &Path) -> io::Result<()> {
-    // A FIFO must not stop the check.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a file"));
-    }
-    let pid = io::read_to_string(&file)?;
+    let file = own_file::open_or_create(path, Access::Write, Others::Read)?;
+    let pid = std::fs::read_to_string(path)?;
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     if parent.is_none() || pid.trim().parse().ok() != parent {
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
@@ -140,7 +132,8 @@ fn open_trace(options: &Options, mode: Mode) -> Result<Trace, Complaint> {
 ///
 /// # Errors
 ///
-/// One line, if the directory of `--journal` cannot be used, or there is no place for the socket.
+/// One line, if the directory of `--journal` cannot be used, or there is no place for the socket; in a
+/// check also if another directory cannot be used.
 pub(crate) fn journal_dir(options: &Options, mode: Mode) -> Result<Option<PathBuf>, Complaint> {
     let found = match &options.journal {
         Some(none) if none.as_os_str() == "none" => return Ok(None),
@@ -148,14 +141,17 @@ pub(crate) fn journal_dir(options: &Options, mode: Mode) -> Result<Option<PathBu
         None if options.disable_socket => journal_of(&run_dir().join("xenstored")),
         None => match mode.tolerate(socket_path(options.socket.as_deref()))? {
             Some(socket) => {
-                look_for_earlier(&socket);
+                if mode != Mode::Check {
+                    look_for_earlier(&socket);
+                }
                 journal_of(&socket)
             }
             None => journal_of(&run_dir().join("xenstored")),
         },
     };
+    let is_needed = mode == Mode::Check || mode == Mode::Fresh && options.journal.is_some();
     match found {
-        Err(reason) if mode == Mode::TakenOver || options.journal.is_none() => {
+        Err(reason) if !is_needed => {
             error!(
                 reason,
                 "there is no journal: a crash loses the store; choose a directory with --journal"

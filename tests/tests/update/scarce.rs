@@ -101,7 +101,8 @@ fn without_processes() {
     assert_eq!(daemon.kind, Kind::Ours);
     let dom0 = Conn::connect(&daemon.socket()).unwrap();
     let mut host = Host { daemon, dom0 };
-    let named = &["no thread", "os error 11", "refuses the state", "no way back"];
+    let named =
+        &["no thread", "cannot make a thread", "os error 11", "refuses the state", "no way back"];
     let most = getrlimit(Resource::Nproc).maximum;
     Scarce { what: "nproc", user: 54321, named, most }.play(&mut host, 1);
 }
