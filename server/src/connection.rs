@@ -149,9 +149,9 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Poll::Ready(Ok(()))
     }
 
-    /// The guest has set the indices of its ring to 0: what belongs to a message that was read or
-    /// written in part ends there, whole ones stay. The journal is told before anything is made for the
-    /// new indices.
+    /// The guest has set the indices of its ring to 0. Partly read and partly written messages are
+    /// dropped, complete ones stay. The journal records this before any reply or event is made for
+    /// the new indices.
     fn zeroed(&mut self) {
         (self.waiting, self.taken) = (Vec::new(), 0);
         let rest = self.state.partly_sent();
@@ -161,7 +161,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.unread = 0;
     }
 
-    /// The bytes of a request that was put off.
+    /// The bytes of the deferred request, empty if there is none.
     fn unexecuted_request(&self) -> Vec<u8> {
         self.held.as_ref().map_or_else(Vec::new, |held| held.bytes.to_vec())
     }
@@ -252,8 +252,9 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 }
 
-/// Answers one frame, at this place of the run. Some if it is put off. A request that panics is refused
-/// with EIO; it is an error, which ends the connection, if it may have been done in part.
+/// Executes one frame, which is at this position in the run. Returns `Some` if the frame is deferred.
+/// A request that panics is refused with EIO. Fails, which ends the connection, if the request may
+/// have been executed in part.
 fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
     run: &mut Run<'_>,

@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
         let guarded = update::guard(options, watched);
         return guarded.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
     }
-    // One that goes on is in the place of one that is where it should be.
+    // A process that resumes has replaced the running daemon: it must not exit after a check.
     let goes_on = options.resume.is_some() || options.live_update || options.live;
     if options.config_test && !goes_on {
         return ExitCode::SUCCESS;

@@ -30,7 +30,7 @@ pub(crate) fn socket_path(option: Option<&Path>) -> Result<PathBuf, String> {
     ];
     let mut last = String::new();
     for dir in candidates.into_iter().flatten() {
-        // A directory that somebody else owns could lead clients to somebody else's socket.
+        // The owner of a directory could replace the socket in it.
         match own(dir) {
             Ok(dir) => return Ok(dir.join("socket")),
             Err(error) => last = error,
@@ -64,9 +64,9 @@ fn own_memory() -> PathBuf {
     Path::new(MEMORY).join(format!("xenstored-{}", rustix::process::getuid().as_raw()))
 }
 
-/// The directory of the journal that belongs to the socket of this path, or to a daemon without a socket
-/// that is known by it. It is beside the socket, if that is memory, otherwise in memory of this user's own,
-/// under that path; and this user's alone. An error is one line.
+/// The directory of the journal for the socket at this path. The path also identifies a daemon without a
+/// socket. The directory is beside the socket if that is in memory (tmpfs), otherwise under the socket's
+/// path in this user's directory in `/dev/shm`. Only this user can open it. An error is one line.
 pub(crate) fn journal_of(socket: &Path) -> Result<PathBuf, String> {
     let mut name = socket.file_name().unwrap_or_default().to_owned();
     name.push(".journal");
@@ -94,14 +94,14 @@ pub(crate) fn journal_of(socket: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// A directory for the journal that the options name. An error is one line.
+/// The directory for the journal that `--journal` names. An error is one line.
 pub(crate) fn chosen_journal(dir: &Path) -> Result<PathBuf, String> {
-    // It may be named by a link.
+    // The path may be a symbolic link.
     let found = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     own(found).map_err(|error| format!("--journal {error}"))
 }
 
-/// Says so if a daemon of an earlier version has left its journal in the directory of this socket.
+/// Logs a warning if a daemon of an earlier version has left its journal in the directory of this socket.
 pub(crate) fn look_for_earlier(socket: &Path) {
     let Some(dir) = socket.parent() else { return };
     let is_journal = |name: &str| {
@@ -112,7 +112,7 @@ pub(crate) fn look_for_earlier(socket: &Path) {
         if entry.file_name().to_str().is_some_and(is_journal) {
             warn!(
                 file = %entry.path().display(),
-                "this journal is not used: it may be that of another socket. To go on from it, start once with --journal and its directory; otherwise remove it"
+                "this journal is not used: it may be that of another socket. To recover from it, start once with --journal and its directory; otherwise remove it"
             );
         }
     }
@@ -125,7 +125,7 @@ fn own(dir: PathBuf) -> Result<PathBuf, String> {
     }
 }
 
-/// The daemon does not need the directory any more that it got from [`journal_of`].
+/// Removes the directory from [`journal_of`], which the daemon does not need any more.
 pub(crate) fn leave(dir: &Path) {
     let mine = own_memory();
     if dir.extension().is_none_or(|ending| ending != "journal") || fs::remove_dir(dir).is_err() {
@@ -170,8 +170,8 @@ mod tests {
         assert_eq!(found, memory.path().join("s.journal"));
     }
 
-    // Fails if the journals of two sockets in one directory are one, or if a directory is used that others
-    // have made or may write to.
+    // Fails if two sockets in one directory share a journal, or if a directory is used that another user
+    // has made or may write to.
     #[test]
     fn a_journal_belongs_to_one_socket() {
         let memory = tempfile::tempdir_in(MEMORY).unwrap();

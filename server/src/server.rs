@@ -315,16 +315,16 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// The indices of a ring are 0 from here on. Of the requests that were read only the one that was
-    /// put off remains, of the replies the last `unsent` bytes. To be followed by [`Server::commit`]
-    /// before anything is copied from or to the ring.
+    /// Records that the indices of a ring are 0 from here on. Of the requests that were read only the
+    /// deferred one remains, of the replies the last `unsent` bytes. [`Server::commit`] must follow before
+    /// anything is copied from or to the ring.
     pub(crate) fn zeroed(&self, conn: ConnId, put_off: impl FnOnce() -> Vec<u8>, unsent: usize) {
         self.left_over(conn, put_off);
         self.with_journal(|journal| journal.zeroed(conn, unsent));
     }
 
-    /// Waits until the journal is to begin anew or, while it does, until nothing else may happen before it
-    /// has.
+    /// Waits until the next file of the journal is due or, while that is being written, until no input
+    /// may be executed before it is complete.
     pub(crate) async fn journal_is_due(&self) {
         let due = poll_fn(|cx| match self.0.journal.borrow_mut().as_mut() {
             Some(journal) => journal.poll_due(cx),
@@ -472,7 +472,8 @@ impl<H: Host + 'static> Server<H> {
     }
 }
 
-/// What a connection did wrong, or we. `None` if it was closed, or has started anew.
+/// Why a connection failed: an error of its peer, or an internal one. `None` if it was closed or has
+/// restarted.
 fn fault(end: &End, peer: Peer) -> Option<String> {
     match (end, peer) {
         (End::Violation(error), _) => Some(format!("protocol error: {error}")),

@@ -1,7 +1,7 @@
-//! What a start needs besides the store, and how it treats what it cannot have.
+//! Resources that a start needs besides the store, and what happens if one is missing.
 //!
-//! A start of its own, the check before a live update and a start with the state of another program
-//! come here, so that what the check has found to work is what is done then.
+//! A fresh start, the check before a live update, and a start with the state of another program acquire
+//! their resources by the same function, so that the check covers what the start does.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,30 +21,30 @@ use crate::pid_file::PidFile;
 use crate::place::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
 use crate::worker;
 
-/// Those that stop the daemon, that which opens the trace again, and others that would end a process by
-/// default and that somebody may send by mistake: they are ignored. SIGPIPE is from the start.
+/// Signals that stop the daemon (TERM, INT), the one that reopens the trace (HUP), and those that the
+/// daemon ignores because their default action would end it. The Rust runtime ignores SIGPIPE.
 const SIGNALS: [Signal; 6] =
     [Signal::Term, Signal::Int, Signal::Hup, Signal::Usr1, Signal::Usr2, Signal::Alarm];
 
-/// How a start treats what it cannot have.
+/// What a start does if a resource is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It ends.
+    /// A fresh start: it fails.
     Fresh,
-    /// It ends; the running daemon keeps what both need (`--check-state`).
+    /// `--check-state`: it fails. Resources that the running daemon holds are not acquired.
     Check,
-    /// It goes on without what it can do without: the state of another program has been taken over,
-    /// and ending would lose it.
+    /// A start with the state of another program: it continues without optional resources, since
+    /// exiting would lose that state.
     TakenOver,
 }
 
 impl Mode {
-    /// The value, or none with a line in the log if this start goes on without.
+    /// The value, or `None` and a log line if this start continues without it.
     pub(crate) fn tolerate<T>(self, result: Result<T, Complaint>) -> Result<Option<T>, Complaint> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(reason) if self == Mode::TakenOver => {
-                error!(reason, "live update: going on without this");
+                error!(reason, "live update: continuing without this");
                 Ok(None)
             }
             Err(reason) => Err(reason),
@@ -52,10 +52,10 @@ impl Mode {
     }
 }
 
-/// What a start needs besides the store.
+/// Resources that a start needs besides the store.
 pub(crate) struct Resources {
     pub(crate) signals: Signals,
-    /// The program itself, however its file changes.
+    /// The file of the running program, even if its path is replaced later.
     pub(crate) program: File,
     /// Removed when dropped.
     pub(crate) pid_file: Option<PidFile>,
@@ -64,14 +64,14 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Acquires all of it. From then on a signal waits until it is asked for.
+    /// Acquires all resources. From then on signals are queued until they are read.
     ///
     /// # Errors
     ///
-    /// One line that says what cannot be had, and why.
+    /// One line that names the missing resource and the reason.
     pub(crate) fn acquire(options: &Options, mode: Mode) -> Result<Resources, Complaint> {
         raise_descriptor_limit();
-        // What waits for signals makes a thread as well, and panics if it cannot.
+        // The library that waits for signals starts a thread as well, and panics if it cannot.
         worker::start().map_err(|error| {
             format!(
                 "cannot make a thread: {error}; raise the limit of processes (TasksMax, ulimit -u)"
@@ -95,8 +95,8 @@ impl Resources {
     }
 }
 
-/// Could a pid file that is there be written? It is left as it is. The daemon that runs this check may
-/// have it locked, another one not.
+/// Checks that an existing pid file could be written, and leaves it unchanged. Fails if a daemon other
+/// than the one that runs this check has it locked.
 fn check_pid_file(path: &Path) -> io::Result<()> {
     let file = own_file::open_or_create(path, Access::Write, Others::Read)?;
     let pid = std::fs::read_to_string(path)?;
@@ -119,16 +119,16 @@ fn open_trace(options: &Options, mode: Mode) -> Result<Trace, Complaint> {
         let opened = trace.open(path).map_err(|e| format!("--trace-file {}: {e}", path.display()));
         mode.tolerate(opened)?;
         if is_new {
-            // A check leaves nothing.
+            // A check leaves no file behind.
             let _ = std::fs::remove_file(path);
         }
     }
     Ok(trace)
 }
 
-/// The directory of the journal: `--journal`, or beside the socket if that is memory. Without that
-/// option, or with the state of another program, a directory that cannot be used is logged, and there is
-/// no journal.
+/// The directory of the journal: `--journal`, or the default for the socket. Without that option, or
+/// with the state of another program, a directory that cannot be used is logged, and the daemon has no
+/// journal.
 ///
 /// # Errors
 ///
@@ -162,12 +162,12 @@ pub(crate) fn journal_dir(options: &Options, mode: Mode) -> Result<Option<PathBu
     }
 }
 
-/// Does all that a start with a state does, short of taking over what the running daemon has. The
-/// state may be one `of_xen`.
+/// Does what a start with a state does, except for acquiring what the running daemon holds. `of_xen` is
+/// true if the state is one of a Xen host.
 ///
 /// # Errors
 ///
-/// What such a start cannot have; one line.
+/// One line that names the missing resource.
 pub(crate) fn rehearse(settings: &Settings, of_xen: bool) -> Result<(), Complaint> {
     let options = &settings.options;
     if let Some(dir) = journal_dir(options, Mode::Check)? {
@@ -186,8 +186,8 @@ pub(crate) fn rehearse(settings: &Settings, of_xen: bool) -> Result<(), Complain
     Ok(())
 }
 
-/// An error if options would change what a live update cannot: then it would not be what they say. To
-/// be compared with the options of the running daemon, which listens at `socket`.
+/// Fails if options would change what a live update cannot change. Compares them with those of the
+/// running daemon, which listens at `socket`.
 pub(crate) fn unchangeable(
     args: &[OsString],
     own: &[OsString],
@@ -197,7 +197,7 @@ pub(crate) fn unchangeable(
         let args = std::iter::once(OsString::from("xenstored")).chain(args.iter().cloned());
         Options::parse_from_args(args).ok()
     };
-    // The check says what is wrong with them.
+    // The check reports what is wrong with them.
     let (Some(new), Some(own)) = (parse(args), parse(own)) else { return Ok(()) };
     if let (Some(new), Some(listens)) = (&new.socket, socket)
         && new != listens
@@ -216,7 +216,7 @@ pub(crate) fn unchangeable(
     Ok(())
 }
 
-/// Do these arguments say that another program has left its state?
+/// Returns true if these arguments ask for a start with the state of another program.
 pub(crate) fn takes_over(args: &[OsString]) -> bool {
     let says = |arg: &OsString| {
         matches!(arg.to_str(), Some("-U" | "--live-update" | "--live" | "--resume"))
@@ -224,8 +224,8 @@ pub(crate) fn takes_over(args: &[OsString]) -> bool {
     args.iter().skip(1).any(says)
 }
 
-/// oxenstored runs a program with all its options and `--help` behind them before it is to go on, and
-/// expects that it ends with 0: the result of the check, if these are such arguments.
+/// Before a live update, oxenstored runs the new program with all its options followed by `--help`, and
+/// expects exit status 0. Returns the result of the check if these are such arguments.
 pub(crate) fn check_of_oxenstored(args: &[OsString]) -> Option<Result<(), Complaint>> {
     let (last, rest) = args.split_last()?;
     (last == "--help" && rest.iter().any(|arg| arg == "--live")).then(|| {
@@ -235,8 +235,8 @@ pub(crate) fn check_of_oxenstored(args: &[OsString]) -> Option<Result<(), Compla
     })
 }
 
-/// The settings of these arguments, without those that make no sense, and one line about each of these:
-/// ending because of them would lose the state of another program.
+/// The settings of these arguments. Invalid ones are ignored, with one log line each: exiting because of
+/// them would lose the state of another program.
 pub(crate) fn salvage(args: &[OsString]) -> Result<Settings, Complaint> {
     let parse = |args: &[OsString]| {
         let options = Options::parse_from_args(args.iter().cloned());
@@ -246,7 +246,7 @@ pub(crate) fn salvage(args: &[OsString]) -> Result<Settings, Complaint> {
     let mut accepted = program.to_vec();
     let mut dropped = Vec::new();
     while let Some(arg) = rest.first() {
-        // Alone, or with its value.
+        // Drops the option, or the option with its value.
         let lengths = [1, 2].into_iter().filter(|length| *length <= rest.len());
         let fits = |length: &usize| parse(&[&accepted, &rest[..*length]].concat()).is_ok();
         let length = lengths.into_iter().find(fits);
@@ -261,7 +261,8 @@ pub(crate) fn salvage(args: &[OsString]) -> Result<Settings, Complaint> {
     Ok(settings)
 }
 
-/// A host has a connection and a ring for each domain; 1,024 descriptors do not go far.
+/// Raises the soft limit of descriptors: each domain has a connection and a ring, and the usual 1,024 do
+/// not suffice.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -275,8 +276,8 @@ fn raise_descriptor_limit() {
 mod tests {
     use super::*;
 
-    // Fails if one option that makes no sense, or several, keep a program that takes over from its
-    // state, or take others with them.
+    // Fails if invalid options keep a program that takes over from its state, or if valid options are
+    // ignored with them.
     #[test]
     fn a_mistake_in_the_options_does_not_end_a_takeover() {
         for (args, pid_file, dropped) in [

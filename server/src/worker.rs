@@ -1,7 +1,7 @@
-//! One thread for what takes long: writing states, closing and releasing large files.
+//! The worker thread, for jobs that take long: writing states, closing and releasing large files.
 //!
-//! It is made when the daemon starts. A thread that is made when it is needed cannot be had when the
-//! limit of processes is reached by then, and the main thread would have to wait for that.
+//! It is started with the daemon. A thread started on demand could fail at the limit of processes, and
+//! the main thread would have to wait for it to start.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,30 +11,30 @@ use smol::channel::{Sender, bounded};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Jobs that wait; whoever has one more waits with it.
+/// Jobs that can be queued. `unblock` waits while the queue is full; `dispose` runs the job itself.
 const JOBS: usize = 16;
 
 static WORKER: OnceLock<Sender<Job>> = OnceLock::new();
 
-/// Makes the thread, once in a process. Without it everything is done where it is asked for. Fails if the
-/// process cannot have two more threads.
+/// Starts the worker thread, once in a process. Without it, jobs run on the thread of their caller. Fails
+/// if the process cannot have two more threads.
 pub(crate) fn start() -> io::Result<()> {
     let (sender, jobs) = bounded::<Job>(JOBS);
     let work = move || {
         while let Ok(job) = jobs.recv_blocking() {
-            // The job says itself what has come of it.
+            // The job sends its own result.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     };
     let make = |name: &str| std::thread::Builder::new().name(name.into());
     make("worker").spawn(work)?;
-    // async-io makes one as well as soon as there is something to wait for, and panics if it cannot.
+    // async-io starts a thread too at the first wait, and panics if it cannot.
     let _ = make("probe").spawn(|| ())?.join();
     let _ = WORKER.set(sender);
     Ok(())
 }
 
-/// Does something on that thread. Fails if it panics there.
+/// Runs a job on the worker thread. Fails if the job panics.
 pub(crate) async fn unblock<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
@@ -46,14 +46,14 @@ pub(crate) async fn unblock<T: Send + 'static>(
     result.recv().await.map_err(failed)
 }
 
-/// Drops something on that thread, or here if that has too much to do.
+/// Drops a value on the worker thread, or on this one if the queue is full.
 pub(crate) fn dispose<T: Send + 'static>(value: T) {
     if let Some(worker) = worker() {
         let _ = worker.try_send(Box::new(move || drop(value)));
     }
 }
 
-/// In a simulation none: its processes end, and the thread would not.
+/// `None` in a simulation, whose processes end while the thread would not.
 fn worker() -> Option<&'static Sender<Job>> {
     if cfg!(test) { None } else { WORKER.get() }
 }

@@ -206,8 +206,8 @@ impl Xen {
             (indices, _) => (indices.unwrap_or(known), Settled::Goes),
         };
         if tail.is_some() && settled == Settled::Goes {
-            // The journal that begins now does not have the requests before it, and a page that is
-            // not told of them could not be told from one that the guest has set to 0.
+            // The new journal does not contain the requests before it. Without this write, the page
+            // could not be distinguished from one that the guest has set to 0.
             indices.taken(&page);
         }
         let line = Line::resume(page, bell, features);

@@ -183,8 +183,8 @@ fn under_systemd(dir: &Path) -> (UnixDatagram, Command) {
     (systemd, command)
 }
 
-// Fails if systemd is not told again and again that the daemon serves, or is told although the main
-// thread does not get to its tasks.
+// Fails if the daemon does not notify the watchdog of systemd regularly, or notifies it although the main
+// thread does not run its tasks.
 #[test]
 fn systemd_notices_a_daemon_that_hangs() {
     let dir = tempfile::tempdir().unwrap();
@@ -382,7 +382,7 @@ fn break_protocol(daemon: &Daemon, count: u32) {
     }
 }
 
-// Fails if anything waits for a log that nobody reads: requests, the trace, signals, or the end.
+// Fails if requests, the trace, signals or the exit wait for a log that no process reads.
 #[test]
 fn a_log_that_is_not_read_stops_nothing() {
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -420,7 +420,7 @@ fn lines_that_clients_cause_have_a_rate() {
     assert_eq!(counts.sum::<usize>() + written, 1000, "{log}");
 }
 
-// Fails if a signal that is none of ours ends the daemon.
+// Fails if a signal that the daemon does not use ends it.
 #[test]
 fn other_signals_do_not_end_it() {
     use rustix::process::Signal;

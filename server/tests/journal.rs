@@ -14,7 +14,7 @@ const READ: u32 = 2;
 const WRITE: u32 = 11;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_xenstored");
 
-/// A directory that is memory, to which everybody may write as to /tmp.
+/// A directory on a tmpfs to which all users may write, like /tmp.
 fn shared_dir() -> TempDir {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o1777)).unwrap();

@@ -8,9 +8,10 @@ use triomphe::Arc;
 use crate::access::Acl;
 use crate::node::Node;
 
-/// Permission lists of which one must let a watcher read, or it gets no event: those of the node and of
-/// the node above, before and after each request (XSA-115). They are taken when the request is executed,
-/// in a transaction too: what was readable before the commit, or is after it, does not count.
+/// The permission lists that decide who gets an event: a watcher must have read access by at least one of
+/// them. They are those of the node and of its parent, before and after each request (XSA-115). They are
+/// taken when the request is executed, also in a transaction: the lists at the time of the commit do not
+/// count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readers {
     few: [Option<Acl>; 3],
@@ -44,22 +45,22 @@ impl<'a> FromIterator<&'a Acl> for Readers {
     }
 }
 
-/// A node that a client changed. Parents that were created on the way are not among them; watches on
-/// their ancestors match the node itself.
+/// A node that a client changed. Parents created on the way have no entry: watches on them match the
+/// node itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) path: String,
-    /// Bytes of `path` up to the topmost node that was created.
+    /// Length in bytes of the path of the topmost created node, a prefix of `path`.
     pub(crate) top: usize,
-    /// What was removed here, with all below it.
+    /// The removed nodes, each with its subtree.
     pub(crate) removed: Vec<Arc<Node>>,
-    /// The node has another owner than before, or than the node above it.
+    /// True if the owner differs from the owner before, or from that of the parent.
     pub(crate) owned: bool,
     pub(crate) readers: Readers,
 }
 
 impl Change {
-    /// A node that was there has another value or permission list.
+    /// An existing node gets another value or permission list.
     pub(crate) fn written(path: &str, readers: Readers) -> Change {
         let (path, top) = (path.into(), path.len());
         Change { path, top, removed: Vec::new(), owned: false, readers }
@@ -97,8 +98,8 @@ mod tests {
     use super::*;
     use xenstore_protocol::DomId;
 
-    // Fails if a path is told twice, out of the order of first changes, or forgets its removal or who
-    // may hear of it.
+    // Fails if a path fires twice or out of the order of first changes, or loses its removal or its
+    // readers.
     #[test]
     fn paths_stand_once_at_their_first_change() {
         let acls = [0, 1, 2, 3, 4].map(|domid| Acl::private(DomId(domid)));

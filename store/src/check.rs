@@ -103,7 +103,7 @@ impl Engine {
             usage.nodes += node.nodes;
             usage.bytes += node.bytes;
             let counted = domain.usage;
-            // Nodes that are gone are given back in pieces.
+            // Charges of removed nodes are released in pieces.
             ensure(counted == usage || self.has_work(), || {
                 format!("domain {domid} is charged for {counted:?} and has {usage:?}")
             })?;

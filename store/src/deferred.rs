@@ -1,14 +1,14 @@
-//! Work that is too much for one step.
+//! Deferred work: work that exceeds the budget of one input.
 //!
-//! One thread serves everybody, so that no input may take long, whatever guests have prepared. An input
-//! has a budget of [`BUDGET`] units, of which a node that is removed, an event that is queued, or four
-//! levels of a path cost about one. What is left of the death of a domain, of the events of a change
-//! and of a removal when the budget is used up is done in pieces by [`Engine::work`].
+//! One thread serves all connections, so no input may take long, whatever guests have prepared. An input
+//! has a budget of [`BUDGET`] units. One unit is about the cost of removing a node, of queuing an event,
+//! or of four levels of a path. If the budget is used up, [`Engine::work`] does the rest of a domain's
+//! death, of the events of a change, or of a removal in pieces.
 //!
-//! A connection whose request has left work behind is served again when that is done. So what waits is
-//! bounded by the number of connections, its own events come before its next reply, and what it has
-//! removed is given back before it asks for more. The domid of a dead domain is not used again before
-//! its nodes are gone.
+//! A connection whose request has deferred work is served again when that work is done. So the deferred
+//! work is bounded by the number of connections, the connection gets its own events before its next
+//! reply, and the charges of the nodes it has removed are released before its next request. The domid of
+//! a dead domain is not used again before its nodes are removed.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -21,65 +21,65 @@ use crate::fanout::Fanout;
 use crate::node::Node;
 use crate::tree::Tree;
 
-/// Units of work that one input may cause at once: some two milliseconds.
+/// Units of work that one input may cause at once: about two milliseconds.
 pub(crate) const BUDGET: u64 = 8192;
 
-/// After how many milliseconds a request that waits for work is offered again at the latest.
+/// Milliseconds after which a request that waits for deferred work is retried at the latest.
 const RETRY: Millis = 100;
 
-/// Nodes that have been taken out of the tree, each with all below it.
+/// Nodes that have been removed from the tree, each with its subtree.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Removal {
-    /// Those that may be in the index of owners.
+    /// Nodes that may be in the index of owners.
     pub(crate) indexed: Vec<Arc<Node>>,
-    /// Those that are charged to their owners.
+    /// Nodes that are still charged to their owners.
     pub(crate) charged: Vec<Arc<Node>>,
-    /// Those that may have no other use: their memory is given back.
+    /// Nodes that may have no other reference: their memory is freed.
     pub(crate) unused: Vec<Arc<Node>>,
-    /// Bytes of those that have been freed, as they are charged.
+    /// Charged bytes of the nodes freed so far.
     freed: i64,
 }
 
 impl Removal {
-    /// Frees nodes, in pieces those that are not used elsewhere.
+    /// Adds nodes to be freed, in pieces if they have no other reference.
     pub(crate) fn free(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
         self.unused.extend(nodes.into_iter().filter(Arc::is_unique));
     }
 }
 
-/// Something that is done in pieces.
+/// A job that is done in pieces.
 #[derive(Debug)]
 enum Job {
     Removal(Removal),
     Fanout(Fanout),
 }
 
-/// What waits to be done.
+/// The queues of deferred work.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
     /// Units that the current input may still cause.
     budget: u64,
-    /// Units that have ever been spent.
+    /// Units spent since the start.
     spent: u64,
-    /// Events, in the order of the changes; and who has caused them.
+    /// Events to be queued, in the order of the changes, with the connection that caused them.
     fanouts: VecDeque<(Option<ConnId>, Fanout)>,
     removals: VecDeque<(Option<ConnId>, Removal)>,
-    /// How many of these each connection has caused.
+    /// The number of pending jobs that each connection has caused.
     causes: BTreeMap<ConnId, usize>,
-    /// Connections whose request waits until something is done.
+    /// Connections whose request waits until a job is done.
     waiting: BTreeSet<ConnId>,
-    /// Bytes of nodes, as they are charged, that removals in pieces have freed since this was last worth
-    /// giving back.
+    /// Charged bytes that deferred removals have freed since memory was last returned to the system.
     freed: i64,
 }
 
-/// What has to be freed before memory is worth giving back, in bytes as they are charged: that takes a
-/// millisecond then. At the end of a removal in pieces a part of it suffices.
+/// Charged bytes that must be freed before memory is returned to the system, which takes about a
+/// millisecond. At the end of a deferred removal a part of it suffices.
 const FREED: i64 = 8 << 20;
 const FREED_AT_END: i64 = 1 << 20;
 
 impl Deferred {
-    /// Have nodes been freed since this last was true whose memory is worth giving back?
+    /// Returns true once enough memory has been freed, since this last returned true, to return it to the
+    /// system.
     pub(crate) fn has_freed(&mut self) -> bool {
         let removes = !self.removals.is_empty();
         let much = self.freed >= if removes { FREED } else { FREED_AT_END };
@@ -89,12 +89,12 @@ impl Deferred {
         much
     }
 
-    /// An input begins that may cause so much work at once.
+    /// Begins an input, which may cause this much work at once.
     pub(crate) fn begin(&mut self, budget: u64) {
         self.budget = budget;
     }
 
-    /// The current input has caused so many units of work.
+    /// Counts units of work that the current input has caused.
     pub(crate) fn spend(&mut self, units: usize) {
         let units = units as u64;
         self.spent += units;
@@ -106,7 +106,7 @@ impl Deferred {
         self.budget
     }
 
-    /// Do events of earlier changes wait to be queued?
+    /// Returns true if events of earlier changes are still to be queued.
     pub(crate) fn has_fanouts(&self) -> bool {
         !self.fanouts.is_empty()
     }
@@ -125,7 +125,7 @@ impl Deferred {
         self.defer(conn, Job::Fanout(fanout));
     }
 
-    /// Something is done that this connection had caused.
+    /// A job that this connection had caused is done.
     fn finish(&mut self, conn: Option<ConnId>) {
         let Some(conn) = conn else { return };
         if let Some(count) = self.causes.get_mut(&conn) {
@@ -136,13 +136,14 @@ impl Deferred {
         }
     }
 
-    /// Until when a request of a connection waits at the most that has caused work which is not done.
+    /// Until when a request of this connection waits at most. `None` if no work that the connection has
+    /// caused is pending.
     pub(crate) fn delay(&mut self, conn: ConnId, now: Millis) -> Option<Millis> {
         let delays = !self.causes.is_empty() && self.causes.contains_key(&conn);
         delays.then(|| self.wait(conn, now))
     }
 
-    /// A request of a connection waits until something is done, at most until this time.
+    /// Makes a request of this connection wait until a job is done, at most until the returned time.
     pub(crate) fn wait(&mut self, conn: ConnId, now: Millis) -> Millis {
         self.waiting.insert(conn);
         now + RETRY
@@ -150,7 +151,7 @@ impl Deferred {
 }
 
 impl Engine {
-    /// Returns true if something waits to be done by [`Engine::work`].
+    /// Returns true if there is deferred work for [`Engine::work`].
     pub fn has_work(&self) -> bool {
         let deferred = &self.deferred;
         !deferred.fanouts.is_empty()
@@ -158,16 +159,16 @@ impl Engine {
             || !self.domains.dying.is_empty()
     }
 
-    /// Units of work that have ever been done: one takes some hundred nanoseconds. A server can end the
-    /// turn of a connection by it.
+    /// Units of work done since the start; one takes a few hundred nanoseconds. A server can end the turn
+    /// of a connection after a number of units.
     pub fn cost(&self) -> u64 {
         self.deferred.spent
     }
 
-    /// Does a piece of what waits, of about `budget` units. To be called between inputs while
-    /// [`Engine::has_work`].
+    /// Does about `budget` units of the deferred work. To be called between inputs while
+    /// [`Engine::has_work`] returns true.
     pub fn work(&mut self, budget: u32) {
-        // A third for each kind, and what is left of it for the next, so that none waits for another.
+        // Each kind gets a third, and the rest of the kind before it, so that no kind blocks another.
         let budget = u64::from(budget).max(3);
         self.deferred.begin(budget / 3);
         while self.deferred.budget > 0
@@ -203,7 +204,7 @@ impl Engine {
         self.ready.extend(waiting);
     }
 
-    /// Does everything that waits.
+    /// Does all deferred work.
     pub fn finish_work(&mut self) {
         while self.has_work() {
             self.work(u32::MAX);
@@ -217,14 +218,15 @@ impl Engine {
         self.forget_nodes(None, removal);
     }
 
-    /// Forgets nodes that have been taken out of the tree: now, as far as the budget goes.
+    /// Forgets removed nodes as far as the budget allows, and defers the rest.
     pub(crate) fn forget_nodes(&mut self, conn: Option<ConnId>, removal: Removal) {
         if let Err(rest) = self.advance_removal(removal) {
             self.deferred.defer(conn, Job::Removal(rest));
         }
     }
 
-    /// Does as much of a removal as the budget allows. Bytes that have been freed, or what is left of it.
+    /// Does as much of a removal as the budget allows. Returns the charged bytes that have been freed, or
+    /// the rest of the removal.
     fn advance_removal(&mut self, mut removal: Removal) -> Result<i64, Removal> {
         let mut returned = 0;
         loop {
@@ -243,7 +245,7 @@ impl Engine {
                 returned += node.charge().bytes;
                 removal.charged.extend(node.children().iter().cloned());
             } else if let Some(node) = removal.unused.pop() {
-                // The last use of a node frees it, and only then what is below it.
+                // Only the last reference frees a node, and only then its children.
                 if let Ok(node) = Arc::try_unwrap(node) {
                     self.deferred.spend(1);
                     removal.freed += node.charge().bytes;

@@ -117,7 +117,7 @@ impl Context<'_> {
     }
 
     /// The node at `path`, or else the nearest above it that exists, if the caller has the access to it
-    /// that it wants. Whether a node exists is told only to those who have that.
+    /// that it wants. Without that access the caller does not learn whether the node exists.
     fn find<'t>(&self, tree: &'t Tree, path: &str, wanted: Access) -> Result<Nearest<'t>> {
         let nearest = tree.nearest(path);
         if nearest.node.acl().access(&self.rights).grants(wanted) {
@@ -343,8 +343,8 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     }
 }
 
-/// Removes a node and all below it, whoever owns them. Of these at most [`COUNTED_MAX`] are given back
-/// to their owners now.
+/// Removes a node and its subtree, also nodes of other owners. Releases the charges of at most
+/// [`COUNTED_MAX`] of them now.
 pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str, readers: Readers) {
     let Some(removed) = work.tree.remove(path, stamp) else { return };
     let mut rest = alloc::vec![&removed];

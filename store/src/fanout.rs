@@ -1,9 +1,9 @@
-//! Events of changes that concern more watches than one step may serve.
+//! Queuing of events whose number exceeds the budget of one input.
 //!
-//! First the changes are gathered by watched path, then the watches of each path get their events. Where
-//! these would be more than [`MANY`], a watch on or below which more than [`FEW`] nodes have changed gets
-//! one event with its own path: "look again at everything". Rights are evaluated once for each connection and path. Both parts go on where
-//! the budget has ended.
+//! The first phase gathers the changes by watched path. The second queues the events of the watches of
+//! each path. Where a path would cause more than [`MANY`] events, a watch with more than [`FEW`] changes
+//! gets one event with its own path, which means "look again at everything". Permissions are evaluated
+//! once for each connection and path. Each phase resumes where the budget has ended.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -29,35 +29,35 @@ pub(crate) struct Fanout {
     changes: Vec<Change>,
     /// The tree after these changes.
     tree: Tree,
-    /// The tree before, if they are a commit.
+    /// The tree before, if the changes are a commit.
     old: Option<Tree>,
-    /// Watches that are newer were not there.
+    /// Watches newer than this were not set when the changes were made.
     newest: WatchId,
-    /// Changes that have been gathered, once for each path.
+    /// Changes that have been gathered, counted once for each path.
     gathered: usize,
     /// The change to be gathered next, and the last watched path below it that has been gathered.
     next: usize,
     below: Option<Arc<str>>,
-    /// What concerns the watches of each path.
+    /// The changes that fire the watches of each path.
     found: BTreeMap<Arc<str>, Found>,
-    /// The last watch of the first of these paths that has got its events.
+    /// The last watch of the first of these paths whose events have been queued.
     last: WatchId,
-    /// Which connections may read what concerns that path.
+    /// Which connections may read the changes of that path.
     may_read: BTreeMap<ConnId, bool>,
 }
 
-/// What concerns the watches of a path.
+/// The changes that fire the watches of a path.
 #[derive(Debug, Default)]
 struct Found {
-    /// Changes at or below it: the first, how many in all, and the least distance.
+    /// Changes at or below the path: the first one, their number, and the least distance in levels.
     few: Vec<(usize, usize)>,
     count: usize,
     nearest: usize,
-    /// Whose rights count for all of them together.
+    /// The permission lists for all of these changes together.
     readers: Readers,
-    /// Whose rights count for the event that the node itself has gone with one above it.
+    /// The permission lists for the event that the node itself was removed with a node above it.
     gone: Option<Readers>,
-    /// The path that those watches get which do not ask for the bare name of a special node.
+    /// The path in the events of watches that do not ask for the bare name of a special node.
     with_domid: Option<Arc<str>>,
 }
 
@@ -83,7 +83,7 @@ impl Fanout {
         }
     }
 
-    /// The events of a special node about a domain: with its name, or for those who ask for that
+    /// The events of a special node about a domain. Watches that ask for the domid get the path
     /// `with_domid`.
     pub(crate) fn special(
         name: &str,
@@ -102,7 +102,7 @@ impl Fanout {
 }
 
 impl Engine {
-    /// Does as much of it as the budget allows; what is left of it.
+    /// Queues events as far as the budget allows. Returns the rest, if any.
     pub(crate) fn advance_fanout(&mut self, mut fanout: Fanout) -> Option<Fanout> {
         while fanout.next < fanout.changes.len() {
             if self.deferred.budget() == 0 {
@@ -121,7 +121,7 @@ impl Engine {
         None
     }
 
-    /// Gathers what the next change concerns, or a part of it.
+    /// Gathers the watched paths of the next change, or a part of them.
     fn gather(&mut self, fanout: &mut Fanout) {
         let Fanout { changes, tree, old, gathered, next, below, found, .. } = fanout;
         let change = &changes[*next];
@@ -167,7 +167,7 @@ impl Engine {
         *next += 1;
     }
 
-    /// Queues the events of the watches of a path; false if some are left.
+    /// Queues the events of the watches of a path. Returns false if the budget ends before the last.
     fn queue_found(&mut self, fanout: &mut Fanout, path: &Arc<str>, found: &Found) -> bool {
         loop {
             let ids: Vec<_> =

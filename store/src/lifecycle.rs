@@ -118,8 +118,8 @@ impl Engine {
         conns.map(|(_, conn)| *conn).collect()
     }
 
-    /// Forgets a domain. Its rights go at once, its nodes as far as the budget of the input allows, the
-    /// others in pieces. `@releaseDomain` fires when they have gone: a receiver finds nothing of it.
+    /// Forgets a domain. Its rights end at once. Its nodes are removed as far as the budget of the input
+    /// allows, the rest in pieces. `@releaseDomain` fires after the last one is removed.
     fn destroy(&mut self, domid: DomId, host: &mut dyn Host) {
         self.epoch += 1;
         for conn in self.connections_of(domid) {
@@ -140,8 +140,8 @@ impl Engine {
         self.remove_nodes_of(domid);
     }
 
-    /// Removes each topmost node that a dead domain owns with all below it, or gives its nodes to the
-    /// privileged domain. The root cannot be removed. Stops when the budget is used up.
+    /// Removes each topmost node of a dead domain with its subtree, or gives its nodes to the privileged
+    /// domain. The root cannot be removed. Stops when the budget is used up.
     pub(crate) fn remove_nodes_of(&mut self, domid: DomId) {
         while self.deferred.budget() > 0 {
             let Some(created) = self.owners.first(domid) else {
@@ -154,7 +154,7 @@ impl Engine {
             self.deferred.spend(1 + components(&path).count() / 4);
             let Nearest { node, above, missing } = self.work.tree.nearest(&path);
             if missing > 0 || node.created() != created {
-                // It has been removed, and the index does not know yet.
+                // It has been removed, and the index still has it.
                 self.owners.forget(created);
             } else if self.config.keep_orphans || path == "/" {
                 self.deferred.spend(node.children().len() / 4);
@@ -177,7 +177,7 @@ impl Engine {
         self.settle(None, None);
     }
 
-    /// Until when a request waits at the most that is about a domid whose last domain still has nodes.
+    /// Until when a request about a domid whose last domain still has nodes is deferred, at most.
     pub(crate) fn delay_for_dying(
         &mut self,
         conn: ConnId,

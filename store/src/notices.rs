@@ -13,7 +13,7 @@ use crate::engine::Millis;
 
 /// How long the same thing is not told again, in milliseconds; C xenstored's.
 pub(crate) const PAUSE: Millis = 10_000;
-/// Bytes of a path that are shown. It is kept for each domain and quota, and charged to nobody.
+/// Bytes of a path that are shown. One path is kept for each domain and quota, and is not charged.
 const PATH_MAX: usize = 256;
 /// Lines that wait to be fetched; more are dropped.
 const LINES_MAX: usize = 64;

@@ -1,11 +1,12 @@
-//! Where in the committed tree the nodes of each domain begin, so that its death costs what it owned.
+//! An index of the committed tree by owner: the cost of a domain's death is bounded by what it owned.
 //!
-//! Most nodes belong to the owner of the node above them. The index keeps only beginnings: nodes whose
-//! owner is not that of the node above. Every other node of a domain is below one of its beginnings,
-//! without a gap. Nothing is kept for the domains that never die, to which most nodes of a host belong.
+//! Most nodes have the owner of their parent. The index has only the beginnings: nodes whose owner
+//! differs from that of their parent. Every other node of a domain is below one of its beginnings, with
+//! only nodes of that domain between them. The index has no entries for domains that never die, which
+//! own most nodes of a host.
 //!
-//! Nodes are known by their stamps of creation, which no two of them share. What is kept here is
-//! determined by the tree alone, and the invariant checker compares the two.
+//! Nodes are identified by their creation stamps, which are unique. The index is a function of the tree
+//! alone, and the invariant checker compares the two.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -22,16 +23,16 @@ use crate::tree::{Tree, components};
 /// A beginning, or a node on the way to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
-    /// Stamp of the node above; [`CUT`] if that is not known any more, and for the root.
+    /// Creation stamp of the parent; [`CUT`] for the root and for a node that was cut off.
     parent: u64,
     name: Box<str>,
     /// The domain whose nodes begin here.
     owner: Option<DomId>,
-    /// Places right below, and one if nodes begin here.
+    /// Number of places among the children, plus one if nodes begin here.
     uses: usize,
 }
 
-/// In place of the stamp of a node.
+/// The parent stamp of a place without a parent.
 const CUT: u64 = u64::MAX;
 
 /// An index of the tree by owner.
@@ -39,7 +40,7 @@ const CUT: u64 = u64::MAX;
 pub(crate) struct Owners {
     /// Domains that never die.
     immortal: [DomId; 2],
-    /// Domains, each with the nodes at which its nodes begin.
+    /// For each domain the nodes at which its nodes begin.
     begins: BTreeSet<(DomId, u64)>,
     places: BTreeMap<u64, Place>,
 }
@@ -48,13 +49,13 @@ pub(crate) struct Owners {
 type Way<'t> = Vec<&'t Arc<Node>>;
 
 impl Owners {
-    /// The index of a tree; nothing is kept for those who are `immortal`.
+    /// The index of a tree, without entries for the `immortal` domains.
     pub(crate) fn of(tree: &Tree, immortal: [DomId; 2]) -> Owners {
         Owners::with(tree, immortal, |_| ())
     }
 
-    /// The same, calling `visit` with every node but the special ones: walking a large tree costs
-    /// more than what is done at its nodes.
+    /// Like [`Owners::of`], and calls `visit` with every node except the special ones: one walk of a
+    /// large tree is cheaper than two.
     pub(crate) fn with(tree: &Tree, immortal: [DomId; 2], mut visit: impl FnMut(&Node)) -> Owners {
         let mut owners = Owners { immortal, begins: BTreeSet::new(), places: BTreeMap::new() };
         let mut stack = alloc::vec![(0, tree.root())];
@@ -71,15 +72,14 @@ impl Owners {
         owners
     }
 
-    /// Follows a change that created a node for another owner than that of the node above, or gave it
-    /// another one. `tree` is what it led to, together with others. Costs the depth of the path, and
-    /// the children of a node that has another owner.
+    /// Updates the index after a change that created a node with another owner than its parent, or gave a
+    /// node another owner. `tree` is the tree after this and other changes. The cost is the depth of
+    /// the path, plus the children of a node that has another owner.
     pub(crate) fn follow(&mut self, change: &Change, tree: &Tree) {
         if !change.owned || change.path.starts_with('@') {
             return;
         }
-        // With room for a child of the last. A vector that grows leaves pieces of the heap behind
-        // in which a node does not fit well.
+        // With capacity for a child of the last node: a growing vector fragments the heap.
         let mut way = Way::with_capacity(components(&change.path).count() + 2);
         way.push(tree.root());
         for name in components(&change.path) {
@@ -97,7 +97,7 @@ impl Owners {
         }
     }
 
-    /// Looks whether nodes of a domain begin at the end of the way.
+    /// Updates whether nodes of a domain begin at the last node of the way.
     fn look(&mut self, way: &Way<'_>) {
         let node = way[way.len() - 1];
         let owner = node.acl().owner();
@@ -130,7 +130,7 @@ impl Owners {
         }
     }
 
-    /// No nodes begin at this one any more.
+    /// Removes the beginning at this node.
     pub(crate) fn forget(&mut self, created: u64) {
         let Some(place) = self.places.get_mut(&created) else { return };
         if let Some(owner) = place.owner.take() {
@@ -139,7 +139,7 @@ impl Owners {
         }
     }
 
-    /// A place has one use less.
+    /// Drops one use of a place, and the place at its last one.
     fn release(&mut self, mut created: u64) {
         while let Some(place) = self.places.get_mut(&created) {
             place.uses -= 1;
@@ -152,8 +152,8 @@ impl Owners {
         }
     }
 
-    /// A node is not below its parent any more. Returns true if there is something to be forgotten about
-    /// it or below it: see [`Owners::unindex`].
+    /// Separates a removed node from its parent. Returns true if the index has entries for it or below
+    /// it, which [`Owners::unindex`] removes.
     pub(crate) fn cut(&mut self, top: &Node) -> bool {
         let Some(place) = self.places.get_mut(&top.created()) else { return false };
         let parent = core::mem::replace(&mut place.parent, CUT);
@@ -161,8 +161,8 @@ impl Owners {
         true
     }
 
-    /// Forgets a node that has been [`cut`](Owners::cut) off, or whose parent has been forgotten. The
-    /// caller goes on with its children if this returns true.
+    /// Forgets a node that has been [`cut`](Owners::cut) off, or whose parent has been forgotten. If this
+    /// returns true, the caller must call it for the children too.
     pub(crate) fn unindex(&mut self, node: &Node) -> bool {
         let Some(place) = self.places.remove(&node.created()) else { return false };
         if let Some(owner) = place.owner {
@@ -176,7 +176,7 @@ impl Owners {
         self.begins.range((domid, 0)..=(domid, u64::MAX)).next().map(|(_, created)| *created)
     }
 
-    /// The path of a node that is in the index. It is not in the tree if it has been cut off.
+    /// The path of a node that is in the index. If the node has been cut off, the path is not in the tree.
     pub(crate) fn path_of(&self, mut created: u64) -> String {
         let mut names = Vec::new();
         while let Some(place) = self.places.get(&created) {
@@ -208,7 +208,7 @@ mod tests {
         move |acl| acl.owner() == DomId(domid)
     }
 
-    /// Does one thing somewhere, as requests do it.
+    /// Makes one random change, as a request would.
     fn change(tree: &mut Tree, stamp: &mut u64, mut random: impl FnMut(usize) -> usize) -> Change {
         let names = ["a", "b", "c"];
         let path: String =
@@ -238,7 +238,7 @@ mod tests {
         }
     }
 
-    /// As the engine does it, all at once.
+    /// Follows changes like the engine, all at once.
     fn follow(owners: &mut Owners, changes: &[Change], tree: &Tree) {
         for change in changes {
             let mut rest: Vec<_> = change.removed.iter().filter(|top| owners.cut(top)).collect();
@@ -251,8 +251,8 @@ mod tests {
         changes.iter().for_each(|change| owners.follow(change, tree));
     }
 
-    // Fails if after any changes, alone or several in one commit, the index is not that of the
-    // tree: a domain that dies would leave something behind, or an entry would stay for ever.
+    // Fails if the index differs from that of the tree after any changes, single or several in one
+    // commit: a dead domain would leave nodes behind, or an entry would stay for ever.
     #[test]
     fn the_index_follows_the_tree() {
         let mut seed = 1_u32;
@@ -282,8 +282,8 @@ mod tests {
         assert!(most > 20, "there was little to index");
     }
 
-    // Fails if the index keeps something for nodes that inherit their owner, or that belong to those
-    // who never die.
+    // Fails if the index has entries for nodes that inherit their owner, or that belong to domains that
+    // never die.
     #[test]
     fn only_beginnings_are_kept() {
         let mut tree = Tree::initial(DomId(0));

@@ -124,7 +124,7 @@ impl Engine {
         }
     }
 
-    /// A protected transaction has a request about this path.
+    /// Records that a protected transaction has a request about this path.
     pub(crate) fn add_footprint(&mut self, conn: ConnId, id: u32, request: &Request<'_>) {
         let Some((path, ..)) = looks_at(request) else { return };
         if let Some(path) = path.resolve(self.rights(conn).domid) {
@@ -153,7 +153,7 @@ impl Engine {
             return None;
         }
         let after = self.work.tree.clone();
-        // Most changes are elsewhere, and running a long transaction again for each would be dear.
+        // Most changes are elsewhere, and replaying a long transaction for each would be expensive.
         let footprints = &self.protection.footprints;
         let near = |conn, id| {
             let footprint = footprints.get(&(conn, id));
@@ -192,9 +192,9 @@ impl Engine {
     }
 }
 
-/// Can a change make a request about one of these paths give another answer? Not if the paths are beside
-/// each other: a request depends on its node and on those above it, and a change affects its node, what
-/// is below, and those that were created above it or got another list of children.
+/// Returns true if a change can alter the reply to a request about one of these paths. It cannot if neither
+/// path is at or above the other: a request depends on its node and on those above it, and a change
+/// affects its node, the nodes below, and those above that were created or got another list of children.
 fn concerns(change: &Change, footprint: &BTreeSet<Box<str>>) -> bool {
     if change.path.starts_with('@') {
         return true;

@@ -15,8 +15,8 @@ fn version(node: &Node) -> i64 {
     version_cost(node.name().len() + node.value().len(), node.children().len())
 }
 
-/// The nodes on the way to `path` that exist, from the root on. A change there copies those that a
-/// snapshot has as well.
+/// The existing nodes on the way to `path`, from the root on. A change there copies those that a snapshot
+/// shares.
 pub(crate) fn on_way<'t>(tree: &'t Tree, path: &str) -> impl Iterator<Item = &'t Node> {
     let special = path.starts_with('@');
     let mut names = components(if special { "" } else { path });
@@ -30,19 +30,20 @@ pub(crate) fn on_way<'t>(tree: &'t Tree, path: &str) -> impl Iterator<Item = &'t
     special.chain(way).map(|node| &**node)
 }
 
-/// Bytes of old versions that a change at `path` may leave behind. Not how many it really copies: that
-/// depends on who else holds the nodes, such as a thread that writes a state, and could not be repeated.
+/// Bytes of old versions that a change at `path` may leave behind. This is an upper bound: the bytes
+/// really copied depend on what else holds the nodes, such as a thread that writes a state, and a replay
+/// would differ.
 pub(crate) fn replaced_by_change(tree: &Tree, path: &str) -> i64 {
     on_way(tree, path).map(version).sum()
 }
 
-/// What a transaction has copied of the nodes of its tree, known by their stamps of creation. Its
-/// snapshot and the answers that it has given keep every version that they have seen.
+/// The nodes of its tree that a transaction has copied, by creation stamp. Its snapshot and its recorded
+/// replies keep every version that they have seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Copies {
-    /// The request that copied a node last; requests are numbered from 1.
+    /// For each node the number of the last request that copied it; requests are numbered from 1.
     pub(crate) copied: BTreeMap<u64, u32>,
-    /// The request whose answer keeps a node, and all below it.
+    /// For each node the number of the last request whose reply keeps it and its subtree.
     pub(crate) seen: BTreeMap<u64, u32>,
 }
 

@@ -17,7 +17,7 @@ impl Engine {
         if !self.allow(&rights, Quota::Transactions, usage.transactions + 1) {
             return Err(ErrorName::Enospc);
         }
-        // Tells the snapshots of transactions apart by age.
+        // Orders the snapshots of transactions by age.
         self.stamp += 1;
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
@@ -38,7 +38,7 @@ impl Engine {
     ) -> Result<Answer, ErrorName> {
         let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
         let mut shared = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
-        // Copied if a state that is being written has it too.
+        // Copied if a state that is being written shares it.
         let transaction = Arc::make_mut(&mut shared);
         let before = transaction.bytes;
         let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
@@ -61,7 +61,8 @@ impl Engine {
         answer
     }
 
-    /// Ends a transaction. It is gone afterwards, whatever the answer: Linux counts on that.
+    /// Ends a transaction. The transaction no longer exists afterwards, whatever the reply: Linux relies on
+    /// that.
     pub(crate) fn end(
         &mut self,
         conn: ConnId,
@@ -122,7 +123,7 @@ impl Engine {
         result
     }
 
-    /// Counts a transaction and keeps it.
+    /// Charges a transaction and stores it.
     fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Arc<Transaction>) {
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| {
@@ -135,7 +136,7 @@ impl Engine {
         self.pin(domid);
     }
 
-    /// Gives back what a transaction that is no longer open has cost.
+    /// Releases the charges of a transaction that is no longer open.
     pub(crate) fn forget_transaction(&mut self, domid: DomId, transaction: Transaction) {
         self.discount_transaction(domid, &transaction);
         self.forget_nodes(None, transaction.into_nodes());

@@ -135,7 +135,8 @@ impl Engine {
         });
     }
 
-    /// So many events of a connection, whose watch is gone or has another round, are stale.
+    /// Drops `count` queued events of a connection that are stale: their watch was removed, or has another
+    /// round.
     fn drop_events(&mut self, conn: ConnId, count: usize) {
         let Some(connection) = self.conns.get_mut(&conn).filter(|conn| !conn.events.is_empty())
         else {
@@ -148,9 +149,8 @@ impl Engine {
         }
     }
 
-    /// Queues the events of changes by a connection, or else by the store itself, each path of which is
-    /// there once. Those of a commit led from the tree `old` to this one. What exceeds the budget of the
-    /// input is deferred.
+    /// Queues the events of changes by a connection, or by the store itself if `conn` is `None`. Each path
+    /// occurs once. `old` is the tree before a commit. Work beyond the budget of the input is deferred.
     pub(crate) fn fire(&mut self, conn: Option<ConnId>, changes: &[Change], old: Option<&Tree>) {
         if self.watches.all.is_empty() {
             return;
@@ -165,7 +165,8 @@ impl Engine {
         }
     }
 
-    /// Queues the events of one change, unless they are too many, or others wait that come before.
+    /// Queues the events of one change. Returns false if they exceed the budget, or if earlier events are
+    /// still deferred.
     fn fire_at_once(&mut self, change: &Change, old: Option<&Tree>) -> bool {
         let mut room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
         let mut events = Vec::new();
@@ -189,7 +190,7 @@ impl Engine {
         if self.deferred.has_fanouts() && !(events.is_empty() && ids.is_empty()) {
             return false;
         }
-        // What has been queued when the budget ends is queued once more later, which makes no difference.
+        // Events queued before the budget ends are queued again later; equal events are merged.
         events.iter().all(|(path, ids, readers)| self.tell(path, ids, readers))
             && (ids.is_empty() || self.tell(&change.path.as_str().into(), &ids, &change.readers))
     }
@@ -287,7 +288,7 @@ impl Engine {
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
             if watch.pending.is_empty() {
-                // An empty set keeps the memory of its last node.
+                // An empty set still holds the memory of its last node.
                 watch.pending.clear();
             }
             watch.collapsed = false;

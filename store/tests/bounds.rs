@@ -204,7 +204,7 @@ fn the_nodes_of_a_dead_domain_go_in_pieces() {
     host.is_bounded("death of a domain with nodes everywhere");
 }
 
-// Fails if a removal gives back the nodes of all owners at once, or frees them at once.
+// Fails if a removal releases the charges of all owners at once, or frees all nodes at once.
 #[test]
 fn what_is_removed_is_given_back_in_pieces() {
     let mut host = Host::with_guests(60);
@@ -222,7 +222,7 @@ fn what_is_removed_is_given_back_in_pieces() {
     host.begin();
     host.ok(owner, RM, "top|");
     assert!(host.engine.has_work());
-    // The one who has removed it finds it given back.
+    // The charges are released before the next request of the connection that removed the nodes.
     host.ok(owner, WRITE, "again|");
     assert!(host.engine.node_count() < before - 22_000, "{}", host.engine.node_count());
     // A snapshot frees what it alone has kept.
@@ -288,7 +288,7 @@ fn watches_without_rights_get_no_events_of_a_large_commit() {
         assert_eq!(host.ask(writer, tx, WRITE, &format!("w/{}/{}|1|", i % 31, i / 31)).0, WRITE);
     }
     assert_eq!(host.ask(writer, tx, END, "T|").0, END);
-    host.is_bounded("a commit that nobody may read");
+    host.is_bounded("a commit that no guest may read");
     assert!((0..100).all(|guest| host.events(host.guests[guest]) == 0));
 }
 

@@ -222,7 +222,7 @@ fn a_guest_that_waits_can_go() {
     assert!(store.ok(store.dom0, 0, "conflicts|").contains("1 transactions protected, 1 requests"));
 }
 
-// Fails if a protected transaction that has created a node, and then went on from the tree as it is, makes
+// Fails if a protected transaction that has created a node, and was then moved to the current tree, makes
 // a state that cannot be read: an update would be refused, and a journal lost.
 #[test]
 fn a_transaction_that_went_on_from_a_later_tree_can_be_handed_over() {
@@ -238,7 +238,8 @@ fn a_transaction_that_went_on_from_a_later_tree_can_be_handed_over() {
     assert_eq!(store.ok(store.dom0, READ, "/vm/made|"), "1");
 }
 
-// Fails if a change is blamed that a protected transaction has seen when it went on from a later tree.
+// Fails if a conflict is attributed to a change that a protected transaction saw when it was moved to a
+// later tree.
 #[test]
 fn what_a_transaction_has_seen_is_not_why_it_fails() {
     let (mut store, guest) = starving();

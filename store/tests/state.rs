@@ -533,8 +533,8 @@ fn eras_of_domids_survive() {
     }
 }
 
-// Fails if what a transaction is charged depends on who else holds the nodes: a replay, which nobody takes
-// a state of meanwhile, would refuse other requests than the original.
+// Fails if the charges of a transaction depend on what else holds the nodes: a replay, during which no
+// state is written, would refuse other requests than the original.
 #[test]
 fn charges_do_not_depend_on_who_holds_the_nodes() {
     let charges = |takes_states: bool| {

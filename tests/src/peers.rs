@@ -355,7 +355,7 @@ impl Daemon {
         written.map(|()| path).map_err(|error| error.to_string())
     }
 
-    /// What it has said so far. The thread of ours that writes the log is done when it waits for more.
+    /// The log so far. The thread that writes the log is done when it waits for more lines.
     pub fn log(&self) -> String {
         let tasks = format!("/proc/{}/task", self.child.id());
         let is_busy = || {

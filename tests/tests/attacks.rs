@@ -1,6 +1,6 @@
 //! Attacks of guests on the latency of others, in the engine: no step takes long, and the memory that
 //! a step takes goes back.
-#![allow(clippy::print_stdout)] // figures, for whoever reads the test's output
+#![allow(clippy::print_stdout)] // figures for the reader of the test's output
 
 use std::alloc::System;
 use std::time::Duration;

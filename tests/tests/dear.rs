@@ -1,5 +1,5 @@
 //! The most expensive single step of the engine stays cheap; see `xenstore_tests::fuzzing::dear`.
-#![allow(clippy::print_stdout)] // what was found, for whoever reads the test's output
+#![allow(clippy::print_stdout)] // results for the reader of the test's output
 
 use std::time::{Duration, Instant};
 

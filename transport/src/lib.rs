@@ -142,7 +142,7 @@ mod tests {
     use std::pin::Pin;
     use std::task::Waker;
 
-    /// A transport of which every method has an answer of its own.
+    /// A transport whose methods return values that differ from the defaults.
     struct Other;
 
     impl Transport for Other {

@@ -272,8 +272,8 @@ mod tests {
         assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
     }
 
-    // Fails if a file that somebody else has put there, or can open, is written over, or keeps the daemon
-    // from making its own.
+    // Fails if a file that another user has made, or can open, is overwritten, or prevents the daemon from
+    // making its own.
     #[test]
     fn a_file_of_others_is_removed() {
         use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,8 +1,8 @@
 //! Files and directories that belong to this daemon.
 //!
-//! A directory may be writable by other users, who can put anything in the place of a file: a link to
-//! another file, a FIFO that nobody reads, a file of their own. Nothing of that is followed, waited for
-//! or used: what has been opened is looked at before it is read or written.
+//! Other users may be able to write to the directory of a file, and replace the file with a symbolic
+//! link, a FIFO without a reader, or a file that they own. This module neither follows, waits for, nor
+//! uses any of these: it checks the opened file before it is read or written.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -12,23 +12,23 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, open as open_at};
 use rustix::io::Errno;
 
-/// What is done with a file.
+/// How a file is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It is read.
+    /// Read only.
     Read,
-    /// It is read and written.
+    /// Read and write.
     Write,
-    /// Lines are appended to it.
+    /// Append only.
     Append,
 }
 
-/// What other users may do with a file; none of them may write.
+/// The access that other users may have to a file; write access is never allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// Nothing: it holds values of the store.
+    /// None: the file contains values of the store.
     None,
-    /// Read it.
+    /// Read access.
     Read,
 }
 
@@ -38,16 +38,16 @@ fn flags(access: Access) -> OFlags {
         Access::Write => OFlags::RDWR,
         Access::Append => OFlags::WRONLY | OFlags::APPEND,
     };
-    // To open a FIFO would otherwise wait for its other end.
+    // Opening a FIFO would otherwise wait for its other end.
     flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY
 }
 
-/// Opens a file that is there.
+/// Opens an existing file.
 ///
 /// # Errors
 ///
-/// Besides those of the kernel: if it is no regular file, belongs to another user, has a second name, or
-/// if other users may do more with it than `others` says.
+/// Fails if the kernel refuses, or if the file is not a regular one, belongs to another user, has a second
+/// link, or if other users have more access to it than `others` allows.
 pub fn open(path: &Path, access: Access, others: Others) -> io::Result<File> {
     let file = match open_at(path, flags(access), Mode::empty()) {
         Ok(file) => File::from(file),
@@ -59,11 +59,11 @@ pub fn open(path: &Path, access: Access, others: Others) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a file, for this user alone, to be read and written.
+/// Creates a file for reading and writing that only this user can access.
 ///
 /// # Errors
 ///
-/// Besides those of the kernel: if anything of this name is there.
+/// Fails if the kernel refuses, or if the path exists.
 pub fn create(path: &Path) -> io::Result<File> {
     create_for(path, Access::Write)
 }
@@ -73,11 +73,11 @@ fn create_for(path: &Path, access: Access) -> io::Result<File> {
     Ok(File::from(open_at(path, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
-/// [`open`], or [`create`] if there is none.
+/// Opens a file like [`open`], or creates it if it does not exist.
 ///
 /// # Errors
 ///
-/// As of [`open`].
+/// Fails like [`open`].
 pub fn open_or_create(path: &Path, access: Access, others: Others) -> io::Result<File> {
     let found = open(path, access, others);
     match found {
@@ -86,12 +86,12 @@ pub fn open_or_create(path: &Path, access: Access, others: Others) -> io::Result
     }
 }
 
-/// Makes a directory for this user alone, unless it is there, with those above it.
+/// Creates a directory, with its parents, that only this user can access, unless it exists.
 ///
 /// # Errors
 ///
-/// Besides those of the kernel: if it is no directory, belongs to another user, or if other users may
-/// write there.
+/// Fails if the kernel refuses, or if the path is not a directory, belongs to another user, or if other
+/// users may write to it.
 pub fn directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -144,7 +144,7 @@ mod tests {
 
     const ALL: [Access; 3] = [Access::Read, Access::Write, Access::Append];
 
-    /// Why a file cannot be opened, which is the same whatever is to be done with it.
+    /// Why a file cannot be opened. The reason is the same for every access.
     fn reasons(path: &Path, others: Others) -> String {
         let mut reasons = Vec::new();
         for access in ALL {
@@ -155,7 +155,8 @@ mod tests {
         reasons.join("; ")
     }
 
-    // Fails if what other users can put in the place of a file is followed, waited for, read or written.
+    // Fails if an object that another user has put in place of a file is followed, waited for, read or
+    // written.
     #[test]
     fn what_others_put_there_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
@@ -186,7 +187,7 @@ mod tests {
         assert!(reasons(&hard, Others::None).contains("2 names"));
     }
 
-    // Fails if a directory is used into which other users can put anything, or is made so.
+    // Fails if a directory to which other users can write is used or created.
     #[test]
     fn a_directory_of_others_is_refused() {
         let dir = tempfile::tempdir().unwrap();

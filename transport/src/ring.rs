@@ -204,8 +204,8 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         Ring { line, domid, indices, told: indices, start, moved: false }
     }
 
-    /// The same ring, whose guest is told to look at it at the first flush: the server before may have
-    /// moved an index and not have rung.
+    /// The same ring, which notifies its guest at the first flush: the previous process may have moved an
+    /// index without notifying.
     pub fn unheard(self) -> Self {
         Ring { moved: true, ..self }
     }
@@ -251,8 +251,8 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         if self.line.closed.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // The rings restart in `poll_recover`: whoever serves this one records the end of the
-        // connection before the page shows it.
+        // The rings restart in `poll_recover`: the server records the end of the connection before the
+        // page shows it.
         let reconnects = self.line.page.load(Word::Connection) == connection::RECONNECT;
         if reconnects || self.line.starts.load(Ordering::Acquire) != self.start {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));

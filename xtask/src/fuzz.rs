@@ -49,7 +49,7 @@ pub fn clean(target: &str, seconds: u32) -> Verdict {
     crate::steps::succeed(&mut cargo_fuzz(target, seconds))
 }
 
-/// The target that is also a search of its own, for what costs most: `tests/src/bin/dear.rs`.
+/// The target that can also run as a search for the most expensive step: `tests/src/bin/dear.rs`.
 const DEAR: &str = "dear";
 
 /// Searches for the most expensive step, with optimization.

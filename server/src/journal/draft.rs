@@ -1,4 +1,4 @@
-//! Files that are not the one that is written: the next one, and the one before.
+//! The files before and after the current one: the next file, and the previous one.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,21 +11,21 @@ use super::FULL;
 use super::files::{self, new_file, old_file, remove_file};
 use super::segment::Segment;
 
-/// The next file, for any thread to write.
+/// The next file. Any thread can write it.
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(super) dir: PathBuf,
     pub(super) boot: [u8; 16],
     pub(super) number: u64,
-    /// That of the file that is written over.
+    /// The previous file, which the next one overwrites.
     pub(super) spare: Option<Spare>,
-    /// Bytes that it needs: had before anything is written, so that records that come meanwhile do not
-    /// take them.
+    /// Bytes that the file needs. They are allocated before anything is written, so that records
+    /// appended meanwhile do not use them up.
     pub(super) room: usize,
 }
 
 impl Draft {
-    /// Writes it with this state, which `write` gives to its argument in pieces.
+    /// Writes the file. `write` passes the state to its argument in pieces.
     pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> Drafted {
         let path = new_file(&self.dir);
         remove_file(&path);
@@ -43,20 +43,20 @@ impl Draft {
     }
 }
 
-/// The next file, or why it cannot be.
+/// The next file, or why it cannot be written.
 #[derive(Debug)]
 pub(crate) struct Drafted(pub(super) io::Result<Segment>);
 
 impl Drafted {
-    /// None, since the thread that was to write it has panicked.
+    /// The next file could not be written, e.g. because the worker thread has panicked.
     pub(crate) fn failed(error: io::Error) -> Drafted {
         Drafted(Err(error))
     }
 
-    /// With memory for the first records, so that whoever writes them need not wait for that.
+    /// Allocates memory for the first records, so that appending them does not wait for it.
     pub(crate) fn with_memory(mut self) -> Drafted {
         if let Ok(segment) = &mut self.0 {
-            // Without it they get it themselves.
+            // If this fails, the first appends allocate it.
             let _ = segment.get_memory(FULL);
         }
         self
@@ -68,12 +68,12 @@ impl Drafted {
 pub(crate) struct Retired {
     pub(super) dir: PathBuf,
     pub(super) segment: Segment,
-    /// Bytes of it that the next file has use for.
+    /// Bytes of it that the next file reuses.
     pub(super) keep: usize,
 }
 
 impl Retired {
-    /// Gives back what the next file has no use for, which takes long.
+    /// Releases the bytes that the next file does not reuse. This can take long.
     pub(crate) fn trim(self) -> Option<Spare> {
         let spare = self.segment.close(self.keep);
         files::watch_room(&self.dir, self.keep);

@@ -9,28 +9,28 @@ use tracing::warn;
 use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::{crash, mapped_file};
 
-/// One that has a state.
+/// A file that begins with a state.
 pub(super) fn file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("journal.{number}"))
 }
 
-/// The one that is not whole yet.
+/// The next file, until it is complete.
 pub(super) fn new_file(dir: &Path) -> PathBuf {
     dir.join("journal.new")
 }
 
-/// One that is not needed any more, to be written over: its memory is at hand, which to get anew, and
-/// to map, would be a third of what a record costs.
+/// A recycled segment, which the next file overwrites. Its memory is allocated already: allocating
+/// and mapping new memory would be a third of the cost of a record.
 pub(super) fn old_file(dir: &Path) -> PathBuf {
     dir.join("journal.old")
 }
 
-/// One without a state.
+/// A file without a state.
 pub(super) fn carrier_file(dir: &Path) -> PathBuf {
     dir.join("journal.carrier")
 }
 
-/// The next file is written over this one.
+/// Keeps this file for the next one to overwrite.
 pub(super) fn keep_for_later(dir: &Path, number: u64) {
     let file = file(dir, number);
     if std::fs::rename(&file, old_file(dir)).is_err() {
@@ -38,8 +38,8 @@ pub(super) fn keep_for_later(dir: &Path, number: u64) {
     }
 }
 
-/// Or over those before this one that another process has left, if it has let go of them: over this many
-/// bytes.
+/// Keeps the files before file `number` that an earlier process has left and no longer locks, for the
+/// next file to overwrite: `keep` bytes of each.
 pub(super) fn keep_left(dir: &Path, number: u64, keep: usize) {
     for left in numbers(dir).into_iter().filter(|left| *left < number) {
         let path = file(dir, left);
@@ -55,7 +55,7 @@ pub(super) fn keep_left(dir: &Path, number: u64, keep: usize) {
     }
 }
 
-/// Numbers of the files that are there, the newest first.
+/// Numbers of the existing files, the newest first.
 pub(super) fn numbers(dir: &Path) -> Vec<u64> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
     let number = |name: std::ffi::OsString| name.to_str()?.strip_prefix("journal.")?.parse().ok();
@@ -75,13 +75,14 @@ pub(super) fn remove(dir: &Path) {
     remove_file(&new_file(dir));
     remove_file(&old_file(dir));
     remove_file(&carrier_file(dir));
-    // The newest last: what is found is to be what would have been found before.
+    // The newest last: if this is interrupted, recovery still finds the newest file.
     for number in numbers(dir).into_iter().rev() {
         remove_file(&file(dir, number));
     }
 }
 
-/// Why a journal cannot be had, and what to do. It names who has it, where the kernel tells.
+/// Why a journal cannot be locked, and what to do. Names the process that has it locked, if the
+/// kernel reports it.
 pub(super) fn in_use(path: &Path, left: &File, error: &io::Error) -> String {
     let place = path.display();
     if error.kind() != io::ErrorKind::WouldBlock {
@@ -90,11 +91,12 @@ pub(super) fn in_use(path: &Path, left: &File, error: &io::Error) -> String {
     let pid = left.metadata().ok().and_then(|left| locked_by(left.ino()));
     let pid = pid.map_or("another process".into(), |pid| format!("process {pid}"));
     format!(
-        "journal {place}: {pid} has it locked and still runs; two daemons cannot share a journal: stop that one, or give this one a --socket or --journal of its own"
+        "journal {place}: {pid} has it locked and still runs; two daemons cannot share a journal: stop that process, or start this one with another --socket or --journal"
     )
 }
 
-/// Who has locked this file. The kernel's table has the inode last of what is between colons.
+/// The process that has locked this file. In the kernel's table the inode is the last of the numbers
+/// between colons.
 fn locked_by(inode: u64) -> Option<u32> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
@@ -105,7 +107,7 @@ fn locked_by(inode: u64) -> Option<u32> {
     })
 }
 
-/// Bytes that the next file can have: those that are free, and those of the one that it is written over.
+/// Bytes that the next file can take: the free ones, and those of the file that it overwrites.
 pub(super) fn available(dir: &Path) -> usize {
     let Ok(found) = rustix::fs::statvfs(dir) else { return usize::MAX };
     let old = std::fs::symlink_metadata(old_file(dir)).map_or(0, |old| old.blocks() * 512);
@@ -113,7 +115,7 @@ pub(super) fn available(dir: &Path) -> usize {
     usize::try_from(free).unwrap_or(usize::MAX)
 }
 
-/// Says so if the file system has no room for the next file, which takes this many bytes.
+/// Logs a warning if the file system has less room than the next file takes: `size` bytes.
 pub(super) fn watch_room(dir: &Path, size: usize) {
     let free = available(dir);
     if free < size {

@@ -5,16 +5,16 @@
 //! it again from there ([`replay`]), however this one ends: killed, aborted, out of memory. It does
 //! not survive the machine.
 //!
-//! What is done is recorded before anybody hears of it, a turn of a connection at once: of what is
-//! lost with a process nothing has happened to the store, and requests of rings are still there. A
-//! process that comes after a crash also records each input before it carries it out, at first: so an
-//! input at which processes keep ending is found, and set aside ([`suspect`]).
+//! Each turn of a connection is recorded as one batch before its replies and events are sent. So work
+//! that is lost with a process had no visible effect, and its requests are still in the rings. After a
+//! crash, the next process first works in write-ahead mode: it records each input before it executes
+//! it. So an input in which processes keep ending is found and set aside ([`suspect`]).
 //!
-//! When a file is long enough, all connections stand still for a moment, in which the state is taken:
-//! a snapshot. The worker thread writes it into the next file ([`Draft`]), while records go on in this
-//! one, which grows; those that have come meanwhile are copied, a part at a time, and the next file takes
-//! its place. A file is given up only when nothing can be appended to it any more. Until there is another,
-//! records go into one without a state, which the next file goes on from.
+//! When a file is long enough, all connections pause while a snapshot of the state is taken. The worker
+//! thread writes the snapshot to the next file ([`Draft`]). Meanwhile records are appended to the
+//! current file, which grows; they are copied to the next file in parts, which then replaces the current
+//! one. A file is abandoned only when nothing can be appended to it any more. Until the next file
+//! exists, records are appended to a file without a state, and then copied to the next file.
 
 mod draft;
 mod files;
@@ -64,9 +64,9 @@ pub(crate) use way::{Settled, set_out, settle};
 /// Bytes of records after which the next file is begun, if the state that it begins with has not more
 /// than four times as many.
 const FULL: usize = 4 << 20;
-/// Bytes that the next file gets at once of what has come since its state was taken.
+/// Bytes copied to the next file at once, of the records appended since its state was taken.
 const CATCH_UP: usize = 256 << 10;
-/// How long it takes until something that could not be written is tried again; twice as long each time.
+/// Delay before the first retry of a failed write; it doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a process may take to end.
@@ -82,23 +82,24 @@ pub(crate) struct Journal {
     segment: Option<Segment>,
     /// Something has happened that is not in it.
     is_void: bool,
-    /// It has no state: the next process does not find it.
+    /// The current file has no state: recovery does not find it.
     is_carrier: bool,
-    /// A next one is being written, or gets what has come since: from this byte of this one on.
+    /// The next file is being written, or gets the records since its state was taken: those from this
+    /// byte of the current file on.
     draft: Option<usize>,
-    /// The next one, when it has its state, and where this one ended when it last got something.
+    /// The next file, once it has its state, and up to which byte of the current file it has the records.
     next: Option<Segment>,
     seen: usize,
     /// The mapping of the file before this one.
     spare: Option<Spare>,
-    /// When what has failed may be tried again, and how often it has.
+    /// When the failed write may be retried, and how often it has failed.
     rests_until: Instant,
     failures: u32,
     /// What has been recorded and not written.
     group: Group,
     /// The last input is being carried out.
     open: bool,
-    /// Inputs that are still to be looked out for, and like which one they are not to be.
+    /// Inputs left in write-ahead mode, and the key of the input that is set aside.
     look_out: u32,
     aside: Option<Vec<u8>>,
     waiter: Option<Waker>,
@@ -162,8 +163,8 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-/// Ends a recovery. Work that the engine has deferred is done, or dropped: if it must be, or if processes
-/// have ended in it here.
+/// Ends a recovery. Deferred work is done. It is dropped if `drops_work` is set or if [`suspect::TRIES`]
+/// recoveries from this journal have ended in it.
 fn finish(
     path: &Path,
     replay: Replay,
@@ -205,9 +206,9 @@ fn finish(
 /// How far the next file has come.
 #[derive(Debug)]
 pub(crate) enum Progress {
-    /// It lacks something.
+    /// It lacks records.
     More,
-    /// It has taken the place of this one, or cannot be used.
+    /// It has replaced the current file, or cannot be used.
     Over(Option<Retired>),
 }
 
@@ -250,7 +251,7 @@ impl Journal {
         journal
     }
 
-    /// Begins with a file that has the state, to which nothing has been done since.
+    /// Begins with a file that has the current state.
     fn begin_with(&mut self, segment: Segment) {
         if let Err(error) = self.name(self.number + 1) {
             return self.give_up(&error);
@@ -262,7 +263,7 @@ impl Journal {
         self.segment = Some(segment);
     }
 
-    /// Gives the next file its name, by which it is found.
+    /// Gives the next file the name by which recovery finds it.
     fn name(&self, number: u64) -> io::Result<()> {
         if crash::point() {
             std::fs::rename(new_file(&self.dir), file(&self.dir, number))?;
@@ -276,8 +277,8 @@ impl Journal {
         place::leave(&self.dir);
     }
 
-    /// The next file, which is to be written with the state as it is now. None if there is no room for what
-    /// is done meanwhile: it is tried again later.
+    /// The next file, to be written with the current state. `None` if there is no room for the records
+    /// appended meanwhile: this is retried later.
     pub(crate) fn draft(&mut self) -> Option<Draft> {
         self.commit();
         if self.segment.is_none()
@@ -293,12 +294,12 @@ impl Journal {
 
     fn new_draft(&mut self) -> Draft {
         let (dir, number, spare) = (self.dir.clone(), self.number + 1, self.spare.take());
-        // A state is about as long as the one before.
+        // A state is about as long as the previous one.
         let room = self.segment.as_ref().map_or(0, |segment| segment.size(0));
         Draft { dir, boot: self.boot, number, spare, room }
     }
 
-    /// Records go into a file without a state, for the next one.
+    /// Directs records to a file without a state, from which they are copied to the next file.
     fn carry(&mut self) -> io::Result<()> {
         let path = carrier_file(&self.dir);
         remove_file(&path);
@@ -315,8 +316,8 @@ impl Journal {
         self.segment.is_some() && !self.is_void
     }
 
-    /// Has the next file, which then gets what has come since its state was taken: see
-    /// [`Journal::catch_up`]. If there is none, this one goes on.
+    /// Accepts the next file. [`Journal::catch_up`] copies the records to it that were appended since
+    /// its state was taken. If the file could not be written, the current file stays in use.
     pub(crate) fn accept(&mut self, drafted: Drafted) {
         match drafted.0 {
             Err(error) if self.draft.is_some() => self.put_off(&error),
@@ -324,19 +325,19 @@ impl Journal {
                 self.seen = self.segment.as_ref().map_or(0, Segment::end);
                 self.next = Some(next);
             }
-            // One that misses something.
+            // It lacks records.
             _ => remove_file(&new_file(&self.dir)),
         }
     }
 
-    /// Gives the next file some of what it lacks. When it has all, it takes the place of this one, which
-    /// is not needed any more.
+    /// Copies some of the missing records to the next file. When it has all, it replaces the current
+    /// file, which is then retired.
     pub(crate) fn catch_up(&mut self) -> Progress {
         let (Some(since), Some(mut next)) = (self.draft, self.next.take()) else {
             return Progress::Over(None);
         };
         let Some(segment) = &self.segment else { return Progress::Over(None) };
-        // More than what comes meanwhile, or it would never have all.
+        // More than is appended meanwhile, or the copy would never be complete.
         let come = segment.end() - std::mem::replace(&mut self.seen, segment.end());
         let taken = next.take(segment, since, CATCH_UP.max(2 * come)).and_then(|at| {
             let is_all = at == segment.end();
@@ -360,7 +361,7 @@ impl Journal {
         }
     }
 
-    /// Goes on in this file, which has its name.
+    /// Makes this file the current one. It has its name already.
     fn replace(&mut self, next: Segment) -> Option<Retired> {
         let (keep, last) = (next.size(FULL), self.segment.replace(next));
         if crash::point() {
@@ -383,13 +384,13 @@ impl Journal {
         Some(retired)
     }
 
-    /// The next file is written over the one before.
+    /// Keeps a retired file, which the next one overwrites.
     pub(crate) fn recycle(&mut self, spare: Option<Spare>) {
         self.spare = spare;
     }
 
-    /// Ready when it is time for the next file or, while that is being written, when nothing else may be
-    /// done before it is there. When to begin: not before what has failed is to be tried again.
+    /// Ready when the next file is due or, while that is being written, when no input may be executed
+    /// before it is complete. Returns when to begin, which is not before the time of the next retry.
     pub(crate) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         self.waiter = Some(cx.waker().clone());
         if self.is_due() { Poll::Ready(self.rests_until) } else { Poll::Pending }
@@ -425,12 +426,12 @@ impl Journal {
         self.wake();
     }
 
-    /// The next file cannot be written; this one goes on, with what room is left, until that is tried
-    /// again.
+    /// The next file cannot be written. The current file stays in use, with the room it has left, until
+    /// the retry.
     fn put_off(&mut self, error: &io::Error) {
         self.draft = None;
         if std::mem::take(&mut self.is_carrier) {
-            // Nothing goes on from what is in it.
+            // Without a next file, recovery cannot use the records in it.
             worker::dispose(self.segment.take());
             self.group.clear();
             remove_file(&carrier_file(&self.dir));
@@ -441,13 +442,13 @@ impl Journal {
         if self.failures.is_power_of_two() {
             warn!(
                 dir = %self.dir.display(), %error, valid = self.is_valid(), retry_ms = pause.as_millis(),
-                "cannot write the next file of the journal, which goes on in the one that there is; make room there, or choose another place with --journal"
+                "cannot write the next file of the journal, which continues in the current file; make room there, or choose another place with --journal"
             );
         }
     }
 
-    /// Nothing can be appended any more. A journal that lacks something is worse than none: it goes, and a
-    /// new one is begun.
+    /// Nothing can be appended any more. A journal that lacks records is worse than none: it is removed,
+    /// and a new one is begun.
     fn give_up(&mut self, error: &io::Error) {
         self.interrupt();
         let pause = self.pause();
@@ -457,7 +458,7 @@ impl Journal {
         );
     }
 
-    /// How long what has failed rests.
+    /// The delay before the next retry.
     fn pause(&mut self) -> Duration {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LAST_PAUSE);
         self.failures = self.failures.saturating_add(1);
@@ -521,7 +522,7 @@ impl Journal {
         self.record(|out| Record::LeftOver { conn, bytes }.emit(out));
     }
 
-    /// The guest has set the indices of its ring to 0, when so many bytes of answers were not written.
+    /// The guest has set the indices of its ring to 0. `unsent` bytes of replies were not written yet.
     pub(crate) fn zeroed(&mut self, conn: ConnId, unsent: usize) {
         let unsent = u32::try_from(unsent).unwrap_or(u32::MAX);
         self.record(|out| Record::Zeroed { conn, unsent }.emit(out));
@@ -547,8 +548,8 @@ impl Journal {
         }
     }
 
-    /// Makes the engine again as it was before the last input, if that is not carried out, and refuses
-    /// it. An error is one line.
+    /// Restores the engine as it was before the last input, if that has not been executed, and refuses
+    /// that input. An error is one line.
     pub(crate) fn rebuild(&mut self) -> Result<Engine, String> {
         self.commit();
         let is_valid = self.is_valid();

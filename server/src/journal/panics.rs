@@ -167,11 +167,11 @@ fn a_journal_that_cannot_be_read_is_begun_anew() {
                 assert_eq!(full, Some(()));
             });
         });
-        assert!(log.contains("the store cannot be made again"), "{log}");
+        assert!(log.contains("the store cannot be restored from the journal"), "{log}");
     }
 }
 
-/// A transport whose code panics when so much has been read.
+/// A transport that panics when this many bytes have been read.
 struct Broken(Pipe, usize);
 
 impl futures_lite::AsyncRead for Broken {
@@ -246,7 +246,7 @@ fn a_panic_in_a_transport_ends_its_connection() {
     assert!(log.contains("an internal error"), "{log}");
 }
 
-/// Executes an input in part, then panics; what is logged.
+/// Executes an input in part, then panics. Returns the log.
 fn spoil(kept: &Kept, input: Input<'_>) -> String {
     log_of(|| {
         let failed = kept.server.input(input, |engine, host| {
@@ -259,8 +259,8 @@ fn spoil(kept: &Kept, input: Input<'_>) -> String {
 }
 
 // Fails if a panic in an input of any kind ends the process, leaves a part of the input behind, for this
-// process or the next, or is not logged; or if a connection that cannot end is there afterwards, or one
-// that cannot start anew keeps what it had.
+// process or the next, or is not logged; or if a connection that cannot end still exists afterwards, or
+// one that cannot restart keeps its watches and transactions.
 #[test]
 fn a_panic_in_an_input_of_any_kind_is_refused() {
     let inputs: [fn(ConnId) -> Input<'static>; 5] = [
@@ -300,7 +300,8 @@ fn a_panic_in_an_input_of_any_kind_is_refused() {
         }
         kept.server.with(|engine, _| engine.check().unwrap());
         kept.is_exact();
-        // The store goes on. What it costs to change a node depends on who else has it.
+        // The store continues, and its charges stay exact: they depend on the requests alone, not on
+        // who else holds the nodes.
         drop((before, after));
         kept.ask(Operation::Write, "/a|2");
         kept.is_exact();

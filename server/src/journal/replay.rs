@@ -27,7 +27,7 @@ pub(super) struct Replay {
     pub(super) now: Millis,
     /// Records that were carried out again.
     pub(super) records: u64,
-    /// The last input, as it is recorded, if it was not carried out.
+    /// The record of the last input, if it was not executed.
     pub(super) interrupted: Option<Vec<u8>>,
     config: Config,
 }
@@ -59,7 +59,7 @@ impl Replay {
             config: *config,
         };
         replay.begin(&state);
-        // The nodes as they were then are not needed any more.
+        // The nodes of the state are not needed any more.
         drop(state);
         let mut records = left.records().take(count).peekable();
         while let Some((body, done)) = records.next() {
@@ -151,15 +151,14 @@ impl Replay {
         Ok(())
     }
 
-    /// Does what is done instead of an input that is refused. A server that refuses one goes on from
-    /// here as well.
+    /// Refuses an input, in recovery and in the running server alike:
     ///
-    /// * A request is answered with EIO.
-    /// * A connection is not begun, events stay queued (the server ends their connection), and a change
-    ///   of domains is not looked at: nothing is done.
+    /// * A request gets the reply EIO.
+    /// * A new connection is not made. Events stay queued, and the server ends their connection. A change
+    ///   of domains has no effect.
     /// * Deferred work is dropped: events are lost, and nodes of a dead domain may stay.
-    /// * A connection that is to end, or to start anew, does: it is taken out of the state, or emptied
-    ///   there, without the code that could not do it.
+    /// * A connection that ends is removed from the state, and one that restarts is reset there, without
+    ///   running the code that failed.
     pub(super) fn refuse(&mut self, input: &Input<'_>) -> Result<(), String> {
         match input {
             Input::Requests { conn, frames, .. } => {
@@ -168,7 +167,7 @@ impl Replay {
                 Reply::Error(ErrorName::Eio).emit(&header, &mut out);
                 self.answered(*conn, frames, &out);
             }
-            // What was deferred is dropped with the engine that could not do it.
+            // The engine whose deferred work failed is replaced by one without that work.
             Input::Work { .. } => self.drop_work()?,
             Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
             Input::Disconnect(conn) => {
@@ -188,12 +187,12 @@ impl Replay {
         Ok(())
     }
 
-    /// Drops what the engine has deferred: a state does not have it.
+    /// Drops the deferred work of the engine: a state does not contain it.
     pub(super) fn drop_work(&mut self) -> Result<(), String> {
         self.restore(&self.engine.dump())
     }
 
-    /// Goes on from the state with other connections.
+    /// Restores the engine from its state with changed connections.
     fn change_state(
         &mut self,
         change: impl FnOnce(&mut Vec<ConnectionState>),
@@ -255,7 +254,7 @@ impl Replay {
         Ok((self.engine, state))
     }
 
-    /// Ends the connections of sockets. If that panics, they are taken out of the state instead.
+    /// Ends the connections of sockets. If that panics, removes them from the state instead.
     fn end_sockets(&mut self) -> Result<(), String> {
         let is_socket = |caller| caller == Caller::Socket;
         let mut before = self.engine.dump();

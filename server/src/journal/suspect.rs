@@ -1,9 +1,9 @@
-//! Poison inputs: those at which processes end, whatever their kind.
+//! Poison inputs: inputs of any kind in which processes end.
 //!
-//! A process that comes after a crash records each input before it executes it, at first
-//! ([`LOOKED_OUT_FOR`]). So the next process knows at which input it ended. A note beside the journal
-//! counts how often that was the same one. After [`TRIES`] times the input is set aside: it is refused
-//! as one that panics is (`replay.rs`), and so is every input like it while inputs are recorded ahead.
+//! After a crash, the next process records each of its first [`LOOKED_OUT_FOR`] inputs before it
+//! executes it (write-ahead mode). So recovery knows in which input a process ended. A note beside the
+//! journal counts how often that was the same one. After [`TRIES`] times the input is set aside: it is
+//! refused like one that panics (`replay.rs`), and so is every input with the same key in write-ahead mode.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,20 +16,19 @@ use xenstore_transport::own_file::{self, Access, Others};
 
 use crate::log::GUEST;
 
-/// How often a process that looks out ends in the same input until that is set aside. A process that is
-/// killed while it has just come back is killed in the input with which it begins, and that twice is
-/// chance.
+/// How often processes in write-ahead mode end in the same input before it is set aside. A process that
+/// is killed right after recovery ends in its first input; twice in the same one can be chance.
 pub(super) const TRIES: u8 = 4;
 
-/// Inputs of which a process that comes after a crash records each before it carries it out: more than
-/// the requests that wait in 1,000 rings, of which one may have been the end of the process before.
+/// Inputs that a process executes in write-ahead mode after a crash: more than the requests that can
+/// wait in 1,000 rings, one of which may have ended the previous process.
 pub(super) const LOOKED_OUT_FOR: u32 = 1 << 17;
 
-/// The input at which the last processes have ended.
+/// The input in which the last processes have ended.
 #[derive(Debug, Default)]
 struct Note {
-    /// Name of the last journal in which that was found. A process that ended while it came back has
-    /// not tried again.
+    /// Name of the last journal in which that was found. A process that ended during recovery has not
+    /// executed the input again.
     journal: Vec<u8>,
     times: u8,
     /// See [`key`].
@@ -40,7 +39,8 @@ fn note_file(dir: &Path) -> PathBuf {
     dir.join("journal-suspect")
 }
 
-/// An input as bytes, without what differs each time: a tool has another connection when it asks again.
+/// An input as bytes, without the parts that differ each time: a tool that repeats a request has another
+/// connection.
 fn key(input: &Input<'_>) -> Vec<u8> {
     let mut key = Vec::new();
     match *input {
@@ -51,7 +51,7 @@ fn key(input: &Input<'_>) -> Vec<u8> {
     key
 }
 
-/// An input for people.
+/// An input in readable form.
 fn describe(input: &Input<'_>) -> String {
     let Input::Requests { conn, frames, .. } = input else { return format!("{input:?}") };
     let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
@@ -81,7 +81,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file that was not there before, for the owner alone: an input may have a secret value.
+/// Writes a new file that only the owner can read: an input may contain a secret value.
 fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = std::fs::remove_file(path);
     own_file::create(path)?.write_all(bytes)
@@ -91,12 +91,12 @@ fn work_file(dir: &Path) -> PathBuf {
     dir.join("journal-work")
 }
 
-/// A recovery from this journal is about to do what the engine had deferred, which is no input in it.
-/// Returns true if that is not to be done, because [`TRIES`] recoveries from it have ended there.
+/// To be called before a recovery from this journal does the deferred work of the engine, which has no
+/// record. Returns true if the work is to be dropped, because [`TRIES`] recoveries have ended in it.
 pub(super) fn try_work(journal: &Path) -> bool {
     let dir = journal.parent().unwrap_or(journal);
     let name = journal.file_name().unwrap_or_default().as_encoded_bytes();
-    // A byte for each try, behind the name.
+    // One byte for each try, after the name.
     let mut tried = read(&work_file(dir)).unwrap_or_default();
     if tried.strip_prefix(name).is_none_or(|tries| tries.iter().any(|byte| *byte != 0)) {
         tried = name.to_vec();
@@ -111,15 +111,15 @@ pub(super) fn try_work(journal: &Path) -> bool {
     tries >= TRIES.into()
 }
 
-/// That recovery has come to its end.
+/// That recovery is complete.
 pub(super) fn work_is_done(journal: &Path) {
     if crash::point() {
         let _ = std::fs::remove_file(work_file(journal.parent().unwrap_or(journal)));
     }
 }
 
-/// Notes at which input the process ended that has written this journal. Returns true if it is to be
-/// set aside.
+/// Notes in which input the process ended that wrote this journal. Returns true if the input is to be set
+/// aside.
 pub(super) fn note(journal: &Path, interrupted: Option<&Input<'_>>) -> bool {
     let dir = journal.parent().unwrap_or(journal);
     let Some(input) = interrupted else {
@@ -151,14 +151,14 @@ pub(super) fn note(journal: &Path, interrupted: Option<&Input<'_>>) -> bool {
     times >= TRIES
 }
 
-/// The key of the input that has been set aside, if there is one.
+/// The key of the input that has been set aside, if any.
 pub(super) fn set_aside(dir: &Path) -> Option<Vec<u8>> {
     Note::read(dir).filter(|note| note.times >= TRIES).map(|note| note.key)
 }
 
-/// Returns true if this input is refused because it is like the one that was set aside. Connections that
-/// end or start anew are not: one of that kind has been when it was set aside. A connection is refused
-/// once: all clients of the socket are alike.
+/// Returns true if this input is refused because it has the key of the one that was set aside. The end
+/// and the restart of a connection are not refused: setting the input aside has done that already. A
+/// new connection is refused once: all clients of the socket have the same key.
 pub(super) fn is_like(aside: &mut Option<Vec<u8>>, input: &Input<'_>) -> bool {
     let is_once = match input {
         Input::Disconnect(_) | Input::Restart(_) | Input::Work { .. } => return false,
@@ -207,7 +207,7 @@ mod tests {
         Journal::begin(dir.to_owned(), &Config::default(), true, write)
     }
 
-    /// Processes begin with this state and end in this input, so often; what is left in the end.
+    /// Lets `times` processes begin with this state and end in this input. Returns the last state.
     fn end_in(dir: &Path, mut state: State, input: &Input<'_>, times: u8) -> State {
         for _ in 0..times {
             begin(dir, &state).input(input);
@@ -221,9 +221,9 @@ mod tests {
         Some((found.watches.len(), found.events()))
     }
 
-    // Fails if an input at which processes end is carried out for ever, whatever its kind, or is set aside
-    // too early; if one of a ring is not answered, a connection does not end, or does not start anew; or
-    // if others can read the note.
+    // Fails if an input of any kind in which processes end is executed for ever, or is set aside too
+    // early; if a request of a ring gets no reply, or a connection does not end or restart; or if other
+    // users can read the note.
     #[test]
     fn an_input_at_which_processes_end_is_set_aside() {
         let write = frame(Operation::Write, 0, "/local/domain/1/b|x");
@@ -258,7 +258,7 @@ mod tests {
                 assert_eq!(io.output, [&answer.emit()[..], b"EIO\0"].concat());
                 assert_eq!(io.indices, Some((u32::try_from(HEADER_LEN + 19).unwrap(), 0)));
             }
-            // One that ends elsewhere, or not at all, begins to count anew.
+            // The end of a process in another input, or in none, resets the count.
             let other = Input::Disconnect(ConnId(77));
             end_in(dir.path(), after, &other, 1);
             assert_eq!(set_aside(dir.path()), None, "{input:?}");

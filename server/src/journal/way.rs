@@ -238,7 +238,7 @@ mod tests {
             super::settle(indices(consumed, 0), 200, indices(0, 0), put_down, untold)
         };
         assert_eq!(young(0, 0, true), (indices(0, 0), Settled::Goes));
-        assert_eq!(young(300, 300, true), (indices(300, 0), Settled::Goes), "not told of anything");
+        assert_eq!(young(300, 300, true), (indices(300, 0), Settled::Goes), "not notified");
         assert_eq!(young(300, 0, true), (indices(0, 0), Settled::Zeroed), "idle");
         for put_down in [100, 300, 400] {
             let what = format!("{put_down} bytes of other requests");

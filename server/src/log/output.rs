@@ -1,4 +1,4 @@
-//! The log on standard error: every line of it, panics included, by way of a queue.
+//! The log on standard error. Every line, panics included, goes through a queue.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,21 +14,21 @@ use tracing_subscriber::{Layer, fmt};
 
 use super::queue::{Bucket, Queue, Room};
 
-/// Target of lines that clients and guests can cause as often as they like. So many of them are written
-/// at once, and so many a second in the long run; the others are counted.
+/// Target of lines that clients and guests can cause at will. Their rate is limited; lines over the
+/// limit are counted.
 pub(crate) const GUEST: &str = "guest";
 const BURST: u32 = 100;
 const EACH: Duration = Duration::from_millis(100);
 
-/// Lines that may wait.
+/// Room of the queue for the log.
 const LOG_ROOM: Room = Room { lines: 4096, bytes: 1 << 20 };
 const TRACE_ROOM: Room = Room { lines: 1 << 16, bytes: 16 << 20 };
 
 static LOG: OnceLock<Log> = OnceLock::new();
-/// Of the traces.
+/// Room of the queue for the traces.
 static TRACE: Mutex<Option<Queue>> = Mutex::new(None);
 
-/// Standard error, to be written by another thread.
+/// Standard error, written by another thread.
 #[derive(Clone, Debug)]
 struct Log {
     queue: Queue,
@@ -46,7 +46,7 @@ impl Write for Log {
     }
 }
 
-/// Lets lines through that are to be written.
+/// Limits the rate of lines with target [`GUEST`].
 struct Rate {
     queue: Queue,
     bucket: Bucket,
@@ -74,10 +74,10 @@ impl<S> Filter<S> for Rate {
 ///
 /// # Errors
 ///
-/// If the thread that writes cannot be started, or there is no descriptor for it. One line.
+/// Fails if the writing thread cannot be started or no descriptor is left. The error is one line.
 pub(crate) fn start() -> Result<(), String> {
     let make = || {
-        // Not by way of the standard library, whose lock would be held while a pipe is full.
+        // Not through the standard library, whose lock would be held while the pipe is full.
         let file = Arc::new(File::from(io::stderr().as_fd().try_clone_to_owned()?));
         Ok(Log { queue: Queue::start("log", LOG_ROOM)?, file })
     };
@@ -85,7 +85,7 @@ pub(crate) fn start() -> Result<(), String> {
     let rate = Rate { queue: log.queue.clone(), bucket: Bucket::new(BURST, EACH) };
     let log = LOG.get_or_init(|| log).clone();
     let lines = fmt::layer().with_writer(move || log.clone()).with_target(false);
-    // A log that cannot be written is no reason to end.
+    // The daemon runs on if the log cannot be written.
     let lines = lines.log_internal_errors(false).with_filter(rate);
     tracing_subscriber::registry().with(lines).init();
     std::panic::set_hook(Box::new(|panic| {
@@ -106,7 +106,7 @@ pub(crate) fn start() -> Result<(), String> {
     Ok(())
 }
 
-/// Writes a line to standard error as it is, by way of the queue if there is one.
+/// Writes a line to standard error unchanged, through the queue if there is one.
 #[allow(clippy::print_stderr)] // the log is not set up yet, and a user is to read it
 pub(crate) fn plain(line: &str) {
     match LOG.get() {
@@ -115,7 +115,7 @@ pub(crate) fn plain(line: &str) {
     }
 }
 
-/// What writes traces, from when it is asked for for the first time.
+/// The queue for traces. It is started at the first call.
 ///
 /// # Errors
 ///
@@ -127,8 +127,8 @@ pub(super) fn trace_queue() -> io::Result<Queue> {
     Ok(queue)
 }
 
-/// Waits until log and traces have been written, or until the time is up for either: to be called before
-/// the process ends, or another program is run in its place.
+/// Waits until log and traces have been written, at most `limit` for each. To be called before the process
+/// exits or executes another program.
 pub(crate) fn flush(limit: Duration) {
     if let Some(log) = LOG.get() {
         log.queue.flush(limit);

@@ -1,11 +1,10 @@
-//! Lines on their way to a file: a bounded queue, and a thread that writes.
+//! A bounded queue of lines, and the thread that writes them to files.
 //!
-//! The thread that serves everybody never waits for a file: standard error may be a pipe that is full and
-//! that no process reads. A line for which the queue has no room is dropped and counted, and the count
-//! is the next line that is written.
+//! The main thread never waits for a file: standard error may be a full pipe that no process reads. A
+//! line for which the queue has no room is dropped and counted. The next line written is the count.
 //!
-//! Own code, since the library for this (`tracing-appender`) has a queue that counts but does not report,
-//! bounds lines and not bytes, panics if it cannot have its thread, and needs a crate for dates.
+//! This is not `tracing-appender`, whose queue counts dropped lines but does not report them, bounds the
+//! lines but not their bytes, panics if its thread cannot be started, and needs a crate for dates.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,31 +16,31 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// How much may wait: lines, and their bytes together.
+/// How much may be queued: lines, and their bytes in total.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     pub(crate) lines: usize,
     pub(crate) bytes: usize,
 }
 
-/// How often lines are reported that were held back, at the most.
+/// The shortest time between two reports of suppressed lines.
 const REPORT: Duration = Duration::from_secs(1);
 
 enum Message {
     Line(Arc<File>, Vec<u8>),
-    /// Lines have been held back, and no other may come after them.
+    /// Lines have been suppressed; reports them even if no other line follows.
     Look,
-    /// All that came before has been written.
+    /// Everything queued before this has been written.
     Flush(SyncSender<()>),
 }
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Bytes that wait.
+    /// Bytes queued.
     bytes: AtomicUsize,
-    /// Lines for which there was no room, since this was last reported.
+    /// Lines dropped for lack of room since the last report.
     dropped: AtomicU64,
-    /// Lines over the rate that is allowed, likewise.
+    /// Lines over the rate limit since the last report.
     held_back: AtomicU64,
 }
 
@@ -52,7 +51,7 @@ impl Counts {
     }
 }
 
-/// A queue of lines, each with the file that it is for. Clones are the same queue.
+/// A queue of lines, each with its file. Clones share the queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
     room: Room,
@@ -85,20 +84,20 @@ impl Queue {
         }
     }
 
-    /// Counts a line that is over the rate; the count is reported some time later.
+    /// Counts a line over the rate limit. The count is reported later.
     pub(crate) fn hold_back(&self) {
         if self.counts.held_back.fetch_add(1, Ordering::Relaxed) == 0 {
             let _ = self.sender.try_send(Message::Look);
         }
     }
 
-    /// Waits until all that was queued has been written, or until the time is up. Returns true if it
-    /// has been.
+    /// Waits until all queued lines have been written, at most for `limit`. Returns true if they have
+    /// been.
     pub(crate) fn flush(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let (done, is_done) = mpsc::sync_channel(1);
         let mut message = Message::Flush(done);
-        // A standard channel cannot wait for room with a limit.
+        // A standard channel has no send with a timeout.
         while let Err(error) = self.sender.try_send(message) {
             let (mpsc::TrySendError::Full(back) | mpsc::TrySendError::Disconnected(back)) = error;
             if Instant::now() >= end {
@@ -111,7 +110,7 @@ impl Queue {
     }
 }
 
-/// Writes what comes, for ever.
+/// Writes queued lines, for ever.
 fn write_all(receiver: &Receiver<Message>, counts: &Counts) {
     let mut last: Option<Arc<File>> = None;
     let mut reported = Instant::now();
@@ -141,8 +140,8 @@ fn write_all(receiver: &Receiver<Message>, counts: &Counts) {
     }
 }
 
-/// Writes a line, and waits for a file that has no room. An error costs the line: the file may have
-/// room again, or another reader.
+/// Writes a line, and waits while the file has no room. On an error the line is lost; the next line is
+/// tried again, since the file may have room or another reader by then.
 fn write(mut file: &File, mut line: &[u8]) {
     while !line.is_empty() {
         match file.write(line) {
@@ -159,7 +158,7 @@ fn write(mut file: &File, mut line: &[u8]) {
     }
 }
 
-/// Writes how many lines are missing.
+/// Reports how many lines are missing.
 fn report(counts: &Counts, file: Option<&File>) {
     let Some(file) = file else { return };
     let dropped = counts.dropped.swap(0, Ordering::Relaxed);
@@ -176,13 +175,13 @@ fn report(counts: &Counts, file: Option<&File>) {
     }
 }
 
-/// A rate: so many at once, and so many a second in the long run.
+/// A rate limit with a burst (token bucket).
 #[derive(Debug)]
 pub(crate) struct Bucket {
     burst: u32,
-    /// Time in which one more is allowed.
+    /// Time in which one more line is allowed.
     each: Duration,
-    /// When it will be full again; one that is full allows `burst`.
+    /// When the bucket is full again. A full one allows `burst` lines.
     full: Mutex<Option<Instant>>,
 }
 
@@ -191,7 +190,7 @@ impl Bucket {
         Bucket { burst, each, full: Mutex::new(None) }
     }
 
-    /// Takes one, if one is allowed now.
+    /// Returns true, and counts the line, if one is allowed now.
     pub(crate) fn take(&self, now: Instant) -> bool {
         let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
         let from = full.map_or(now, |full| full.max(now));
@@ -217,8 +216,8 @@ mod tests {
         (Arc::new(File::from(std::os::fd::OwnedFd::from(writer))), reader)
     }
 
-    // Fails if whoever queues a line waits for a pipe that is full, if memory grows meanwhile, or if it
-    // is not told later how many lines are missing.
+    // Fails if queuing a line waits for a full pipe, if memory grows meanwhile, or if the number of
+    // missing lines is not reported later.
     #[test]
     fn a_pipe_that_is_not_read_costs_lines_and_says_so() {
         let (file, mut reader) = pipe();
@@ -244,7 +243,7 @@ mod tests {
         assert!(text.contains(&format!("xenstored: {dropped} lines dropped")), "{dropped}");
     }
 
-    // Fails if lines that are held back are not reported, or one by one.
+    // Fails if suppressed lines are not reported, or are reported one by one.
     #[test]
     fn lines_that_are_held_back_are_counted() {
         let (file, mut reader) = pipe();

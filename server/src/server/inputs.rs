@@ -1,8 +1,8 @@
-//! The one way into the engine: every input is recorded, and a panic in it is repaired.
+//! Execution of inputs by the engine: every input is recorded, and a panic in it is repaired.
 //!
-//! [`Server::apply`] executes an input. The journal has it before the input has any effect that
-//! another can see. If executing it panics, the engine is made again from the journal as it was
-//! before, and the input is refused; `journal/replay.rs` says what that means for each kind.
+//! [`Server::apply`] executes an input. Its record is in the journal before it has an effect outside of
+//! the engine. If executing it panics, the engine is restored from the journal as it was before, and the
+//! input is refused; `journal/replay.rs` defines what that means for each kind.
 //!
 //! A new kind of [`Input`] needs a call of [`Server::input`] here, and an arm there.
 
@@ -25,14 +25,14 @@ const PIECE: u32 = 4096;
 /// Why an input has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failed {
-    /// Nothing of it has been done.
+    /// The input was refused and has no effect.
     Refused,
-    /// It may have been done in part: there is no journal to make the engine again from.
+    /// It may have been done in part: there is no journal from which to restore the engine.
     InPart,
 }
 
 impl<H: Host + 'static> Server<H> {
-    /// Executes an input, which `change` does to the engine, with its record in the journal.
+    /// Executes an input by calling `change` on the engine, and records it in the journal.
     pub(crate) fn apply<T>(
         &self,
         mut entry: Entry<'_, '_>,
@@ -68,13 +68,14 @@ impl<H: Host + 'static> Server<H> {
         })
     }
 
-    /// After a panic in serving a connection, outside of the engine: what it has executed in this turn may
-    /// be missing in the journal. Nobody has heard of it, and the engine is made again without it.
+    /// To be called after a panic in serving a connection, outside of the engine. The inputs of this turn
+    /// may be missing in the journal. They had no effect outside of the engine, which is restored without
+    /// them.
     pub(crate) fn take_back(&self) {
         self.repair(|_| ());
     }
 
-    /// The same for an input that is recorded by itself, in a turn of a connection, which ends with
+    /// Executes an input and records it separately, in a turn of a connection, which ends with
     /// [`Server::commit`].
     pub(crate) fn input<T>(
         &self,
@@ -84,7 +85,7 @@ impl<H: Host + 'static> Server<H> {
         self.apply(Entry::Alone(input), change)
     }
 
-    /// The same outside of a turn. `None` if the input is refused, which is logged.
+    /// Like [`Server::input`], outside of a turn. `None` if the input is refused, which is logged.
     fn input_now<T>(
         &self,
         input: Input<'_>,
@@ -95,8 +96,8 @@ impl<H: Host + 'static> Server<H> {
         result.ok()
     }
 
-    /// Executes one frame, unless it is deferred, and wakes the connections that it concerns. `at` is
-    /// its position in `run`, of which the journal is told by [`Server::tell`].
+    /// Executes one frame, unless it is deferred, and wakes the affected connections. `at` is its position
+    /// in `run`, which [`Server::tell`] appends to the journal.
     pub(crate) fn handle(
         &self,
         run: &mut Run<'_>,
@@ -129,13 +130,13 @@ impl<H: Host + 'static> Server<H> {
         Ok(outcome)
     }
 
-    /// Asks the machine about every domain.
+    /// Queries the hypervisor for every domain.
     pub(crate) fn domains_changed(&self) {
         self.input_now(Input::DomainsChanged, Engine::domains_changed);
         self.wake();
     }
 
-    /// Does what the engine has deferred, in pieces between the turns of connections; for ever.
+    /// Does the deferred work of the engine, in pieces between the turns of connections. Never returns.
     pub(crate) async fn do_work(&self) {
         loop {
             poll_fn(|cx| {
@@ -148,7 +149,7 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Does all of it: to be called before the state of the engine is taken.
+    /// Does all deferred work. To be called before the state of the engine is taken.
     pub(crate) async fn finish_work(&self) {
         while self.0.engine.borrow().has_work() {
             self.work();
@@ -156,18 +157,18 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Does a piece of it.
+    /// Does a piece of the deferred work.
     pub(crate) fn work(&self) {
         self.input_now(Input::Work { budget: PIECE }, |engine, _| engine.work(PIECE));
         self.wake();
     }
 
-    /// Begins a connection, which no task serves yet. `None` if it cannot be, which is logged.
+    /// Begins a connection, which no task serves yet. `None` if that is refused, which is logged.
     pub(crate) fn connect(&self, caller: Caller) -> Option<ConnId> {
         self.input_now(Input::Connect(caller), |engine, _| engine.connect(caller))
     }
 
-    /// A connection starts anew.
+    /// Restarts a connection.
     pub(crate) fn restart(&self, conn: ConnId) {
         self.input_now(Input::Restart(conn), |engine, _| engine.restart(conn));
     }
@@ -190,8 +191,8 @@ impl<H: Host + 'static> Server<H> {
         more.inspect_err(|_| out.truncate(start))
     }
 
-    /// Makes the engine again as the journal has it, without the input that `open` makes its last; or at
-    /// least looks for damage.
+    /// Restores the engine from the journal, without the input that `open` makes its last. Without a
+    /// journal, checks the invariants of the engine.
     fn repair(&self, open: impl FnOnce(&mut Journal)) -> Failed {
         let rebuilt = self.with_journal(|journal| {
             open(journal);
@@ -204,8 +205,8 @@ impl<H: Host + 'static> Server<H> {
                 return Failed::Refused;
             }
             Some(Err(reason)) => {
-                error!(reason, "the store cannot be made again");
-                // What is there must not be followed by what comes now.
+                error!(reason, "the store cannot be restored from the journal");
+                // Records of this engine must not follow those in the journal.
                 self.with_journal(Journal::renew);
             }
             None => {}

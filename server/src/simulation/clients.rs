@@ -97,7 +97,7 @@ impl Guest {
         self.kick();
     }
 
-    /// Sets all indices of its idle ring to 0, and tells nobody.
+    /// Sets all indices of its idle ring to 0, without a notification.
     pub(super) fn zero(&self) {
         assert!(self.unsent.is_empty(), "idle");
         for word in [Word::ReqProd, Word::ReqCons, Word::RspProd, Word::RspCons] {

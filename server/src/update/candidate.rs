@@ -41,8 +41,8 @@ pub(crate) async fn kind(file: &Path) -> Result<(Kind, String), String> {
     }
 }
 
-/// Has a program of ours do all that it will do with this state and these options, short of taking
-/// anything over. Returns how long it took to make a store of the state.
+/// Runs another build of this daemon with `--check-state`, this state and these options: it does what a
+/// start does, except for taking over descriptors. Returns how long it took to make a store of the state.
 pub(crate) async fn check(file: &Path, args: &[OsString], state: File) -> Result<Duration, String> {
     let mut command = Command::new(file);
     command.args(args).arg("--check-state").stdin(Stdio::from(state));

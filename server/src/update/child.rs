@@ -31,11 +31,11 @@ pub(super) struct Said {
     pub(super) errors: String,
 }
 
-/// Does `work` on a thread of its own, which nothing else can keep busy.
+/// Runs `work` on a separate thread, which no other work can delay.
 ///
 /// # Errors
 ///
-/// No thread can be started, or the work panics.
+/// Fails if no thread can be started or if `work` panics.
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {

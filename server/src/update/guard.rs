@@ -1,10 +1,9 @@
-//! The way back from another program: a process of this one, which goes on with everything unless that
-//! program answers.
+//! The guard: a process of the old program that resumes the daemon if the new program does not serve.
 //!
-//! It is started right before the other program is run in place of this one, with the same descriptors
-//! and the same state. It is a client of the store, with a request that has been sent already: whatever
-//! program goes on, this is the first request that it answers. If it ends or is late, it is killed, and
-//! the guard runs this program with the state. All that differs then is the number of the process.
+//! The guard is started right before the new program is executed in place of this one. It has copies of
+//! the same descriptors and of the state, and is a client of the store with a request already sent. The
+//! new program answers this request first. If the new program ends or is late, the guard kills it and
+//! executes the old program with the state. Only the pid of the daemon changes.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -29,43 +28,43 @@ use super::outgoing::own_args;
 use crate::options::Options;
 use crate::systemd;
 
-/// How long a program may take until it answers, besides what the state takes.
+/// How long the new program may take to answer, in addition to the time that the state takes.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// How long one that is killed may take to end.
+/// How long a killed program may take to end.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// A process that guards this one.
+/// The process that guards this one.
 pub(super) struct Guard(Child);
 
-/// Takes on a client, whose end this is.
+/// Accepts this descriptor as the connection of a new client.
 pub(crate) type Welcome<'a> = &'a dyn Fn(OwnedFd) -> io::Result<()>;
 
-/// Makes the connection of the guard, before all connections stand still; the guard's end.
+/// Makes the connection of the guard, before all connections are paused. Returns the guard's end.
 pub(super) fn connect(welcome: Welcome<'_>) -> io::Result<UnixStream> {
     let (client, server) = UnixStream::pair()?;
     welcome(server.into())?;
     Ok(client)
 }
 
-/// What the guard has to know of a handover.
+/// What the guard needs for a handover.
 pub(super) struct Handover<'a> {
     pub(super) program: &'a File,
     pub(super) client: &'a UnixStream,
     pub(super) stream: &'a File,
     pub(super) errand: Errand,
-    /// What the state names.
+    /// The descriptors that the state names.
     pub(super) descriptors: &'a [RawFd],
-    /// How long making a store of the state has taken.
+    /// How long it took to make a store of the state.
     pub(super) expected: Duration,
 }
 
 impl Guard {
-    /// Starts it. From now on systemd takes it for the daemon, so that the end of this process is not
-    /// that of the unit.
+    /// Starts the guard, and announces it to systemd as the main process, so that the end of this process
+    /// does not end the unit.
     ///
     /// # Errors
     ///
-    /// There is no descriptor or process for it.
+    /// Fails at the limit of descriptors or processes.
     pub(super) fn start(handover: Handover<'_>) -> io::Result<Guard> {
         let Handover { program, mut client, stream, errand, descriptors, expected } = handover;
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
@@ -88,7 +87,7 @@ impl Guard {
         Ok(Guard(child))
     }
 
-    /// The other program has not been run; this one goes on.
+    /// Ends the guard: the other program was not executed, and this process continues to serve.
     pub(super) fn stop(mut self) {
         systemd::serves(std::process::id());
         let _ = self.0.kill();
@@ -96,7 +95,7 @@ impl Guard {
     }
 }
 
-/// `--guard`: what it is to watch.
+/// `--guard`: the process to watch.
 struct Watched {
     client: UnixStream,
     process: OwnedFd,
@@ -114,7 +113,7 @@ impl Watched {
         Some(both.map(|(client, process)| Watched { client, process, pid, limit }))
     }
 
-    /// Waits for the answer. Returns `None` if it has come, otherwise why it will not.
+    /// Waits for the reply. Returns `None` if it has come, otherwise the reason why it will not come.
     fn wait(&mut self) -> io::Result<Option<String>> {
         let deadline = std::time::Instant::now() + self.limit;
         loop {
@@ -131,7 +130,7 @@ impl Watched {
                 found => drop(found?),
             }
             let [answer, ended] = both.map(|polled| !polled.revents().is_empty());
-            // What has been answered before the end counts: the journal has it.
+            // A reply sent before the end counts: the journal has its request.
             if answer && self.client.read(&mut [0; 64]).is_ok_and(|count| count > 0) {
                 return Ok(None);
             }
@@ -144,7 +143,7 @@ impl Watched {
         }
     }
 
-    /// Ends the other program, with what it has started.
+    /// Kills the other program and the processes that it has started.
     fn end(&self) -> io::Result<()> {
         let own = getpid();
         let mut all: Vec<Pid> = Vec::new();
@@ -166,11 +165,11 @@ impl Watched {
     }
 }
 
-/// Waits until the process that is to be guarded has answered, or goes on in its place.
+/// `--guard`: waits until the guarded process has answered, or resumes in its place.
 ///
 /// # Errors
 ///
-/// It cannot be guarded, or it has ended and this program cannot go on; one line.
+/// One line, if the process cannot be guarded, or if it has ended and this program cannot resume.
 pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
     let wrong = |error: io::Error| format!("--guard: {error}");
     let mut watched = match (Watched::parse(text), options.resume, options.errand) {
@@ -188,7 +187,7 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
     watched.end().map_err(wrong)?;
     let errand = Errand { failed: Some(format!("the other program {reason}")), ..errand };
     let errand = errand::sealed("errand", &errand.emit()).map_err(wrong)?;
-    // All that the state names is let through already: this process has taken nothing of it.
+    // The descriptors that the state names are inheritable already: this process has adopted none of them.
     inherit::let_through(&[errand.as_raw_fd()], true).map_err(wrong)?;
     let mut command = Command::new("/proc/self/exe");
     command.args(own_args()).args(resume_options(&state, &errand));

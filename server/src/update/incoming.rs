@@ -31,7 +31,7 @@ use crate::server::{Server, Start};
 use crate::surroundings::Resumed;
 use crate::tasks::Tasks;
 
-/// How long the requester of an update waits for the end of the guard at the most.
+/// How long the reply to the requester of an update waits for the end of the guard, at most.
 const GUARD_END: Duration = Duration::from_secs(1);
 /// Who has left what comes from a journal.
 const JOURNAL: &str = "a process that ended unexpectedly";
@@ -66,8 +66,8 @@ fn engine_of(config: &Config, bytes: &[u8], check: bool) -> Result<(State, Engin
     catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err("panic while reading it".into()))
 }
 
-/// `--check-state`: looks at the state on standard input. How long that took, and whether it is one of
-/// a Xen host; or what is wrong.
+/// `--check-state`: checks the state on standard input. Returns how long that took and whether the state
+/// is one of a Xen host. The error is one line.
 pub(crate) fn check(config: &Config) -> Result<(Duration, bool), String> {
     let input = std::io::stdin().as_fd().try_clone_to_owned();
     let bytes = input.and_then(errand::read).map_err(|error| format!("standard input: {error}"))?;
@@ -203,16 +203,16 @@ impl Incoming {
         self.from != JOURNAL
     }
 
-    /// The event channels, if C xenstored has had them and did not serve: whether it has bound
-    /// `VIRQ_DOM_EXC` in them is not known.
+    /// The event channel device, if C xenstored had taken it over and did not serve. C xenstored may or
+    /// may not have bound `VIRQ_DOM_EXC` in it.
     pub(crate) fn evtchn_of_c(&self) -> Option<RawFd> {
         let io = &self.state.io;
         let undone = self.errand.as_ref().is_some_and(|errand| errand.failed.is_some());
         io.evtchn.filter(|_| undone && io.virq_port.is_none())
     }
 
-    /// What the pages of rings have said about their connections. Those whose page cannot be right start
-    /// anew here: a journal that begins with the state would not say it otherwise.
+    /// Applies what the pages of the rings show about their connections. A connection whose page is
+    /// invalid restarts here, so that a journal that begins with this state contains the restart.
     pub(crate) fn set_out(&mut self, rings: &Resumed) {
         let mut restarts = false;
         for connection in &mut self.state.connections {
@@ -293,10 +293,10 @@ impl Taken {
         let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
         let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
         let mut lost = 0;
-        // Its answer says that the guard has ended: nothing goes back from then on.
+        // The reply to the requester means that the guard has ended: from then on there is no way back.
         let asker = self.errand.as_ref().and_then(|errand| errand.asker).map(|(id, _)| id);
-        // The newest first: it is that of the guard, which is to know that this program answers before
-        // it has done anything that is not in the state.
+        // The newest connection first: it is that of the guard, which must get its reply before this
+        // program changes anything that is not in the state.
         for connection in self.state.connections.iter().rev() {
             let (id, start) = (connection.id, Taken::start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
@@ -306,7 +306,7 @@ impl Taken {
                         debug!(conn = %id, who = ?connection.caller, "the guest has set its ring to 0");
                     }
                     Settled::Broken => {
-                        warn!(conn = %id, who = ?connection.caller, "this ring starts anew");
+                        warn!(conn = %id, who = ?connection.caller, "this ring restarts");
                     }
                 }
                 tasks.spawn(server.serve_as(id, ring, start));

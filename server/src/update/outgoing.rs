@@ -87,18 +87,18 @@ impl Written {
     }
 }
 
-/// What is known of a handover once all connections stand still.
+/// What is known of a handover once all connections are paused.
 struct Outgo<'a> {
     order: &'a Order,
     args: &'a [OsString],
     written: &'a Written,
     stopped: Duration,
-    /// How long making a store of the state has taken.
+    /// How long it took to make a store of the state.
     expected: Duration,
     client: UnixStream,
 }
 
-/// Options without those that say where to go on from.
+/// Options without those that name a state to resume from.
 fn lasting(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut lasting = Vec::new();
     let mut all = args;
@@ -113,7 +113,7 @@ fn lasting(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     lasting
 }
 
-/// Our own.
+/// The lasting options of this process.
 pub(super) fn own_args() -> Vec<OsString> {
     lasting(std::env::args_os().skip(1))
 }
@@ -185,8 +185,8 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Goes on in the next file when it is there. Everybody else does meanwhile, as long as the one that
-    /// there is has room for that.
+    /// Waits for the next file of the journal. Other connections are served meanwhile, as long as the
+    /// current file has room.
     async fn renew_journal(
         &self,
         mut drafting: Pin<&mut impl Future<Output = io::Result<Drafted>>>,
@@ -273,7 +273,8 @@ impl Outgoing<'_> {
         Err(complain(format!("cannot be run: {failed}")))
     }
 
-    /// What would happen: with C xenstored one line for each thing that is lost or in the way.
+    /// The report of a dry run. For C xenstored it has one line for each thing that is lost or prevents the
+    /// update.
     fn report(
         &self,
         target: Option<Target>,
@@ -329,7 +330,7 @@ impl Outgoing<'_> {
         Err(format!("Domains with long running transactions:\n{open}"))
     }
 
-    /// Runs the other program in place of this one. Returns only if that cannot be done: why.
+    /// Executes the other program in place of this one. Returns only if that fails, with the reason.
     fn go(&self, handover: &Outgo<'_>, state: &State) -> String {
         let Outgo { order, args, written, .. } = handover;
         let errand = Errand { previous: Some(self.program.as_raw_fd()), ..self.errand(handover) };
@@ -348,7 +349,7 @@ impl Outgoing<'_> {
         run().err().map_or_else(String::new, |error| error.to_string())
     }
 
-    /// What goes with the state, if there is no way back.
+    /// The errand that goes with the state if there is no guard.
     fn errand(&self, handover: &Outgo<'_>) -> Errand {
         Errand {
             stopped: handover.stopped,
@@ -360,7 +361,7 @@ impl Outgoing<'_> {
         }
     }
 
-    /// Has this program go on from `stream` if the other one does not answer.
+    /// Starts the guard, which resumes from `stream` if the other program does not answer.
     fn guard(
         &self,
         handover: &Outgo<'_>,
@@ -374,7 +375,7 @@ impl Outgoing<'_> {
         started.map_err(|error| io::Error::new(error.kind(), format!("no way back: {error}")))
     }
 
-    /// The same for C xenstored, which looks for a file.
+    /// Like [`Self::go`], for C xenstored, which reads the state from a file.
     fn go_to_c(&self, handover: &Outgo<'_>, mut state: State, target: Target) -> String {
         let Outgo { order, args, written, .. } = handover;
         // It does not know of the journal.
@@ -402,12 +403,12 @@ impl Outgoing<'_> {
             let result = guard.and_then(|guard| {
                 let mut command = Command::new(&order.file);
                 command.args(for_c::options(args));
-                // When it ends, they are to be free.
+                // When C xenstored ends, the ports must be free: systemd must not hold them.
                 systemd::forget(&[Keep::Evtchn]);
                 systemd::set_watchdog(false);
-                // C xenstored leaves the word in the page as it is.
+                // C xenstored does not write the feature word in the page.
                 self.offer(|domid| target.format.offered(target.version, features(domid)));
-                // A read that would have to wait is the end of a connection to it.
+                // C xenstored ends a connection at a read that would block.
                 let result =
                     inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
                 guard.stop();
@@ -442,7 +443,7 @@ impl Outgoing<'_> {
         }
     }
 
-    /// The whole state, with what the server knows of it.
+    /// The whole state: that of the engine and that of the server.
     pub(crate) fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
         let mut state = self.server.with(|engine, _| engine.dump());
         self.name_descriptors(&mut state);
@@ -474,7 +475,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// How long an update waits for those who read the log.
+/// How long an update waits for its log to be written.
 const LOG_LIMIT: Duration = Duration::from_millis(100);
 
 /// A file that only we can read, written anew.

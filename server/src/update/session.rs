@@ -30,7 +30,7 @@ struct Shared {
     waiter: RefCell<Option<Waker>>,
     /// An update is done, and its requester has not been told.
     done: Cell<bool>,
-    /// Connections that are not served until their other end starts anew, and why.
+    /// Connections that are not served until their peer reconnects, with the reason.
     failed: RefCell<BTreeMap<ConnId, String>>,
 }
 
@@ -102,17 +102,17 @@ impl Update {
         }
     }
 
-    /// A connection has failed, for this reason: it is not served until its other end starts anew.
+    /// Records that a connection has failed. It is not served until its peer reconnects.
     pub(crate) fn failed(&self, conn: ConnId, reason: String) {
         self.0.failed.borrow_mut().insert(conn, reason);
     }
 
-    /// It is served again.
+    /// Records that a connection is served again.
     pub(crate) fn recovered(&self, conn: ConnId) {
         self.0.failed.borrow_mut().remove(&conn);
     }
 
-    /// What CONTROL `connections` says besides what the engine knows.
+    /// The lines of CONTROL `connections` about failed connections.
     fn connections(&self) -> Vec<u8> {
         let failed = self.0.failed.borrow();
         let line = |(conn, reason)| format!("conn {conn} failed, until it reconnects: {reason}\n");

@@ -1,4 +1,4 @@
-//! Programs that pass the check and do not serve: the guard goes on.
+//! Programs that pass the check and do not serve: the guard resumes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use xenstore_tests::skip;
 use crate::failures::{LIKE_OURS, script};
 use crate::{Host, ours};
 
-/// A daemon with a pid file, which says who goes on.
+/// A daemon with a pid file, which names the process that serves.
 struct Guarded {
     host: Host,
     pid_file: PathBuf,
@@ -34,7 +34,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // The one that goes on is no child of this process.
+        // The guard that resumed is not a child of this process.
         let pid = rustix::process::Pid::from_raw(self.pid()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         let _ = fs::remove_dir_all(self.pid_file.parent().unwrap());

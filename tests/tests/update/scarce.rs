@@ -24,8 +24,8 @@ struct Scarce {
 }
 
 impl Scarce {
-    /// Updates the daemon when it may have so many. Whatever the answer is, everybody is served as
-    /// before. Was it done?
+    /// Updates the daemon under this limit. All connections must be served as before, whatever the reply.
+    /// Returns true if the update was done.
     fn update(&self, host: &mut Host, client: &mut Conn, count: u64, most: Option<u64>) -> bool {
         let most = most.map_or("unlimited".to_owned(), |most| most.to_string());
         // Limits of a process are set by its user, or with a privilege that a container lacks.

@@ -202,8 +202,8 @@ const MISTAKES: [&str; 9] = [
     "--check-state",
 ];
 
-// Fails if a mistake in the options ends a program of ours that has taken over from C xenstored, which
-// neither looks at them nor can go on itself.
+// Fails if invalid options end this daemon when it has taken over from C xenstored, which neither checks
+// them nor can resume.
 #[test]
 fn no_option_ends_a_takeover_from_c_xenstored() {
     for mistake in MISTAKES {
@@ -221,8 +221,8 @@ fn no_option_ends_a_takeover_from_c_xenstored() {
     }
 }
 
-// Fails if a mistake in the options ends the host's XenStore at a takeover from oxenstored, which tries
-// the program with them before: it refuses, and goes on.
+// Fails if invalid options end the host's XenStore at a takeover from oxenstored. oxenstored tries the
+// program with them first: it must refuse the update and continue.
 #[test]
 fn no_option_ends_a_takeover_from_oxenstored() {
     let Some(mut daemon) = start(Kind::Ocaml, "options at a takeover from oxenstored") else {

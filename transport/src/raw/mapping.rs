@@ -68,8 +68,8 @@ impl Mapping {
     /// Makes it this long, at this or another place. What is mapped and not in the file, which must
     /// have been made long enough, is not to be touched.
     pub(crate) fn resize(&mut self, len: usize) -> io::Result<()> {
-        // SAFETY: the range is that of the mapping; nobody has a reference into it, since all of them
-        // borrow `self`, which this has alone, and the place is forgotten if it is another.
+        // SAFETY: the range is that of the mapping. No reference into it exists, since all of them borrow
+        // `self`, which is borrowed mutably here. The old address is not used if the mapping moves.
         let start =
             unsafe { mremap(self.start.as_ptr().cast(), self.len, len, MremapFlags::MAYMOVE)? };
         self.start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;

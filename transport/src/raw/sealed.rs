@@ -63,10 +63,10 @@ impl Deref for Sealed {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is mapped and readable as long as `self` is borrowed; the seals, which
-        // cannot be taken off, keep everybody from writing to the memory and from shortening it. A
-        // file of our own is written by no other user, by no other daemon, which has the lock, and not
-        // by this process, as the caller of `map_own` says.
+        // SAFETY: the range is mapped and readable as long as `self` is borrowed. The seals, which cannot
+        // be removed, prevent any process from writing to the memory or shortening it. A file of this
+        // daemon is not written by other users (mode), by another daemon (lock), or by this process,
+        // which the caller of `map_own` guarantees.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

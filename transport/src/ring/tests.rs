@@ -355,7 +355,7 @@ impl Ends {
 }
 
 // Fails if a guest that sets all four indices of its idle ring to 0, as OpenBSD's first driver does
-// after every reply, is not served, or if it is told only when its next request is longer than the last.
+// after every reply, is not served, or is noticed only when its next request is longer than the last.
 #[test]
 fn a_guest_may_set_its_idle_ring_to_zero() {
     let mut ends = ends();
@@ -378,8 +378,8 @@ fn a_guest_may_set_its_idle_ring_to_zero() {
     }
 }
 
-// Fails if an index that the guest sets to 0 between two steps of a turn is overwritten with ours, which
-// its page does not fit, or if nobody looks for what it does next.
+// Fails if an index that the guest sets to 0 between two steps of a turn is overwritten with the server's,
+// which the page does not match, or if the server does not poll the page afterwards.
 #[test]
 fn a_flush_leaves_zeros_alone() {
     let mut ends = ends();
@@ -412,8 +412,8 @@ fn zeros_are_found_by_the_next_server() {
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
 }
 
-// Fails if one index alone that the guest sets to 0 is taken for all four: then the server would follow
-// an index of its own that is garbage.
+// Fails if a single index that the guest sets to 0 is taken for a restart of both rings: then the server
+// would use an index that the guest has overwritten.
 #[test]
 fn a_single_zero_is_not_a_fresh_ring() {
     for word in [Word::ReqCons, Word::RspProd] {
