@@ -1,4 +1,4 @@
-//! Journals that find no room, or nothing but what others have put in their place.
+//! Journals without room, and journals whose files other users have replaced.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
@@ -10,7 +10,7 @@ use super::panics::log_of;
 use super::tests::{Kept, kept};
 use super::*;
 
-/// The file system is full as long as this is there.
+/// The file system is full while this value exists.
 struct Full;
 
 impl Full {
@@ -39,8 +39,8 @@ fn value(kept: &Kept, len: usize) {
     kept.server.commit();
 }
 
-// Fails if a journal that is valid is given up because the next file does not fit, if the next one is not
-// tried again, or if nothing is said.
+// Fails if a valid journal is abandoned because the next file does not fit, if the next file is not
+// retried, or if nothing is logged.
 #[test]
 fn a_next_file_that_does_not_fit_leaves_this_one() {
     let kept = kept();
@@ -62,8 +62,8 @@ fn a_next_file_that_does_not_fit_leaves_this_one() {
     assert!(log.contains("the journal is written again"), "{log}");
 }
 
-// Fails if a journal whose file cannot grow does not ask for the next one before its room is used up, if it
-// is given up before that, or is not begun again after it; or if the next process finds what lacks something.
+// Fails if a journal whose file cannot grow does not begin the next one before its room is used up, if it is
+// abandoned before that, or is not begun again afterwards; or if recovery finds a journal that lacks records.
 #[test]
 fn a_file_is_given_up_only_when_nothing_can_be_appended() {
     let kept = kept();
@@ -83,7 +83,7 @@ fn a_file_is_given_up_only_when_nothing_can_be_appended() {
     assert!(numbers(kept.dir.path()).is_empty() && is_due(&kept));
     assert!(kept.server.with_journal(Journal::draft).unwrap().is_none());
     drop(full);
-    // Requests go on while the next one is written.
+    // Requests are served while the next file is written.
     let (draft, state) = kept.draft();
     value(&kept, 10);
     let drafted = draft.write(|sink| state.encode_to(sink));
@@ -95,8 +95,7 @@ fn a_file_is_given_up_only_when_nothing_can_be_appended() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-// Fails if files are much longer than what is in them: what a store can cost is written in
-// `docs/operating.md`.
+// Fails if files are much longer than their contents: `docs/operating.md` documents their size.
 #[test]
 fn files_take_what_they_need() {
     let kept = kept();
@@ -118,14 +117,14 @@ fn files_take_what_they_need() {
     assert!(blocks <= most as u64, "{blocks} of {most}");
 }
 
-// Fails if what others have put in the place of files is followed, waited for, read or kept, or keeps the
-// daemon from starting.
+// Fails if an object that another user has put in place of a file is followed, waited for, read or kept, or
+// prevents the daemon from starting.
 #[test]
 fn files_of_others_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (target, theirs) = (dir.path().join("target"), dir.path().join("journal.7"));
     std::fs::write(&target, "theirs").unwrap();
-    // One that would be taken if it were not for its mode, and that they have locked.
+    // A file that is valid except for its mode, and that another user has locked.
     let state = Engine::new(&Config::default()).dump();
     let begin = || {
         let write = |sink: &mut Sink<'_>| state.encode_to(sink);
@@ -152,7 +151,7 @@ fn files_of_others_are_left_alone() {
     assert!(recover(dir.path(), &Config::default()).unwrap().is_some());
 }
 
-// Fails if it is not said who has a journal, and what to do.
+// Fails if the error does not name the process that has the journal locked, and what to do.
 #[test]
 fn a_journal_in_use_names_its_user() {
     let kept = kept();

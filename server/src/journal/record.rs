@@ -9,7 +9,7 @@ pub(super) enum Record<'a> {
     Input(Input<'a>),
     /// What the machine answered meanwhile, to the last request if there are more than one.
     Answers(&'a [u8]),
-    /// The input, of one request at the most, was refused: see [`Replay::refuse`](super::replay::Replay::refuse).
+    /// The input, at most one request, was refused: see [`Replay::refuse`](super::replay::Replay::refuse).
     Refused,
     /// All that was taken from a ring and not executed.
     LeftOver {
@@ -22,7 +22,7 @@ pub(super) enum Record<'a> {
     Zeroed {
         /// Whose.
         conn: ConnId,
-        /// How many of the last bytes of answers are still to be written.
+        /// Number of bytes at the end of the replies that are still to be written.
         unsent: u32,
     },
 }

@@ -77,23 +77,23 @@ impl<'a> Run<'a> {
     }
 }
 
-/// An input that is executed, and how the journal learns of it.
+/// An input that is executed, and how it is recorded in the journal.
 pub(crate) enum Entry<'r, 'a> {
     /// Recorded by itself.
     Alone(Input<'a>),
     /// Recorded with the requests around it, if it must be `recorded` at all.
     Request {
-        /// Where it is.
+        /// The requests that it belongs to.
         run: &'r mut Run<'a>,
-        /// At this position.
+        /// Its position in them.
         at: Range<usize>,
-        /// Otherwise it leaves everything as it is.
+        /// False if the request changes nothing.
         recorded: bool,
     },
 }
 
 impl<'a> Entry<'_, 'a> {
-    /// What is executed.
+    /// The input itself.
     pub(crate) fn input(&self) -> Input<'a> {
         match self {
             Entry::Alone(input) => *input,
@@ -101,12 +101,12 @@ impl<'a> Entry<'_, 'a> {
         }
     }
 
-    /// Returns true if the journal must learn of it.
+    /// Returns true if the input must be in the journal.
     pub(crate) fn is_recorded(&self) -> bool {
         !matches!(self, Entry::Request { recorded: false, .. })
     }
 
-    /// It is about to be executed.
+    /// To be called before the input is executed.
     pub(crate) fn begin(&mut self, journal: &mut Journal) {
         match self {
             Entry::Alone(input) => journal.input(input),
@@ -119,7 +119,7 @@ impl<'a> Entry<'_, 'a> {
         }
     }
 
-    /// It has been, with these answers of the machine.
+    /// To be called after it was executed. `answers` are the replies of the hypervisor.
     pub(crate) fn done(&mut self, journal: &mut Journal, answers: &[u8]) {
         if let Entry::Request { run, .. } = self {
             run.done();
@@ -130,8 +130,8 @@ impl<'a> Entry<'_, 'a> {
         journal.done(answers);
     }
 
-    /// It was begun and has no result: from now on the journal has it as its last, if it must learn of
-    /// it.
+    /// Makes an input that was begun and has no result the last one of the journal, if it must be in the
+    /// journal.
     pub(crate) fn open(&mut self, journal: &mut Journal) {
         if let Entry::Request { run, .. } = self {
             run.tell_begun(journal);

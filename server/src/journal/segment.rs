@@ -33,13 +33,13 @@ const END: [u8; PREFIX] = [0; PREFIX];
 /// Bytes of a record before its body.
 const LEN: usize = 4;
 
-/// Bytes of the room that is had before it is needed: what connections can still do that have their turn
-/// when there is no more to be had.
+/// Bytes that are allocated ahead: room for the records of turns in progress when no more can be
+/// allocated.
 const AHEAD: usize = 1 << 20;
-/// Bytes that a file can have: places are words of 4 bytes.
+/// Maximum length of a file in bytes: positions are words of 4 bytes.
 const LIMIT: usize = u32::MAX as usize;
-/// A file is full with a quarter as many bytes of records as its state has. The state of the next one is
-/// written while records go on, which stop for that when as many more have come as the state has.
+/// A file is full when its records are a quarter as long as its state. Records are appended while the
+/// state of the next file is written, until they have grown by the length of the state.
 const PART: usize = 4;
 /// Bytes that are read or copied at once.
 const PIECE: usize = 1 << 20;
@@ -112,9 +112,9 @@ pub(super) struct Segment {
     done: usize,
     /// Bytes of records after which another is to be begun.
     full: usize,
-    /// Where it is to end, when the next one is being written.
+    /// The most bytes that the file may have while the next one is being written.
     over: usize,
-    /// There is less room than [`AHEAD`], and no more to be had.
+    /// Less room than [`AHEAD`] is left, and no more can be allocated.
     is_tight: bool,
 }
 
@@ -151,23 +151,23 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Closes it, and keeps so much of it as the next of this size has use for: what the system has of the
-    /// rest is free then.
+    /// Closes the file, and keeps `keep` bytes of it for the next file to overwrite. The rest is released to
+    /// the system.
     pub(super) fn close(self, keep: usize) -> io::Result<Spare> {
         self.file.close(keep)
     }
 
-    /// Bytes that it had when it was begun, with its first records.
+    /// Length in bytes of the state with `full` bytes of records.
     pub(super) fn size(&self, full: usize) -> usize {
         self.start + full
     }
 
-    /// Has memory at hand for this many bytes of records.
+    /// Allocates memory for this many bytes of records.
     pub(super) fn get_memory(&mut self, full: usize) -> io::Result<()> {
         self.file.reserve(self.start + full)
     }
 
-    /// What has been written, to be read before anything else is written.
+    /// The written part of the file, to be read before anything is appended.
     pub(super) fn left(&mut self, boot: &[u8; 16]) -> Result<Left, String> {
         let (file, bytes) = self.file.bytes().map_err(|error| error.to_string())?;
         Left::of(Bytes::Mapped(bytes, file), boot)
@@ -178,20 +178,21 @@ impl Segment {
         self.at - self.start >= self.full || self.is_tight
     }
 
-    /// Must the next one be there before anything else is written?
+    /// Returns true if nothing may be appended before the next file is complete.
     pub(super) fn is_over(&self) -> bool {
         self.at >= self.over || self.is_tight
     }
 
-    /// The next one is begun, for which so many bytes are free, and which prepares room for `full` bytes of
-    /// records. What is recorded meanwhile takes room in both. Where it begins in this one.
+    /// Limits this file when the next one is begun, which allocates `full` bytes for records; `free` bytes
+    /// are available. Records appended meanwhile take room in both. Returns the position in this file
+    /// from which records must be copied.
     pub(super) fn limit(&mut self, free: usize, full: usize) -> usize {
         let common = free.saturating_sub(self.start + full + 2 * AHEAD) / 2;
         self.over = self.at + common.min(PART * self.full);
         self.at
     }
 
-    /// Looks for room before it is needed.
+    /// Allocates room ahead.
     pub(super) fn look_ahead(&mut self) {
         let end = self.at + AHEAD;
         self.is_tight = end > LIMIT || self.file.reserve(end).is_err();
@@ -202,8 +203,8 @@ impl Segment {
         self.at
     }
 
-    /// Takes groups of another from `since` on, of about `len` bytes. They have been carried out. Where the
-    /// next one of the other begins.
+    /// Copies about `len` bytes of groups from another file, from `since` on. Their inputs have been
+    /// executed. Returns the position of the next group in the other file.
     pub(super) fn take(&mut self, other: &Segment, since: usize, len: usize) -> io::Result<usize> {
         let (mut at, mut records) = (since, Vec::new());
         while at < other.at && at - since < len {
@@ -259,10 +260,10 @@ impl Segment {
     }
 }
 
-/// Where a file is read.
+/// The bytes of a file that is read.
 #[derive(Debug)]
 pub(super) enum Bytes {
-    /// In the file, which stays locked.
+    /// Mapped from the file, which stays locked.
     Mapped(Sealed, #[expect(dead_code)] File),
     #[cfg(test)]
     Copied(Vec<u8>),
@@ -290,7 +291,7 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads a file that a process has left, which is locked. `Err` says why nothing can be made of it.
+    /// Reads a locked file that a process has left. Fails with one line if it is not usable.
     pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<Left, String> {
         let bytes = Sealed::map_own(&file).map_err(|error| error.to_string())?;
         Left::of(Bytes::Mapped(bytes, file), boot)
@@ -327,7 +328,7 @@ impl Left {
         Ok(left)
     }
 
-    /// What is before this byte of the file has been read.
+    /// Releases the memory of the file before this byte, which has been read.
     pub(super) fn set_aside(&self, end: usize) {
         match &self.bytes {
             Bytes::Mapped(bytes, _) => bytes.set_aside(end),
@@ -336,7 +337,7 @@ impl Left {
         }
     }
 
-    /// The same, of its state.
+    /// Releases the memory of the state before this byte of the state.
     pub(super) fn set_state_aside(&self, end: usize) {
         self.set_aside(self.state.start + end);
     }
@@ -528,7 +529,7 @@ mod tests {
         assert!(left().groups().eq(groups));
     }
 
-    // Fails if a file is not written beyond what it had at first, or is neither full nor over then.
+    // Fails if a file does not grow beyond its first allocation, or is neither full nor over then.
     #[test]
     fn a_file_grows() {
         let dir = tempfile::tempdir().unwrap();
@@ -550,7 +551,7 @@ mod tests {
         assert_eq!(left.records().count(), 50_000);
     }
 
-    // Fails if what is recorded while the next file is written can take the room that it needs.
+    // Fails if records appended while the next file is written can use up the room that it needs.
     #[test]
     fn little_room_is_shared_with_the_next_file() {
         let dir = tempfile::tempdir().unwrap();
@@ -563,8 +564,8 @@ mod tests {
         }
     }
 
-    // Fails if the last room of a file system cannot be written, if it is not known before that it comes to
-    // its end, or if a file does not go on when there is room again.
+    // Fails if the last room of a file system cannot be used, if its end is not detected ahead, or if a
+    // file does not grow when there is room again.
     #[test]
     fn a_file_says_before_it_cannot_grow() {
         let dir = tempfile::tempdir().unwrap();
