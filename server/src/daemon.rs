@@ -34,7 +34,7 @@ use crate::xen;
 
 /// Set for the process in the background by the one that started it.
 const DETACHED: &str = "XENSTORED_DETACHED";
-/// How long a process that ends waits for those who read its log and its trace.
+/// How long a process waits at exit for its log and its trace to be written, each.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Exit status for a mistake on the command line or in the configuration.
 const USAGE: u8 = 2;

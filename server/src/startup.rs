@@ -95,7 +95,7 @@ impl Resources {
     }
 }
 
-/// Checks that an existing pid file could be written, and leaves it unchanged. Fails if a daemon other
+/// Checks that the pid file could be written, and leaves its content unchanged. Fails if a daemon other
 /// than the one that runs this check has it locked.
 fn check_pid_file(path: &Path) -> io::Result<()> {
     let file = own_file::open_or_create(path, Access::Write, Others::Read)?;

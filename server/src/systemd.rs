@@ -149,15 +149,15 @@ pub(crate) async fn keep_watchdog() {
     }
 }
 
-/// Has it watch over the daemon as its unit says, or not: C xenstored tells it nothing.
+/// Turns the watchdog of systemd on, as the unit configures it, or off: C xenstored does not notify it.
 pub(crate) fn set_watchdog(on: bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let limit = if on { u32::try_from(limit.as_micros()).unwrap_or(u32::MAX) } else { 0 };
     let _ = sd_notify::notify(&[NotifyState::WatchdogUsec(limit)]);
 }
 
-/// Waits until it has heard what it was told, at most for 5 s: it does not know any more who has said
-/// something if that process has ended (`sd_notify_barrier(3)`).
+/// Waits until systemd has processed all notifications, at most 5 s: it cannot attribute a notification
+/// to a unit after the sending process has ended (`sd_notify_barrier(3)`).
 pub(crate) fn wait_until_heard() {
     const LIMIT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
     let Ok((closed, open)) = std::io::pipe() else { return };

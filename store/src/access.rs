@@ -22,7 +22,7 @@ impl Rights {
     }
 }
 
-/// Number of domains with the same domid that have died before: tells a domain from its predecessors.
+/// Number of earlier domains with the same domid: distinguishes a domain from its predecessors.
 pub(crate) type Era = u32;
 
 /// An entry of a permission list.

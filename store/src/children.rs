@@ -304,7 +304,7 @@ impl Children {
         Some(node)
     }
 
-    /// Appends those that are in no list but this one.
+    /// Appends the nodes that only this list contains.
     pub(crate) fn dismantle(self, unused: &mut Vec<Arc<Node>>) {
         let nodes = |chunk: Chunk| chunk.into_iter().map(|entry| entry.node);
         match self.list {

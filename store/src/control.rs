@@ -60,7 +60,7 @@ impl Engine {
             (b"watches", []) => self.show_watches(),
             (b"transactions", []) => self.show_transactions(now),
             (b"connections", []) => {
-                // The machine knows of those that have failed.
+                // The host has the failed connections.
                 let failed = host.control(b"connections", &[]).and_then(Result::ok);
                 let failed = String::from_utf8(failed.unwrap_or_default()).unwrap_or_default();
                 self.show_connections() + &failed

@@ -175,10 +175,10 @@ pub(crate) struct Domains {
     /// What new domains start with.
     pub(crate) defaults: Quotas,
     pub(crate) notices: Notices,
-    /// How many domains with the same domid have died, for those domids where it is not 0.
+    /// The era of each domid whose era is not 0.
     pub(crate) eras: BTreeMap<DomId, Era>,
-    /// Domains that are dead and still have nodes, and whether they had been introduced. Their domids
-    /// are not used again before these have gone.
+    /// Dead domains that still have nodes, and whether they had been introduced. Their domids are not used
+    /// again before these nodes are removed.
     pub(crate) dying: BTreeMap<DomId, bool>,
     /// Each target with a domain that has it.
     targets: BTreeSet<(DomId, DomId)>,

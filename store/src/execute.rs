@@ -72,7 +72,7 @@ pub(crate) struct Context<'a> {
     pub(crate) exists: &'a mut dyn FnMut(DomId) -> Option<Era>,
     /// The era of a domain that is known; 0 for any other.
     pub(crate) era_of: &'a dyn Fn(DomId) -> Era,
-    /// Does it matter who may hear of a change? Not without watches.
+    /// True if the readers of a change must be recorded, which is not so without watches.
     pub(crate) captures: bool,
     /// Is it to be counted what is copied?
     pub(crate) counts_copies: bool,
@@ -87,7 +87,7 @@ pub(crate) struct Context<'a> {
 type Result<T> = core::result::Result<T, ErrorName>;
 
 impl Context<'_> {
-    /// Who may hear of a change: see [`Readers`].
+    /// The permission lists that decide who gets the events of a change: see [`Readers`].
     fn readers<'a>(&self, acls: impl IntoIterator<Item = &'a Acl>) -> Readers {
         if self.captures { acls.into_iter().collect() } else { Readers::default() }
     }

@@ -20,7 +20,7 @@ use crate::watch::{Gone, PENDING_MAX, WatchId};
 
 /// Changes for which a watch gets an event each, however many watches there are.
 const FEW: usize = 64;
-/// Events that a path may cause before changes are put together.
+/// Events that a path may cause before a watch with many changes gets a single event.
 const MANY: usize = 65_536;
 
 /// Events that are still to be queued.

@@ -233,7 +233,8 @@ impl Transaction {
         if self.doomed.is_some() || cx.resolve(path).is_ok_and(|path| same(&path)) {
             return;
         }
-        // As at its start: what it has created is younger than its snapshot, what it has seen older.
+        // As at its start: nodes that it creates get later stamps than its snapshot, nodes that it has read
+        // have earlier ones.
         *cx.stamp += 1;
         let stamp = *cx.stamp;
         if let Ok(work) = self.replay(cx, tree, self.epoch == epoch) {

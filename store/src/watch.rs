@@ -63,7 +63,7 @@ pub(crate) struct Removed<'a> {
 pub(crate) struct Gone<'a> {
     pub(crate) path: &'a str,
     pub(crate) before: &'a triomphe::Arc<Node>,
-    /// What is there now.
+    /// The node that exists there now.
     pub(crate) now: Option<&'a triomphe::Arc<Node>>,
     /// The tree before the commit that this is a part of: nodes that are not there never were, for any
     /// other connection.
@@ -90,7 +90,7 @@ impl Watches {
         Some(watch)
     }
 
-    /// Does a queued event still wait?
+    /// Returns true if a queued event is not stale.
     pub(crate) fn is_live(&self, event: &Queued) -> bool {
         self.all.get(&event.watch).is_some_and(|watch| watch.round == event.round)
     }
@@ -185,7 +185,7 @@ impl Watches {
         below.take_while(move |(path, _)| path.starts_with(&start))
     }
 
-    /// Watches exactly on nodes below one that has gone: deepest first, siblings in order of creation.
+    /// Watches exactly on nodes below a removed one: deepest first, siblings in order of creation.
     pub(crate) fn removed_below<'a>(&'a self, gone: Gone<'a>) -> Vec<Removed<'a>> {
         let mut found: Vec<(Vec<u64>, Removed<'a>)> = Vec::new();
         for (path, ids) in self.watched_below(gone.path, None) {
@@ -216,7 +216,7 @@ impl Watches {
 }
 
 impl<'a> Gone<'a> {
-    /// The node at a path below this one, and the one above it, if it has gone with it. Appends the
+    /// The node at a path below the removed one, and its parent, if it was removed with it. Appends the
     /// stamps of the nodes on the way to `place`.
     pub(crate) fn find(
         &self,

@@ -66,7 +66,7 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Has so many bytes for a file, whatever is written there.
+/// Allocates `len` bytes for a file, so that writing to them does not fail for lack of space.
 pub fn allocate(file: &File, len: usize) -> io::Result<()> {
     if len == 0 {
         return Ok(());
@@ -77,8 +77,8 @@ pub fn allocate(file: &File, len: usize) -> io::Result<()> {
 
 impl MappedFile {
     /// Maps a file with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It is at least `len` bytes long then; what comes behind what has been
-    /// written is 0 or anything that was in the file before.
+    /// [`MappedFile::write`]. It is at least `len` bytes long then. The bytes after the written
+    /// ones are 0 or old contents of the file.
     pub fn of(mut file: File, len: usize, spare: Option<Spare>) -> io::Result<MappedFile> {
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
         let there = file.metadata()?;
@@ -123,7 +123,7 @@ impl MappedFile {
         Ok((self.file.try_clone()?, Sealed::map_own(&self.file)?))
     }
 
-    /// Has memory at hand up to here. Fails if there is none.
+    /// Allocates memory up to `end`. Fails if there is none.
     pub fn reserve(&mut self, end: usize) -> io::Result<()> {
         if end <= self.mapped.room { Ok(()) } else { self.extend(end) }
     }
@@ -214,7 +214,7 @@ pub mod fail {
         FULL.set(full);
     }
 
-    /// Is it so?
+    /// Returns true if the file system is full.
     #[cfg(feature = "crash-points")]
     pub fn is_set() -> bool {
         FULL.get()
@@ -240,8 +240,8 @@ mod tests {
 
     use super::*;
 
-    // Fails if a file that is written over does not keep what is in it or its mapping's room; or if one is
-    // taken for another.
+    // Fails if an overwritten file loses its contents or the room of its mapping, or if one file is taken
+    // for another.
     #[test]
     fn a_file_that_is_written_over_keeps_its_mapping() {
         let dir = tempfile::tempdir().unwrap();

@@ -219,7 +219,7 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
     }
 
     /// Returns true if the guest has set one of our indices to 0: until it rings it may be setting the
-    /// others, and what it says does not fit together.
+    /// others, and its indices may be inconsistent.
     fn is_being_zeroed(&self) -> bool {
         let Indices { req_cons, rsp_prod } = Indices::of(&self.line.page);
         req_cons == 0 && self.told.req_cons != 0 || rsp_prod == 0 && self.told.rsp_prod != 0
@@ -345,7 +345,7 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
         let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
         if std::mem::take(&mut self.moved) && !over {
             if self.is_zeroed() {
-                // They are not ours to write.
+                // The guest has reset the indices: they must not be written before both rings restart.
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Ok(()));
             }

@@ -71,7 +71,7 @@ impl Kept {
         String::from_utf8_lossy(&answer).replace('\0', "|")
     }
 
-    /// What is there, and the next file, which is to be written with it.
+    /// The next file, and the state with which it is to be written.
     pub(super) fn draft(&self) -> (Draft, State) {
         let draft = self.server.with_journal(Journal::draft).unwrap().unwrap();
         (draft, self.server.with(|engine, _| engine.dump()))

@@ -41,8 +41,8 @@ pub(crate) enum Settled {
 /// The guest can have written anything into the page, of which `req_prod` is its own; what it says
 /// decides over nothing but its own bytes.
 ///
-/// Indices that are 0 in the page are either those of rings of which nothing has been told yet, or the
-/// guest has set them to 0. Rings that are `untold` still hold all requests that were taken.
+/// Indices that are 0 in the page mean one of two things: nothing has been notified on these rings yet, or
+/// the guest has set them to 0. A ring that is `untold` still contains all consumed requests.
 pub(crate) fn settle(
     before: Indices,
     tail: usize,
@@ -121,7 +121,7 @@ impl Way {
         }
     }
 
-    /// The guest has set its indices to 0, when this many of the last bytes that were made had not gone.
+    /// The guest has set its indices to 0. The last `unsent` bytes of replies and events were not sent yet.
     pub(super) fn zeroed(&mut self, unsent: u32) {
         let keep = self.tail.len().min(unsent as usize);
         self.tail.drain(..self.tail.len() - keep);
@@ -229,8 +229,8 @@ mod tests {
         assert_eq!(settle(indices(0, 0)), (indices(0, 0), Settled::Zeroed));
     }
 
-    // Fails if a guest that has set its indices to 0 is given answers once more, or one of whose requests
-    // nothing was told is taken for such a guest: its answers would be lost.
+    // Fails if replies are sent again to a guest that has set its indices to 0, or if a ring without any
+    // notification is taken for such a guest's: its replies would be lost.
     #[test]
     fn a_young_ring_is_not_one_that_was_set_to_zero() {
         let indices = |req_cons, rsp_prod| Indices { req_cons, rsp_prod };

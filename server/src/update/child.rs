@@ -46,8 +46,8 @@ pub(super) async fn on_thread<T: Send + 'static>(
     result.recv().await.map_err(|_| "its thread has panicked".into())
 }
 
-/// Memory for one output. A pipe would have to be read meanwhile, and would not end while a process
-/// that the program started has it.
+/// Memory for one output. A pipe would have to be read meanwhile, and would stay open while a process
+/// started by the program holds it.
 fn capture() -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = File::from(memfd_create("output", flags)?);

@@ -1,4 +1,4 @@
-//! What a C xenstored takes: its options, which are fewer than ours, and its migration stream.
+//! The options of C xenstored, which has fewer than this daemon, and its migration stream.
 
 use std::ffi::OsString;
 use std::path::Path;

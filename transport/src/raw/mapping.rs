@@ -10,8 +10,8 @@ use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mremap, munmap,
 };
 
-/// Bytes that the kernel has at hand in one call. Until it comes back, no thread can change what is
-/// mapped, and a thread that allocates may have to.
+/// Bytes populated by one system call. Until it returns, no thread can change mappings, which a thread
+/// that allocates may need.
 const PIECE: usize = 256 << 10;
 
 /// Memory mapped from a file or device, or anonymous memory, readable and writable. Unmapped when

@@ -36,7 +36,7 @@ impl Sealed {
     }
 
     /// Maps all of a file that no other user may open and that this process has locked; it must not
-    /// write there itself as long as this is there. Fails if it is empty.
+    /// write to the file while this value exists. Fails if the file is empty.
     pub fn map_own(file: impl AsFd) -> io::Result<Sealed> {
         Sealed::all_of(file, MapFlags::SHARED)
     }

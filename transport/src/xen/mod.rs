@@ -122,8 +122,8 @@ pub fn host(driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
     })
 }
 
-/// Could [`host`], or [`pretend()`] with this directory, be had? Binds nothing and changes nothing. An
-/// error says which device is missing or refuses.
+/// Checks that [`host`], or [`pretend()`] with this directory, would work. Binds and changes nothing. The
+/// error names the device that is missing or cannot be opened.
 pub fn probe(pretend: Option<&Path>) -> io::Result<()> {
     if let Some(dir) = pretend {
         return pretend::probe(dir);

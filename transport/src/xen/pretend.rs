@@ -78,7 +78,7 @@ pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Ma
     })
 }
 
-/// Is there such a Xen, or could there be?
+/// Checks that such a Xen exists or can be made.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
