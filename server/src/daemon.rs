@@ -220,7 +220,7 @@ fn run(settings: Settings) -> Result<(), String> {
             tasks.spawn(update::reap(&driver));
         }
         xen::introduce_all(&server, &waiting);
-        announce(listener.as_ref().map(|(_, place)| place.as_str()), &kind, mode);
+        let place = listener.as_ref().map(|(_, place)| place.as_str());
         let listener = listener.as_ref().map(|(listener, _)| listener);
         if let Some(listener) = listener {
             systemd::keep(Keep::Listener, listener.as_fd());
@@ -239,6 +239,9 @@ fn run(settings: Settings) -> Result<(), String> {
             program,
         };
         outgoing.keep_channels();
+        // Behind what systemd keeps: it reads messages in order, so that a unit that has started has
+        // its descriptors stored.
+        announce(place, &kind, mode);
         tasks.spawn(systemd::keep_watchdog());
         let accept = async {
             match listener {

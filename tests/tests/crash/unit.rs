@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use xenstore_tests::fake_guest::{FakeGuest, PORT};
@@ -31,7 +32,12 @@ const MANAGER: &str = "/lib/systemd/systemd";
 struct Systemd {
     dir: TempDir,
     manager: Child,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// Two managers below one control group have their units of the same name in the same one: what the one
+/// kills is the other's too.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Systemd {
     /// None if it cannot run here, which is said.
@@ -47,6 +53,7 @@ impl Systemd {
         if !Path::new(MANAGER).exists() {
             return Err("there is no systemd (Debian package systemd)".into());
         }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let units = dir.path().join("systemd/user");
         fs::create_dir_all(&units).unwrap();
@@ -66,7 +73,7 @@ impl Systemd {
         command.env("XDG_RUNTIME_DIR", dir.path().join("manager"));
         command.env("XDG_CONFIG_HOME", dir.path()).env("NOTIFY_SOCKET", dir.path().join("notify"));
         let manager = command.spawn().map_err(|error| format!("unshare: {error}"))?;
-        let systemd = Systemd { dir, manager };
+        let systemd = Systemd { dir, manager, _alone: alone };
         while !keeper
             .message(Duration::from_secs(10))
             .map_err(|e| format!("no manager: {e}"))?
@@ -86,6 +93,15 @@ impl Systemd {
 
     fn property(&self, name: &str) -> String {
         self.ctl(&["show", "--value", "--property", name, UNIT]).unwrap()
+    }
+
+    /// Waits until so many descriptors are stored: systemd reads messages when it comes to it, and not
+    /// those of a process that has ended meanwhile.
+    fn has_stored(&self, count: &str) {
+        let late = Instant::now() + crate::LIMIT;
+        while self.property("NFileDescriptorStore") != count {
+            assert!(Instant::now() < late, "not {count} descriptors are stored");
+        }
     }
 
     fn program(&self) -> PathBuf {
@@ -157,6 +173,7 @@ fn systemd_keeps_what_the_unit_says() {
         if round == 2 {
             update(&mut Conn::connect(&socket).unwrap(), &systemd.program());
         }
+        systemd.has_stored("2");
         systemd.ctl(&["kill", "--signal=KILL", UNIT]).unwrap();
         guest.send(&frame(op::WRITE, 77, 0, format!("x\0{round}").as_bytes())).unwrap();
         // Whether the next process is there yet or not.
@@ -168,7 +185,7 @@ fn systemd_keeps_what_the_unit_says() {
         guest.event("n|w|").unwrap();
         assert_eq!(table(&xen), before);
         assert_eq!(systemd.property("NRestarts"), round.to_string());
-        assert_eq!(systemd.property("NFileDescriptorStore"), "2");
+        systemd.has_stored("2");
     }
     let why = systemd.ctl(&["stop", UNIT]).unwrap_err();
     assert!(why.contains("refuse"), "{why}");
