@@ -99,7 +99,12 @@ fn settings() -> Result<Settings, ExitCode> {
         Err(_) if startup::takes_over(&args) => startup::salvage(&args),
         settled => settled,
     };
-    settled.map_err(|line| complain(&line, USAGE))
+    let settings = settled.map_err(|line| complain(&line, USAGE))?;
+    if settings.options.pretend_xen.is_some() {
+        return Ok(settings);
+    }
+    // An error: there is no Xen, or an earlier one, which says nothing about that.
+    Ok(settings.with_roles(xenstore_transport::xen::roles().unwrap_or_default()))
 }
 
 /// Writes the rest of the log at its end.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use xenstore_protocol::{DomId, Quota};
 use xenstore_store::{Config, Quotas};
+use xenstore_transport::xen::Roles;
 
 use crate::oxenstored_conf;
 
@@ -92,12 +93,12 @@ pub(crate) struct Options {
     /// Give the nodes of a domain that is gone to the privileged domain.
     #[arg(short = 'K', long)]
     keep_orphans: bool,
-    /// Domain that the daemon runs in.
-    #[arg(short = 'm', long, value_name = "DOMID", default_value_t = 0)]
-    pub(crate) master_domid: u16,
-    /// Domain that may do everything.
-    #[arg(short = 'p', long, value_name = "DOMID", default_value_t = 0)]
-    priv_domid: u16,
+    /// Domain that the daemon runs in [default: as the hypervisor says, or else 0].
+    #[arg(short = 'm', long, value_name = "DOMID")]
+    pub(crate) master_domid: Option<u16>,
+    /// Domain that may do everything [default: as the hypervisor says, or else 0].
+    #[arg(short = 'p', long, value_name = "DOMID")]
+    priv_domid: Option<u16>,
     /// Taken and not used: only a store in a domain of its own needs it.
     #[arg(short = 'e', long, value_name = "PORT")]
     event: Option<u32>,
@@ -161,6 +162,19 @@ pub(crate) struct Settings {
     pub(crate) remarks: Vec<String>,
 }
 
+impl Settings {
+    /// Takes the control domain and the store domain from the hypervisor where no option names them.
+    pub(crate) fn with_roles(mut self, roles: Roles) -> Settings {
+        if let (None, Some(domid)) = (self.options.priv_domid, roles.control) {
+            self.config.privileged = DomId(domid);
+        }
+        if let (None, Some(domid)) = (self.options.master_domid, roles.store) {
+            self.config.store = DomId(domid);
+        }
+        self
+    }
+}
+
 /// What ends the start, in one line.
 pub(crate) type Complaint = String;
 
@@ -199,7 +213,7 @@ impl Options {
         }
         for (name, id) in [("--master-domid", self.master_domid), ("--priv-domid", self.priv_domid)]
         {
-            if !DomId(id).is_ordinary() {
+            if let Some(id) = id.filter(|id| !DomId(*id).is_ordinary()) {
                 return Err(format!("{name} {id}: not a domain id (0 to 32751)"));
             }
         }
@@ -210,8 +224,8 @@ impl Options {
             }
         }
         let config = Config {
-            privileged: DomId(self.priv_domid),
-            store: DomId(self.master_domid),
+            privileged: DomId(self.priv_domid.unwrap_or(0)),
+            store: DomId(self.master_domid.unwrap_or(0)),
             keep_orphans: self.keep_orphans,
             quotas,
         };
@@ -322,6 +336,23 @@ mod tests {
         assert!(settings.config.keep_orphans && settings.options.no_fork);
         assert_eq!(settings.remarks, ["--quota new-in-4.30=1: no such quota, ignored"]);
         assert!(settle(&["--no-domain-init", "--no-access-log", "--disable-socket"]).is_ok());
+    }
+
+    // Fails if what the hypervisor says of its domains is ignored, or wins over an option.
+    #[test]
+    fn options_win_over_what_the_hypervisor_says() {
+        let roles = Roles { control: Some(3), store: Some(4) };
+        for (args, privileged, store) in [
+            (&["-m", "1", "-p", "2"][..], 2, 1),
+            (&["-m", "0"], 3, 0),
+            (&["-p", "0"], 0, 4),
+            (&[], 3, 4),
+        ] {
+            let config = settle(args).unwrap().with_roles(roles).config;
+            assert_eq!((config.privileged, config.store), (DomId(privileged), DomId(store)));
+        }
+        let config = settle(&[]).unwrap().with_roles(Roles::default()).config;
+        assert_eq!((config.privileged, config.store), (DomId(0), DomId(0)));
     }
 
     // Fails if an option is missing in the list that `tests/tests/update/options.rs` plays: what it does

@@ -209,8 +209,8 @@ pub(crate) fn unchangeable(
     if new.disable_socket && socket.is_some() {
         return Err("--disable-socket: a live update keeps the socket".into());
     }
-    if new.master_domid != own.master_domid {
-        let domid = own.master_domid;
+    let domid = own.master_domid.unwrap_or(0);
+    if new.master_domid.unwrap_or(0) != domid {
         return Err(format!("--master-domid: a live update keeps the domain, {domid}"));
     }
     Ok(())

@@ -33,6 +33,9 @@ const INFO_SHUTDOWN: u32 = 1 << 2;
 const STATE_EXISTS: u16 = 1;
 const STATE_SHUTDOWN: u16 = 2;
 const STATE_DEAD: u16 = 8;
+/// Capabilities in the same answer.
+const CAP_CONTROL: u16 = 1;
+const CAP_XENSTORE: u16 = 4;
 
 /// How this hypervisor is to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,50 @@ impl Hypervisor {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Domains with a part of their own in a host, where the hypervisor names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// The first domain that may manage others.
+    pub control: Option<u16>,
+    /// The domain that the XenStore daemon runs in.
+    pub store: Option<u16>,
+}
+
+impl Roles {
+    /// Takes what the answer says of this domain, as C xenstored does.
+    fn take(&mut self, domid: u16, answer: &[u8; DOMCTL_SIZE]) {
+        let (exists, caps) = (half(answer, 16) & STATE_EXISTS != 0, half(answer, 18));
+        if exists && caps & CAP_CONTROL != 0 {
+            self.control.get_or_insert(domid);
+        }
+        if exists && caps & CAP_XENSTORE != 0 {
+            self.store = Some(domid);
+        }
+    }
+}
+
+/// The control domain and the store domain, by the capabilities that Xen 4.21 and later report.
+///
+/// # Errors
+///
+/// There is no hypervisor, or it is an earlier one.
+pub fn roles() -> io::Result<Roles> {
+    let mut hypervisor = Hypervisor { calls: Hypercalls::open()?, way: Way::State };
+    let mut roles = Roles::default();
+    for domid in 0..FIRST_RESERVED {
+        match hypervisor.domctl(GET_DOMAIN_STATE, 0, domid) {
+            Ok(answer) => roles.take(domid, &answer),
+            Err(error) if is(&error, Errno::SRCH) => {}
+            Err(error) => return Err(error),
+        }
+        // Nearly always domain 0 is both.
+        if roles.control.is_some() && roles.store.is_some() {
+            break;
+        }
+    }
+    Ok(roles)
 }
 
 fn half(bytes: &[u8], at: usize) -> u16 {
@@ -178,6 +225,19 @@ mod tests {
         assert!(state(&answer(&[(16, 1 | 2 | 4), (24, 7)])).is_some(), "dying is not dead");
         assert_eq!(state(&answer(&[(16, 1 | 2 | 4 | 8), (24, 7)])), None);
         assert_eq!(state(&answer(&[])), None, "no answer is no domain");
+    }
+
+    // Fails if capabilities are read from the wrong place, those of a domain that is gone count, or the
+    // control domain is not the first that may be it (C xenstored: `stubdom_init`).
+    #[test]
+    fn roles_follow_from_capabilities() {
+        let mut roles = Roles::default();
+        roles.take(0, &answer(&[(18, 7)]));
+        assert_eq!(roles, Roles::default(), "no such domain");
+        for (domid, caps) in [(1, 2), (2, 1), (3, 1), (4, 4)] {
+            roles.take(domid, &answer(&[(16, 1), (18, caps)]));
+        }
+        assert_eq!(roles, Roles { control: Some(2), store: Some(4) });
     }
 
     // Fails if the unstable call is read from the wrong place (domid u16 at 16, flags u32 at 20).

@@ -90,6 +90,7 @@ pub struct Machine {
     pub kept: Option<Kept>,
 }
 
+pub use domctl::{Roles, roles};
 pub use kept::{Channel, Kept};
 pub use pretend::pretend;
 
