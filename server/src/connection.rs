@@ -332,6 +332,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         self.now = self.server.clock().now();
         let mut budget = Budget { steps: self.server.turn(), cost: self.server.cost() + TURN_COST };
         if let Some(bytes) = self.server.hold().parting(self.conn) {
+            self.server.with_journal(|journal| journal.instead(self.conn, 0, &bytes));
             self.state.out().extend_from_slice(&bytes);
         }
         self.unread_max = self.server.outstanding(self.conn);

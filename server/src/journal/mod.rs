@@ -522,6 +522,12 @@ impl Journal {
         self.record(|out| Record::LeftOver { conn, bytes }.emit(out));
     }
 
+    /// Of the last reply of a connection so many bytes are not written, but these.
+    pub(crate) fn instead(&mut self, conn: ConnId, withheld: usize, bytes: &[u8]) {
+        let withheld = u32::try_from(withheld).unwrap_or(u32::MAX);
+        self.record(|out| Record::Instead { conn, withheld, bytes }.emit(out));
+    }
+
     /// The guest has set the indices of its ring to 0. `unsent` bytes of replies were not written yet.
     pub(crate) fn zeroed(&mut self, conn: ConnId, unsent: usize) {
         let unsent = u32::try_from(unsent).unwrap_or(u32::MAX);

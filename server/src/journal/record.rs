@@ -18,6 +18,16 @@ pub(super) enum Record<'a> {
         /// Whole requests, then a part of one.
         bytes: &'a [u8],
     },
+    /// The last reply of a connection is not written, or another one is: that of a live update, which is
+    /// known later.
+    Instead {
+        /// Whose.
+        conn: ConnId,
+        /// Bytes of the last reply, which is not written.
+        withheld: u32,
+        /// What is written.
+        bytes: &'a [u8],
+    },
     /// A guest has set the indices of its ring to 0.
     Zeroed {
         /// Whose.
@@ -32,6 +42,7 @@ const ANSWERS: u8 = 0x80;
 const REFUSED: u8 = 0x81;
 const LEFT_OVER: u8 = 0x82;
 const ZEROED: u8 = 0x83;
+const INSTEAD: u8 = 0x84;
 
 impl<'a> Record<'a> {
     /// Appends it as bytes.
@@ -46,6 +57,12 @@ impl<'a> Record<'a> {
             Record::LeftOver { conn, bytes } => {
                 out.push(LEFT_OVER);
                 out.extend_from_slice(&conn.0.to_le_bytes());
+                out.extend_from_slice(bytes);
+            }
+            Record::Instead { conn, withheld, bytes } => {
+                out.push(INSTEAD);
+                out.extend_from_slice(&conn.0.to_le_bytes());
+                out.extend_from_slice(&withheld.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
             Record::Zeroed { conn, unsent } => {
@@ -64,6 +81,12 @@ impl<'a> Record<'a> {
             (&LEFT_OVER, rest) => {
                 let (conn, bytes) = rest.split_first_chunk()?;
                 Record::LeftOver { conn: ConnId(u64::from_le_bytes(*conn)), bytes }
+            }
+            (&INSTEAD, rest) => {
+                let (conn, rest) = rest.split_first_chunk()?;
+                let (withheld, bytes) = rest.split_first_chunk()?;
+                let (conn, withheld) = (u64::from_le_bytes(*conn), u32::from_le_bytes(*withheld));
+                Record::Instead { conn: ConnId(conn), withheld, bytes }
             }
             (&ZEROED, rest) => {
                 let (conn, unsent) = rest.split_first_chunk()?;

@@ -101,6 +101,13 @@ impl Replay {
                 self.ways.entry(*conn).or_default().zeroed(*unsent);
                 return Ok(());
             }
+            Record::Instead { conn, withheld, bytes } => {
+                if let Some(way) = self.ways.get_mut(conn) {
+                    way.withhold(*withheld);
+                    way.made(bytes);
+                }
+                return Ok(());
+            }
             // With the record before.
             Record::Answers(_) | Record::Refused => return Ok(()),
         };

@@ -22,7 +22,7 @@ use xenstore_transport::Sealed;
 use xenstore_transport::mapped_file::{MappedFile, Spare};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
-const MAGIC: [u8; 8] = *b"xsjourn\x04";
+const MAGIC: [u8; 8] = *b"xsjourn\x05";
 pub(super) const HEADER: usize = 4096;
 /// Where `done` is.
 pub(super) const DONE: usize = 64;

@@ -116,7 +116,11 @@ impl<H: Host + 'static> Server<H> {
         if outcome != Outcome::Answered {
             return Ok(outcome);
         }
-        shared.update.keep_back(header, out);
+        let withheld = shared.update.keep_back(header, out);
+        if withheld > 0 {
+            self.tell(run);
+            self.with_journal(|journal| journal.instead(conn, withheld, &[]));
+        }
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
             let who = format!("conn {conn}");
             trace.frame("IN", &who, header, payload);

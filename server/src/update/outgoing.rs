@@ -134,8 +134,6 @@ impl Outgoing<'_> {
             };
             self.update.answer(&order, &text);
             self.server.wake_all();
-            // The journal has another answer, which was kept back.
-            self.server.with_journal(Journal::renew);
         }
     }
 

@@ -90,16 +90,19 @@ impl Update {
         self.0.asking.set(Some(conn));
     }
 
-    /// Takes the answer to a request back that has just been written, if it is to be given later.
-    pub(crate) fn keep_back(&self, header: &Header, out: &mut Vec<u8>) {
-        let Some(order) = self.0.order.borrow_mut().take() else { return };
-        // The last message there is the answer: whatever comes with one goes before it.
-        out.truncate(out.len() - HEADER_LEN - OK.len() - 1);
+    /// Takes the reply to a request back that has just been written, if it is to be sent later. Returns its
+    /// length in bytes, or 0.
+    pub(crate) fn keep_back(&self, header: &Header, out: &mut Vec<u8>) -> usize {
+        let Some(order) = self.0.order.borrow_mut().take() else { return 0 };
+        // It is the last message there: events come before a reply.
+        let withheld = HEADER_LEN + OK.len() + 1;
+        out.truncate(out.len() - withheld);
         self.hold().set_one(order.conn);
         *self.0.ready.borrow_mut() = Some(Order { header: *header, ..order });
         if let Some(waker) = self.0.waiter.borrow_mut().take() {
             waker.wake();
         }
+        withheld
     }
 
     /// Records that a connection has failed. It is not served until its peer reconnects.
