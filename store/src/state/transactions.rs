@@ -197,7 +197,7 @@ pub(super) fn take_transaction(
         let error = ErrorName::parse(body.c_string()?).ok_or(body.error("no name of an error"))?;
         let mut transaction = Transaction::new(base, epoch, stamp, since);
         transaction.give_up(error);
-        transaction.bytes = bytes;
+        (transaction.bytes, transaction.steps) = (bytes, steps.min(usize::MAX / 2));
         return Ok(transaction);
     }
     let mut copies = Copies::default();
