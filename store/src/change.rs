@@ -18,6 +18,10 @@ pub(crate) struct Readers {
     more: Vec<Acl>,
 }
 
+/// Lists with which another one is compared, the last first. Mostly it is the one before; comparing all
+/// would cost the square of their number.
+const COMPARED: usize = 8;
+
 impl Readers {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Acl> {
         self.few.iter().flatten().chain(&self.more)
@@ -31,7 +35,7 @@ impl Readers {
                 None => return *place = Some(acl.clone()),
             }
         }
-        if !self.more.contains(acl) {
+        if !self.more.iter().rev().take(COMPARED).any(|known| known == acl) {
             self.more.push(acl.clone());
         }
     }

@@ -47,13 +47,6 @@ impl Removal {
     }
 }
 
-/// A job that is done in pieces.
-#[derive(Debug)]
-enum Job {
-    Removal(Removal),
-    Fanout(Fanout),
-}
-
 /// The queues of deferred work.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
@@ -111,18 +104,21 @@ impl Deferred {
         !self.fanouts.is_empty()
     }
 
-    fn defer(&mut self, conn: Option<ConnId>, job: Job) {
+    /// This connection has caused a job that is deferred.
+    fn blame(&mut self, conn: Option<ConnId>) {
         if let Some(conn) = conn {
             *self.causes.entry(conn).or_default() += 1;
-        }
-        match job {
-            Job::Removal(removal) => self.removals.push_back((conn, removal)),
-            Job::Fanout(fanout) => self.fanouts.push_back((conn, fanout)),
         }
     }
 
     pub(crate) fn defer_fanout(&mut self, conn: Option<ConnId>, fanout: Fanout) {
-        self.defer(conn, Job::Fanout(fanout));
+        self.blame(conn);
+        self.fanouts.push_back((conn, fanout));
+    }
+
+    fn defer_removal(&mut self, conn: Option<ConnId>, removal: Removal) {
+        self.blame(conn);
+        self.removals.push_back((conn, removal));
     }
 
     /// A job that this connection had caused is done.
@@ -200,8 +196,10 @@ impl Engine {
                 }
             }
         }
-        let waiting = core::mem::take(&mut self.deferred.waiting);
-        self.ready.extend(waiting);
+        // A connection whose own job is pending would only be deferred again.
+        let Deferred { waiting, causes, .. } = &mut self.deferred;
+        self.ready.extend(waiting.iter().filter(|conn| !causes.contains_key(conn)));
+        waiting.retain(|conn| causes.contains_key(conn));
     }
 
     /// Does all deferred work.
@@ -221,7 +219,7 @@ impl Engine {
     /// Forgets removed nodes as far as the budget allows, and defers the rest.
     pub(crate) fn forget_nodes(&mut self, conn: Option<ConnId>, removal: Removal) {
         if let Err(rest) = self.advance_removal(removal) {
-            self.deferred.defer(conn, Job::Removal(rest));
+            self.deferred.defer_removal(conn, rest);
         }
     }
 

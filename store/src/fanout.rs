@@ -132,10 +132,12 @@ impl Engine {
             .into_iter()
             .flat_map(|watches| watches.watched_below(&change.path, after.as_deref()));
         for (path, _) in watched {
-            self.deferred.spend(1 + components(path).count() / 4);
             for before in &change.removed {
+                let mut place = Vec::new();
                 let gone = Gone { path: &change.path, before, now, old: old.as_ref() };
-                if let Some([node, above]) = gone.find(path, &mut Vec::new()) {
+                let nodes = gone.find(path, &mut place);
+                self.deferred.spend(1 + place.len() / 4);
+                if let Some([node, above]) = nodes {
                     let entry = found.entry(path.clone()).or_default();
                     let readers = entry.gone.get_or_insert_default();
                     readers.add(node.acl());

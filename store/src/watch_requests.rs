@@ -174,6 +174,7 @@ impl Engine {
         for before in &change.removed {
             let Some(below) = self.watches.count_below(&change.path, room) else { return false };
             room -= below;
+            self.deferred.spend(below);
             if below > 0 {
                 let gone = Gone { path: &change.path, before, now: now(), old };
                 events.extend(self.watches.removed_below(gone).into_iter().map(|gone| {

@@ -270,6 +270,31 @@ fn events_of_many_watches_are_queued_in_pieces() {
     host.is_bounded("events for 12,800 watches");
 }
 
+// Fails if watches below what a commit removes are looked through without limit: here once for each level
+// of a chain that is removed from its end on.
+#[test]
+fn watches_below_removed_nodes_are_counted() {
+    let mut host = Host::with_guests(9);
+    let writer = host.guests[8];
+    let levels = 150;
+    let end = chain(levels);
+    host.ok(writer, WRITE, &format!("a{end}|"));
+    for guest in 0..8 {
+        for i in 0..128 {
+            let path = format!("/local/domain/9/a{end}/w/{guest}/{i}");
+            host.ok(host.guests[guest], WATCH, &format!("{path}|t|"));
+        }
+    }
+    let tx = host.start(writer);
+    for level in (0..=levels).rev() {
+        assert_eq!(host.ask(writer, tx, RM, &format!("a{}|", chain(level))).0, RM);
+    }
+    host.begin();
+    assert_eq!(host.ask(writer, tx, END, "T|").0, END);
+    assert!(host.engine.has_work());
+    host.is_bounded("removal of a chain above 1,024 watches");
+}
+
 // Fails if guests that may not read cost as much as if they could, or get an event.
 #[test]
 fn watches_without_rights_get_no_events_of_a_large_commit() {

@@ -302,7 +302,6 @@ fn a_panic_in_an_input_of_any_kind_is_refused() {
         kept.is_exact();
         // The store continues, and its charges stay exact: they depend on the requests alone, not on
         // who else holds the nodes.
-        drop((before, after));
         kept.ask(Operation::Write, "/a|2");
         kept.is_exact();
     }
