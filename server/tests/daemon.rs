@@ -175,6 +175,17 @@ fn told(systemd: &UnixDatagram) -> Option<String> {
     Some(String::from_utf8_lossy(&message[..len]).trim_end().to_owned())
 }
 
+/// Returns the first message that does not store a descriptor; those precede `READY=1`, so that a
+/// daemon that is killed just after it has its descriptors back.
+fn after_stored(systemd: &UnixDatagram) -> Option<String> {
+    loop {
+        let message = told(systemd)?;
+        if !message.starts_with("FDSTORE=1\n") {
+            return Some(message);
+        }
+    }
+}
+
 /// A socket as systemd has it for a unit of Type=notify, and a daemon that is told of it.
 fn under_systemd(dir: &Path) -> (UnixDatagram, Command) {
     let systemd = UnixDatagram::bind(dir.join("notify")).unwrap();
@@ -217,7 +228,7 @@ fn systemd_is_told_when_it_answers() {
     let child = command.arg("-N").stdout(Stdio::null()).spawn().unwrap();
     let mut daemon = Daemon { child, dir, line: String::new() };
     systemd.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
-    assert_eq!(told(&systemd).as_deref(), Some("READY=1"));
+    assert_eq!(after_stored(&systemd).as_deref(), Some("READY=1"));
     let pid = fs::read_to_string(daemon.dir.path().join("pid")).unwrap();
     assert_eq!(pid.trim(), daemon.child.id().to_string());
     assert_eq!(ask(&mut daemon.connect(), READ, b"/tool\0").0, READ);
@@ -241,7 +252,7 @@ fn systemd_is_told_before_the_foreground_ends() {
     let mut foreground = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     assert!(foreground.wait().unwrap().success());
     systemd.set_nonblocking(true).unwrap();
-    assert_eq!(told(&systemd).as_deref(), Some("READY=1"));
+    assert_eq!(after_stored(&systemd).as_deref(), Some("READY=1"));
     let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
     let program = fs::read_link(format!("/proc/{}/exe", pid.trim())).unwrap();
     assert_eq!(program, Path::new(env!("CARGO_BIN_EXE_xenstored")));
