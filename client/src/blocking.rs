@@ -16,8 +16,8 @@
 use std::path::Path;
 
 use futures_lite::future::block_on;
+use futures_lite::{AsyncRead, AsyncWrite};
 use xenstore_protocol::{DomId, Perm};
-use xenstore_transport::Transport;
 
 use crate::error::Error;
 use crate::tree::Tree as _;
@@ -74,9 +74,10 @@ tree_requests!(Client);
 tree_requests!(Transaction<'_>);
 
 impl Client {
-    /// Speaks over a transport that is connected.
-    pub fn new(transport: impl Transport + Send + 'static) -> Client {
-        Client(crate::Client::new(transport))
+    /// Makes a client that speaks over a connected stream of bytes: a socket, or an end of a pipe in
+    /// memory.
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
+        Client(crate::Client::new(stream))
     }
 
     /// Connects to the daemon of this host.

@@ -4,13 +4,13 @@ use std::future::poll_fn;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_lite::{AsyncRead, AsyncWrite};
 use xenstore_protocol::{Control, DomId, ErrorName, Operation, Quota, Reply, Request};
-use xenstore_transport::Transport;
-use xenstore_transport::socket::Socket;
 
 use crate::error::Error;
 use crate::io::{Answer, Shared, reply};
 use crate::path::socket_path;
+use crate::socket::Socket;
 use crate::transaction::Transaction;
 use crate::tree::{Tree, path};
 use crate::watch::Watch;
@@ -40,9 +40,10 @@ impl Drop for Waiting<'_> {
 }
 
 impl Client {
-    /// Speaks over a transport that is connected.
-    pub fn new(transport: impl Transport + Send + 'static) -> Client {
-        Client { shared: Arc::new(Shared::new(transport)) }
+    /// Makes a client that speaks over a connected stream of bytes: a socket, or an end of a pipe in
+    /// memory.
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
+        Client { shared: Arc::new(Shared::new(stream)) }
     }
 
     /// Connects to the daemon of this host; see [`socket_path`].

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_lite::{AsyncRead, AsyncWrite};
 use xenstore_protocol::client::{Connection, Incoming};
 use xenstore_protocol::{Operation, Request};
-use xenstore_transport::Transport;
 
 use crate::error::Error;
 
@@ -53,6 +52,11 @@ impl Wake for Waiting {
     }
 }
 
+/// What a client speaks over.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
+
 /// A connection and what has come over it.
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -60,7 +64,7 @@ pub(crate) struct Shared {
 }
 
 struct State {
-    transport: Box<dyn Transport + Send>,
+    stream: Box<dyn ByteStream>,
     connection: Connection,
     /// Requests that somebody waits for; with their answer once it is there.
     answers: BTreeMap<u32, Option<Answer>>,
@@ -72,9 +76,9 @@ struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(transport: impl Transport + Send + 'static) -> Shared {
+    pub(crate) fn new(stream: impl ByteStream + 'static) -> Shared {
         let state = State {
-            transport: Box::new(transport),
+            stream: Box::new(stream),
             connection: Connection::default(),
             answers: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
@@ -199,7 +203,7 @@ impl State {
         while !self.connection.unsent().is_empty() {
             let unsent = self.connection.unsent();
             let all = unsent.len();
-            match Pin::new(&mut self.transport).poll_write(cx, unsent).map_err(lost) {
+            match Pin::new(&mut self.stream).poll_write(cx, unsent).map_err(lost) {
                 // What the server has said before it went can still be read, up to the end.
                 Poll::Ready(Ok(0) | Err(Error::Closed)) => self.connection.sent(all),
                 Poll::Ready(Ok(count)) => self.connection.sent(count),
@@ -207,8 +211,13 @@ impl State {
                 Poll::Pending => break,
             }
         }
+        // A stream may buffer what was written, or notify its other end only now.
+        match Pin::new(&mut self.stream).poll_flush(cx).map_err(lost) {
+            Poll::Ready(Err(error)) if error != Error::Closed => return Err(error),
+            _ => {}
+        }
         let count =
-            match Pin::new(&mut self.transport).poll_read(cx, &mut self.buffer).map_err(lost)? {
+            match Pin::new(&mut self.stream).poll_read(cx, &mut self.buffer).map_err(lost)? {
                 Poll::Ready(0) => return Err(Error::Closed),
                 Poll::Ready(count) => count,
                 Poll::Pending => return Ok(Poll::Pending),

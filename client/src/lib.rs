@@ -25,6 +25,7 @@ mod client;
 mod error;
 mod io;
 mod path;
+mod socket;
 mod transaction;
 mod tree;
 mod watch;

@@ -77,7 +77,7 @@ pub fn available() -> Result<(), String> {
 /// Builds the programs and packs them. The package's path.
 pub fn build() -> Result<PathBuf, String> {
     available()?;
-    let release = ["build", "--release", "--quiet", "-p", "xenstored", "-p", "xenstore-client"];
+    let release = ["build", "--release", "--quiet", "-p", "xenstored", "-p", "xenstore-xs"];
     output(cargo(&release).args(["--target-dir", "target"]))?;
     pack(&project().join("target/deb"))
 }

@@ -9,7 +9,7 @@ use crate::deb::output;
 
 /// Names, and the licence texts as they came with the source.
 pub fn of_libraries() -> Result<String, String> {
-    let tree = ["tree", "--locked", "-p", "xenstored", "-p", "xenstore-client", "--no-dedupe"];
+    let tree = ["tree", "--locked", "-p", "xenstored", "-p", "xenstore-xs", "--no-dedupe"];
     let format = ["-e", "normal,no-proc-macro", "--prefix", "none", "-f", "{p}|{l}"];
     let lines = output(cargo(&tree).args(format))?;
     // Our own are named with their folder.

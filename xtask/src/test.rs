@@ -99,7 +99,7 @@ fn xs() -> Verdict {
         let _ = std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line);
         print!("{line}");
     }
-    let xs = ["run", "--quiet", "-p", "xenstore-client", "--bin", "xs", "--", "--socket"];
+    let xs = ["run", "--quiet", "-p", "xenstore-xs", "--", "--socket"];
     let verdict = succeed(cargo(&xs).arg(&socket).args(["write", "/hello", "world"]));
     let _ = Command::new("kill").arg(daemon.id().to_string()).status();
     let _ = daemon.wait();
