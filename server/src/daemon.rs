@@ -14,8 +14,8 @@ use smol::channel::Sender;
 use smol::lock::Mutex;
 use tracing::{error, info, warn};
 use xenstore_store::{Config, Host};
+use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
-use xenstore_transport::inherit;
 use xenstore_transport::socket::{Listener, Socket};
 
 use crate::clock::Clock;

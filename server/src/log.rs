@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xenstore_protocol::{ErrorName, Header, Operation};
-use xenstore_transport::own_file::{self, Access, Others};
+use xenstore_sys::own_file::{self, Access, Others};
 
 pub(crate) use output::{GUEST, flush, plain, start};
 use queue::Queue;

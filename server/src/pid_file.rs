@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use xenstore_transport::own_file::{self, Access, Others};
+use xenstore_sys::own_file::{self, Access, Others};
 
 /// Removed when dropped.
 #[derive(Debug)]

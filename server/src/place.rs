@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
-use xenstore_transport::own_file;
+use xenstore_sys::own_file;
 
 /// The socket's path, and its directory made if need be: `--socket`, `$XENSTORED_PATH`,
 /// `$XENSTORED_RUNDIR/socket`, and otherwise the first of these that this user may write to:

@@ -385,7 +385,7 @@ impl<H: Host + 'static> Server<H> {
             worker.wake_by_ref();
         }
         if engine.has_shrunk() {
-            xenstore_transport::give_back_free_memory();
+            xenstore_sys::give_back_free_memory();
         }
     }
 

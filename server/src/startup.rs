@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use async_signal::{Signal, Signals};
 use rustix::fs::{FlockOperation, flock};
 use tracing::{error, warn};
+use xenstore_sys::own_file::{self, Access, Others};
 use xenstore_transport::driver::Driver;
-use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::xen;
 
 use crate::log::Trace;

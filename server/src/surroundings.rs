@@ -6,8 +6,8 @@ use smol::channel::Sender;
 use tracing::warn;
 use xenstore_protocol::DomId;
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
+use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
-use xenstore_transport::inherit;
 use xenstore_transport::ring::Indices;
 use xenstore_transport::xen::{Left, Machine, XenRing, host, pretend};
 

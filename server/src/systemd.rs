@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
-use xenstore_transport::inherit;
+use xenstore_sys::inherit;
 
 /// What systemd keeps while there is no process, if it keeps anything (`FileDescriptorStoreMax`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

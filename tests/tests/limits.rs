@@ -45,7 +45,7 @@ fn unsafe_code_is_in_its_module_and_has_reasons() {
                 continue;
             }
             let place = format!("{}:{}", path.display(), at + 1);
-            assert!(path.parent().unwrap().ends_with("transport/src/raw"), "{place}");
+            assert!(path.parent().unwrap().ends_with("transport/sys/src/raw"), "{place}");
             // A block or an impl says why it is sound, a function what its caller must see to.
             let above =
                 lines[..at].iter().rev().take(6).any(|l| l.to_lowercase().contains("safety"));

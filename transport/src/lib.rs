@@ -6,21 +6,12 @@
 //! * [`memory`]: a pair of pipes within one process;
 //! * [`socket`]: a unix socket;
 //! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
-//! * [`inherit`]: descriptors that one program hands to the next;
-//! * [`own_file`]: files that belong to this daemon alone;
-//! * [`mapped_file`]: a file that is written as memory;
 //! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
-//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through;
-//! * [`crash`]: processes that end between any two operations, for tests.
+//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
-pub mod crash;
 pub mod driver;
 pub mod fault;
-pub mod inherit;
-pub mod mapped_file;
 pub mod memory;
-pub mod own_file;
-mod raw;
 pub mod ring;
 pub mod socket;
 pub mod trace;
@@ -30,8 +21,6 @@ use std::os::fd::RawFd;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
-
-pub use raw::{Sealed, give_back_free_memory};
 
 use crate::ring::Indices;
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use xenstore_sys::crash;
 
-use crate::crash;
 use crate::driver::{Driver, Source};
 use crate::{Credentials, Failure, Peer, Place, Transport};
 

@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use xenstore_protocol::stream::Sink;
-use xenstore_transport::mapped_file::Spare;
-use xenstore_transport::{crash, mapped_file};
+use xenstore_sys::mapped_file::Spare;
+use xenstore_sys::{crash, mapped_file};
 
 use super::FULL;
 use super::files::{self, new_file, old_file, remove_file};

@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
-use xenstore_transport::own_file::{self, Access, Others};
-use xenstore_transport::{crash, mapped_file};
+use xenstore_sys::own_file::{self, Access, Others};
+use xenstore_sys::{crash, mapped_file};
 
 /// A file that begins with a state.
 pub(super) fn file(dir: &Path, number: u64) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use xenstore_transport::mapped_file::fail;
+use xenstore_sys::mapped_file::fail;
 
 use super::files::old_file;
 use super::panics::log_of;

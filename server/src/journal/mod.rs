@@ -44,9 +44,9 @@ use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
-use xenstore_transport::mapped_file::Spare;
-use xenstore_transport::own_file::{self, Access, Others};
-use xenstore_transport::{crash, mapped_file};
+use xenstore_sys::mapped_file::Spare;
+use xenstore_sys::own_file::{self, Access, Others};
+use xenstore_sys::{crash, mapped_file};
 
 use crate::place;
 use crate::worker;

@@ -18,8 +18,8 @@ use std::io::{self, Write};
 use std::ops::Deref;
 
 use xenstore_protocol::stream::Sink;
-use xenstore_transport::Sealed;
-use xenstore_transport::mapped_file::{MappedFile, Spare};
+use xenstore_sys::Sealed;
+use xenstore_sys::mapped_file::{MappedFile, Spare};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: [u8; 8] = *b"xsjourn\x05";
@@ -408,7 +408,7 @@ impl Left {
 mod tests {
     use std::path::Path;
 
-    use xenstore_transport::mapped_file::{self, fail};
+    use xenstore_sys::mapped_file::{self, fail};
 
     use super::*;
 

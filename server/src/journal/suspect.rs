@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use tracing::{error, warn};
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{ConnId, Input};
-use xenstore_transport::crash;
-use xenstore_transport::own_file::{self, Access, Others};
+use xenstore_sys::crash;
+use xenstore_sys::own_file::{self, Access, Others};
 
 use crate::log::GUEST;
 

@@ -17,9 +17,9 @@ use futures_lite::future;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use smol::lock::Mutex;
 use xenstore_store::{Base, Config, Host, Millis};
+use xenstore_sys::{crash, inherit};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
-use xenstore_transport::{crash, inherit};
 
 use crate::daemon::serving;
 use crate::journal::{self, Journal};

@@ -19,7 +19,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal,
 };
 use xenstore_protocol::{Header, Operation};
-use xenstore_transport::inherit;
+use xenstore_sys::inherit;
 
 use super::child::{children_of, ends_within};
 use super::errand::{self, Errand};

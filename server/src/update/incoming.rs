@@ -15,11 +15,12 @@ use smol::Timer;
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_store::{Caller, Config, ConnId, ConnectionState, Engine, Host, Millis, State};
+use xenstore_sys::own_file::{self, Access, Others};
+use xenstore_sys::{Sealed, inherit};
 use xenstore_transport::driver::Driver;
-use xenstore_transport::own_file::{self, Access, Others};
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, Place, Sealed, Transport, inherit};
+use xenstore_transport::{Failure, Place, Transport};
 
 use super::child::reap;
 use super::errand::{self, Errand};

@@ -18,8 +18,9 @@ use smol::lock::Mutex;
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Base, Caller, ConnId, Host, State};
+use xenstore_sys::{inherit, own_file};
+use xenstore_transport::Place;
 use xenstore_transport::socket::Listener;
-use xenstore_transport::{Place, inherit, own_file};
 
 use super::candidate::{self, Kind};
 use super::child::on_thread;

@@ -11,9 +11,9 @@ use std::task::{Wake, Waker};
 use loom::sync::atomic::AtomicU32;
 use loom::sync::{Arc, Notify};
 use loom::thread;
+use xenstore_sys::Byte;
 
 use super::*;
-use crate::raw::Byte;
 
 /// Of each ring, the bytes at both sides of its end are watched. Nobody looks at the others.
 const WATCHED: usize = 4;

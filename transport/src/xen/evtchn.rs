@@ -8,11 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use rustix::ioctl::Opcode;
+use xenstore_sys::inherit;
+use xenstore_sys::ioctl::call;
 
 use super::{EVTCHN_DEVICE, Evtchn, VIRQ_DOM_EXC};
 use crate::driver::{Driver, Source};
-use crate::inherit;
-use crate::raw::call;
 
 const BIND_VIRQ: Opcode = 0x0004_4500;
 const BIND_INTERDOMAIN: Opcode = 0x0008_4501;

@@ -3,7 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 
-use crate::raw::{Mapping, hypercall};
+use xenstore_sys::Mapping;
+use xenstore_sys::ioctl::hypercall;
 
 const PRIVCMD: &str = "/dev/xen/privcmd";
 /// Memory that stays where it is, for hypercalls; Linux 4.18 and later.

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::ioctl::Opcode;
+use xenstore_sys::Mapping;
+use xenstore_sys::ioctl::{call, map_frame};
 
 use super::{Memory, SharedPage};
-use crate::raw::{Mapping, call, map_frame};
 
 const GNTDEV: &str = "/dev/xen/gntdev";
 const PRIVCMD: &str = "/dev/xen/privcmd";

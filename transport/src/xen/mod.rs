@@ -20,14 +20,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use xenstore_protocol::ring::{Side, Word};
+use xenstore_sys::{Mapping, crash};
 
-use crate::crash;
 use crate::driver::Driver;
-use crate::raw::Mapping;
 use crate::ring::{self, Doorbell, Line, Page, Ring};
 
-/// A host with Xen has this device.
-pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
+pub use xenstore_sys::inherit::EVTCHN_DEVICE;
+
 /// The virtual interrupt that something has happened to a domain.
 const VIRQ_DOM_EXC: u32 = 3;
 

@@ -17,13 +17,11 @@ use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, mkfifoat, openat, readlinkat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use xenstore_sys::{Mapping, crash, inherit};
 
 use super::kept::OtherEnd;
 use super::{DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC};
-use crate::crash;
 use crate::driver::{Driver, Source};
-use crate::inherit;
-use crate::raw::Mapping;
 
 const PAGE_SIZE: usize = 4096;
 /// Words of the page behind the ring page: set while an event is on its way.

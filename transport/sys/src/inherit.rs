@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{FileType, fstat, stat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
-use crate::xen::EVTCHN_DEVICE;
+/// The event channel device of Linux; it exists on every Xen host.
+pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
 
 /// Lets descriptors through to the next program, or no longer. All or none.
 pub fn let_through(numbers: &[RawFd], through: bool) -> io::Result<()> {
@@ -60,7 +61,7 @@ pub fn socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
 }
 
 /// Is this the event channel device?
-pub(crate) fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
+pub fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
     let (found, device) = (fstat(&taken)?, stat(EVTCHN_DEVICE)?);
     let same = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
         && found.st_rdev == device.st_rdev;
@@ -68,7 +69,7 @@ pub(crate) fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Is this a FIFO?
-pub(crate) fn fifo(taken: OwnedFd) -> io::Result<OwnedFd> {
+pub fn fifo(taken: OwnedFd) -> io::Result<OwnedFd> {
     let is_fifo = FileType::from_raw_mode(fstat(&taken)?.st_mode) == FileType::Fifo;
     if is_fifo { Ok(taken) } else { Err(wrong(&taken, "FIFO")) }
 }

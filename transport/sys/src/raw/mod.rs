@@ -15,14 +15,14 @@ mod heap;
 mod inherited;
 mod ioctl;
 mod mapping;
-#[cfg(all(test, xenstore_loom))]
+#[cfg(xenstore_loom)]
 mod model;
 mod sealed;
 
 pub use heap::give_back_free_memory;
 pub(crate) use inherited::{let_through, set_waiting, take};
-pub(crate) use ioctl::{call, hypercall, map_frame};
-pub(crate) use mapping::Mapping;
-#[cfg(all(test, xenstore_loom))]
-pub(crate) use model::Byte;
+pub use ioctl::{call, hypercall, map_frame};
+pub use mapping::Mapping;
+#[cfg(xenstore_loom)]
+pub use model::Byte;
 pub use sealed::Sealed;

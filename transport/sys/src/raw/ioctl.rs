@@ -54,7 +54,7 @@ unsafe fn run<const N: usize>(
 }
 
 /// Calls the event channel or the grant device, whose arguments are words; what the call returns.
-pub(crate) fn call<const N: usize>(
+pub fn call<const N: usize>(
     device: impl AsFd,
     opcode: Opcode,
     argument: &mut [u32; N],
@@ -77,7 +77,7 @@ fn halves(number: u64) -> [u32; 2] {
 
 /// A hypercall whose last argument lies in `buffer`, after the number of a command if it takes one;
 /// what it returns.
-pub(crate) fn hypercall(
+pub fn hypercall(
     privcmd: impl AsFd,
     number: u32,
     command: Option<u32>,
@@ -95,7 +95,7 @@ pub(crate) fn hypercall(
 }
 
 /// Maps a page of a domain by the number of its frame.
-pub(crate) fn map_frame(privcmd: impl AsFd + Copy, domid: u16, gfn: u64) -> io::Result<Mapping> {
+pub fn map_frame(privcmd: impl AsFd + Copy, domid: u16, gfn: u64) -> io::Result<Mapping> {
     let page = Mapping::shared(privcmd, 0, 4096)?;
     let (mut frames, mut errors) = ([gfn], [0_i32]);
     let [place, array, error] = [

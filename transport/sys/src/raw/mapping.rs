@@ -18,7 +18,7 @@ const PIECE: usize = 256 << 10;
 /// dropped. All access is through atomics, bytes one by one or eight at a time in no particular
 /// order, words in the order that the caller asks for; but for [`Mapping::put`].
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     /// Page-aligned, valid for `len` bytes until the value is dropped.
     start: NonNull<u8>,
     len: usize,
@@ -33,7 +33,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` bytes of `file` from `offset` on, shared with everybody who maps them.
-    pub(crate) fn shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Mapping> {
+    pub fn shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Mapping> {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
         // that is made here.
@@ -42,7 +42,7 @@ impl Mapping {
     }
 
     /// Maps `len` bytes of zeroes of our own, which stay where they are.
-    pub(crate) fn locked(len: usize) -> io::Result<Mapping> {
+    pub fn locked(len: usize) -> io::Result<Mapping> {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: as in `shared`.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, flags)? };
@@ -54,7 +54,7 @@ impl Mapping {
 
     /// Asks the kernel to have this range at hand, which must be of whole pages and inside: cheaper at
     /// once than page by page when they are touched. Kernels before 5.14 do not.
-    pub(crate) fn have_at_hand(&self, offset: usize, len: usize) {
+    pub fn have_at_hand(&self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
         for at in (offset..offset + len).step_by(PIECE) {
             let piece = PIECE.min(offset + len - at);
@@ -67,7 +67,7 @@ impl Mapping {
 
     /// Makes it this long, at this or another place. What is mapped and not in the file, which must
     /// have been made long enough, is not to be touched.
-    pub(crate) fn resize(&mut self, len: usize) -> io::Result<()> {
+    pub fn resize(&mut self, len: usize) -> io::Result<()> {
         // SAFETY: the range is that of the mapping. No reference into it exists, since all of them borrow
         // `self`, which is borrowed mutably here. The old address is not used if the mapping moves.
         let start =
@@ -88,12 +88,12 @@ impl Mapping {
     }
 
     /// Where it is, for calls that take an address.
-    pub(crate) fn address(&self) -> u64 {
+    pub fn address(&self) -> u64 {
         self.start.as_ptr().expose_provenance() as u64
     }
 
     /// The word at `offset`, which must be a multiple of 4 and inside.
-    pub(crate) fn word(&self, offset: usize) -> &AtomicU32 {
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "word at {offset}");
         // SAFETY: inside of the mapping by the check above, aligned since its start is aligned to
         // a page, valid as long as `self` is borrowed, and only touched by atomics.
@@ -101,7 +101,7 @@ impl Mapping {
     }
 
     /// The two words at `offset`, which must be a multiple of 8 and inside.
-    pub(crate) fn pair(&self, offset: usize) -> &AtomicU64 {
+    pub fn pair(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "two words at {offset}");
         self.eight(offset)
     }
@@ -127,7 +127,7 @@ impl Mapping {
     }
 
     /// Copies bytes from `offset` on out of the mapping.
-    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let (head, middle) = self.eights(offset, bytes.len());
         let (head, rest) = bytes.split_at_mut(head);
         let (middle, tail) = rest.split_at_mut(middle);
@@ -147,7 +147,7 @@ impl Mapping {
     }
 
     /// Copies bytes into the mapping from `offset` on.
-    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
         let (head, middle) = self.eights(offset, bytes.len());
         let (head, rest) = bytes.split_at(head);
         let (middle, tail) = rest.split_at(middle);
@@ -167,7 +167,7 @@ impl Mapping {
     }
 
     /// The same where nobody else writes: in a file of one's own.
-    pub(crate) fn put(&mut self, offset: usize, bytes: &[u8]) {
+    pub fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len());
         assert!(end.is_some_and(|end| end <= self.len), "{} at {offset}", bytes.len());
         // SAFETY: inside of the mapping by the check above. No thread of ours touches it meanwhile: all

@@ -48,7 +48,7 @@ mod counted {
 
 /// Writes bytes, given their place among all, at once; or in a test in two parts, between which a
 /// process can end.
-pub(crate) fn in_parts(bytes: &[u8], mut write: impl FnMut(usize, &[u8])) {
+pub fn in_parts(bytes: &[u8], mut write: impl FnMut(usize, &[u8])) {
     let middle = if cfg!(feature = "crash-points") { bytes.len() / 2 } else { 0 };
     let (first, second) = bytes.split_at(middle);
     if !first.is_empty() && point() {
