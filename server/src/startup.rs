@@ -179,7 +179,10 @@ pub(crate) fn rehearse(settings: &Settings, of_xen: bool) -> Result<(), Complain
     }
     Resources::acquire(options, Mode::Check)?;
     if of_xen || options.require_xen {
-        let probed = xen::probe(options.pretend_xen.as_deref());
+        let probed = match &options.pretend_xen {
+            Some(dir) => xen::pretend::probe(dir),
+            None => xen::probe(),
+        };
         let why = if of_xen { "the state is one of a Xen host" } else { "--require-xen" };
         probed.map_err(|error| format!("{why}: {error}"))?;
     }

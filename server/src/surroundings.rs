@@ -50,7 +50,7 @@ impl Surroundings {
         let device = state.and_then(|state| state.io.evtchn);
         let (_, trace, driver) = &tools;
         let open = |left| match &options.pretend_xen {
-            Some(dir) => pretend(dir, driver, left),
+            Some(dir) => pretend::open(dir, driver, left),
             None => host(driver, left),
         };
         let machine = match (device, kept) {

@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn when_events_are_lost_everybody_is_looked_at() {
         let dir = tempfile::tempdir().unwrap();
-        let mut machine = pretend(dir.path(), &Driver::new().unwrap(), None).unwrap();
+        let mut machine = pretend::open(dir.path(), &Driver::new().unwrap(), None).unwrap();
         let (told, unmasked) = (AtomicBool::new(false), Mutex::default());
         let full = Arc::new(Full { device: machine.evtchn.clone(), told, unmasked });
         machine.evtchn = full.clone();

@@ -10,6 +10,7 @@
 //! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
 
 pub mod driver;
+#[cfg(any(test, feature = "test-doubles"))]
 pub mod fault;
 pub mod memory;
 pub mod ring;

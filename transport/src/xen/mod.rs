@@ -2,19 +2,20 @@
 //! domains there are.
 //!
 //! [`host`] is the real one, through the devices of Linux and without the libraries of Xen, for any
-//! version of Xen from 4.14 on. [`pretend`] is made of files, for tests on machines without Xen.
+//! version of Xen from 4.14 on. With the feature
+//! `test-doubles`, `pretend` is a Xen of files, for tests on machines without Xen.
 
 mod domctl;
 mod evtchn;
 mod hypercall;
 mod kept;
 mod memory;
-mod pretend;
+#[cfg(any(test, feature = "test-doubles"))]
+pub mod pretend;
 
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
@@ -91,7 +92,6 @@ pub struct Machine {
 
 pub use domctl::{Roles, roles};
 pub use kept::{Channel, Kept};
-pub use pretend::pretend;
 
 /// The descriptor of event channels that a program before this one has left; all ports that it has
 /// bound are still bound.
@@ -122,12 +122,12 @@ pub fn host(driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
     })
 }
 
-/// Checks that [`host`], or [`pretend()`] with this directory, would work. Binds and changes nothing. The
-/// error names the device that is missing or cannot be opened.
-pub fn probe(pretend: Option<&Path>) -> io::Result<()> {
-    if let Some(dir) = pretend {
-        return pretend::probe(dir);
-    }
+/// Checks that the devices that [`host`] uses can be opened. Binds and changes nothing.
+///
+/// # Errors
+///
+/// The error names the device that is missing or cannot be opened.
+pub fn probe() -> io::Result<()> {
     evtchn::Device::open(&Driver::new()?)?;
     memory::Devices::open()?;
     domctl::Hypervisor::open().map(drop)

@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, mkfifoat, openat, readlinkat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, fstat, mkfifoat, openat, readlinkat, statat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
-use xenstore_sys::{Mapping, crash, inherit};
+use xenstore_sys::{Mapping, crash};
 
 use super::kept::OtherEnd;
 use super::{DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC};
@@ -41,12 +42,12 @@ const RECORDS: usize = 4096;
 
 /// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
 /// of a program before this one, which has left its FIFO.
-pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
+pub fn open(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
     let (is_kept, is_new) = (matches!(left, Some(Left::Kept(_))), left.is_none());
     let fifo = match left {
-        Some(Left::HandedOver(fifo) | Left::Kept(fifo)) => File::from(inherit::fifo(fifo)?),
+        Some(Left::HandedOver(fifo) | Left::Kept(fifo)) => fifo_of(fifo)?,
         None => files.fifo("events")?,
     };
     rustix::io::ioctl_fionbio(&fifo, true)?;
@@ -76,8 +77,23 @@ pub fn pretend(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Ma
     })
 }
 
-/// Checks that such a Xen exists or can be made.
-pub(super) fn probe(dir: &Path) -> io::Result<()> {
+/// Checks that an inherited descriptor is a FIFO.
+fn fifo_of(descriptor: OwnedFd) -> io::Result<File> {
+    match FileType::from_raw_mode(fstat(&descriptor)?.st_mode) {
+        FileType::Fifo => Ok(File::from(descriptor)),
+        other => {
+            let text = format!("inherited descriptor of events is {other:?}, not a FIFO");
+            Err(io::Error::new(io::ErrorKind::InvalidData, text))
+        }
+    }
+}
+
+/// Checks that such a Xen exists or can be created.
+///
+/// # Errors
+///
+/// Fails if the directory cannot be created or opened.
+pub fn probe(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     Ok(())

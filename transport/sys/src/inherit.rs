@@ -67,9 +67,3 @@ pub fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
         && found.st_rdev == device.st_rdev;
     if same { Ok(taken) } else { Err(wrong(&taken, "event channel device")) }
 }
-
-/// Is this a FIFO?
-pub fn fifo(taken: OwnedFd) -> io::Result<OwnedFd> {
-    let is_fifo = FileType::from_raw_mode(fstat(&taken)?.st_mode) == FileType::Fifo;
-    if is_fifo { Ok(taken) } else { Err(wrong(&taken, "FIFO")) }
-}
