@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use xenstore_protocol::{Control, DomId, ErrorName, Operation, Quota, Reply, Request};
+use xenstore_protocol::{Control, DomId, Errno, Operation, Quota, Reply, Request};
 
 use crate::error::Error;
 use crate::io::{Answer, Shared, reply};
@@ -118,7 +118,7 @@ impl Client {
                     Err(error)
                 }
             };
-            let conflict = result.as_ref().err().and_then(Error::name) == Some(ErrorName::Eagain);
+            let conflict = result.as_ref().err().and_then(Error::name) == Some(Errno::Eagain);
             if !conflict || left == 1 {
                 return result;
             }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io;
 
-use xenstore_protocol::ErrorName;
+use xenstore_protocol::Errno;
 
 /// Why a request has no answer, or not the one that was hoped for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The store said no.
-    Store(ErrorName),
+    Store(Errno),
     /// The argument cannot be sent: what is wrong with it.
     Argument(String),
     /// The server broke the protocol; the connection is of no more use.
@@ -22,7 +22,7 @@ pub enum Error {
 
 impl Error {
     /// The name that the store answered with.
-    pub fn name(&self) -> Option<ErrorName> {
+    pub fn name(&self) -> Option<Errno> {
         match self {
             Error::Store(name) => Some(*name),
             _ => None,
@@ -31,7 +31,7 @@ impl Error {
 
     /// Is it that there is no such node?
     pub fn is_not_found(&self) -> bool {
-        self.name() == Some(ErrorName::Enoent)
+        self.name() == Some(Errno::Enoent)
     }
 }
 
@@ -55,8 +55,8 @@ impl From<io::Error> for Error {
     }
 }
 
-impl From<ErrorName> for Error {
-    fn from(name: ErrorName) -> Error {
+impl From<Errno> for Error {
+    fn from(name: Errno) -> Error {
         Error::Store(name)
     }
 }

@@ -1,6 +1,6 @@
 //! Requests on nodes, inside and outside of transactions.
 
-use xenstore_protocol::{ErrorName, Operation, Path, Perm, Perms, Reply, Request};
+use xenstore_protocol::{Errno, Operation, Path, Perm, Perms, Reply, Request};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -53,7 +53,7 @@ pub trait Tree {
     async fn exists(&self, text: &str) -> Result<bool, Error> {
         match self.read(text).await {
             Ok(_) => Ok(true),
-            Err(Error::Store(ErrorName::Enoent)) => Ok(false),
+            Err(Error::Store(Errno::Enoent)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -64,7 +64,7 @@ pub trait Tree {
         let answer = self.client().answer(self.tx_id(), &Request::Directory(path)).await?;
         let names = match reply(Operation::Directory, &answer) {
             Ok(_) => answer.payload,
-            Err(Error::Store(ErrorName::E2big)) => list_in_parts(self, path).await?,
+            Err(Error::Store(Errno::E2big)) => list_in_parts(self, path).await?,
             Err(error) => return Err(error),
         };
         let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
@@ -107,7 +107,7 @@ async fn list_in_parts<T: Tree + ?Sized>(tree: &T, path: Path<'_>) -> Result<Vec
         let (generation, names, last) = match reply(Operation::DirectoryPart, &answer) {
             Ok(Reply::Part { generation, names, last }) => (generation, names, last),
             // The server is too old for long lists, so that one is too long remains true.
-            Err(Error::Store(ErrorName::Enosys)) => return Err(Error::Store(ErrorName::E2big)),
+            Err(Error::Store(Errno::Enosys)) => return Err(Error::Store(Errno::E2big)),
             Err(error) => return Err(error),
             Ok(_) => return Err(Error::Protocol("no part of a list".into())),
         };

@@ -1,7 +1,7 @@
 //! The client against the embedded store, and against a server that misbehaves.
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use xenstore_client::{Client, DomId, Error, ErrorName, Quota, Tree, blocking};
+use xenstore_client::{Client, DomId, Errno, Error, Quota, Tree, blocking};
 use xenstore_transport::Peer;
 use xenstore_transport::fault::{Fault, Faulty, rough};
 use xenstore_transport::memory::{Pipe, pair};
@@ -89,7 +89,7 @@ fn transactions_are_retried() {
     assert_eq!((tries, dom0.read("/a").unwrap()), (3, b"3".to_vec()));
     store.inject_eagain(9);
     let result = dom0.transaction(3, |tx| tx.write("/a", "no"));
-    assert_eq!(result, Err(Error::Store(ErrorName::Eagain)));
+    assert_eq!(result, Err(Error::Store(Errno::Eagain)));
     store.inject_eagain(0);
     let result = dom0.transaction(0, |tx| {
         tx.write("/a", "no")?;
@@ -175,7 +175,7 @@ fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
     for _ in 0..50 {
         let store = Store::start();
         let guest = Client::new(store.connect(5));
-        assert_eq!(future::block_on(guest.read("/")), Err(Error::Store(ErrorName::Eacces)));
+        assert_eq!(future::block_on(guest.read("/")), Err(Error::Store(Errno::Eacces)));
         store.destroy(5);
         assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
     }
@@ -246,7 +246,7 @@ fn servers_that_misbehave_are_errors() {
     assert!(broken(read(against(|_| frame(15, 0, b"no-token\0")))), "malformed event");
     assert!(broken(read(against(|_| [2, 1, 0, 4097].map(u32::to_le_bytes).concat()))), "too long");
     let unknown = read(against(|id| frame(16, id, b"EQUOTA\0")));
-    assert_eq!(unknown, Err(Error::Store(ErrorName::Einval)), "as libxenstore does");
+    assert_eq!(unknown, Err(Error::Store(Errno::Einval)), "as libxenstore does");
     let fine = against(|id| [frame(15, 0, b"/x\0t\0"), frame(2, id, b"v")].concat());
     assert_eq!(read(fine), Ok(b"v".to_vec()), "an event in between");
 }

@@ -1,6 +1,6 @@
 //! The order in which a request is checked before it is looked at.
 
-use crate::{ErrorName, Frame, Operation, Request};
+use crate::{Errno, Frame, Operation, Request};
 
 /// Decides whether a frame is a request that may go on, in the order of C xenstored, which can be
 /// seen in the name of the error:
@@ -13,16 +13,15 @@ pub fn admit<'a>(
     frame: &Frame<'a>,
     privileged: bool,
     has_transaction: impl FnOnce(u32) -> bool,
-) -> Result<Request<'a>, ErrorName> {
-    let op = Operation::from_wire(frame.header.ty)
-        .filter(|op| op.is_request())
-        .ok_or(ErrorName::Enosys)?;
+) -> Result<Request<'a>, Errno> {
+    let op =
+        Operation::from_wire(frame.header.ty).filter(|op| op.is_request()).ok_or(Errno::Enosys)?;
     if op.is_privileged() && !privileged {
-        return Err(ErrorName::Eacces);
+        return Err(Errno::Eacces);
     }
     let tx_id = frame.header.tx_id;
     if tx_id != 0 && !op.ignores_transaction_id() && !has_transaction(tx_id) {
-        return Err(ErrorName::Enoent);
+        return Err(Errno::Enoent);
     }
     Request::parse(op, frame.payload)
 }
@@ -32,7 +31,7 @@ mod tests {
     use super::*;
     use crate::Header;
 
-    fn try_it(ty: u32, tx_id: u32, payload: &[u8], privileged: bool) -> Option<ErrorName> {
+    fn try_it(ty: u32, tx_id: u32, payload: &[u8], privileged: bool) -> Option<Errno> {
         let frame = Frame { header: Header { ty, tx_id, ..Header::default() }, payload };
         admit(&frame, privileged, |id| id == 1).err()
     }
@@ -40,7 +39,7 @@ mod tests {
     // Fails if a later check answers before an earlier one.
     #[test]
     fn checks_come_in_the_order_of_c_xenstored() {
-        use ErrorName::*;
+        use Errno::*;
         // Each row is wrong in all that follows its reason as well.
         assert_eq!(try_it(20, 9, b"", false), Some(Enosys));
         assert_eq!(try_it(27, 9, b"", false), Some(Enosys));

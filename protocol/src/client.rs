@@ -148,7 +148,7 @@ fn incoming<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ErrorName, Path, Reply};
+    use crate::{Errno, Path, Reply};
 
     fn read(path: &'static [u8]) -> Request<'static> {
         Request::Read(Path::parse(path).unwrap())
@@ -164,7 +164,7 @@ mod tests {
         let mut stream = Vec::new();
         let header = |req_id| Header { ty: 2, req_id, ..Header::default() };
         WatchEvent { path: b"/w", token: b"t" }.emit(&mut stream);
-        Reply::Error(ErrorName::Enoent).emit(&header(second), &mut stream);
+        Reply::Error(Errno::Enoent).emit(&header(second), &mut stream);
         Reply::Bytes(b"1"[..].into()).emit(&header(first), &mut stream);
         let mut input = &stream[..];
         assert!(matches!(client.receive(&mut input), Ok(Some(Incoming::Event(_)))));

@@ -19,8 +19,10 @@ extern crate alloc;
 mod admit;
 pub mod client;
 mod deframe;
-mod error;
+mod errno;
 mod event;
+mod features;
+mod ids;
 mod operation;
 mod path;
 mod perm;
@@ -35,8 +37,10 @@ mod wire;
 
 pub use admit::admit;
 pub use deframe::{Deframer, Frame, FrameTooLong};
-pub use error::ErrorName;
+pub use errno::Errno;
 pub use event::WatchEvent;
+pub use features::Features;
+pub use ids::{DomId, EvtchnPort, Gfn, RequestId, TxId};
 pub use operation::Operation;
 pub use path::{AbsPath, Path, PathKind, domain_prefix_len};
 pub use perm::{Access, Perm, Perms};
@@ -44,7 +48,7 @@ pub use quota::Quota;
 pub use reply::{MalformedReply, Reply};
 pub use request::{Control, Request};
 pub use text::{Strings, decimal};
-pub use wire::{DomId, Header, feature};
+pub use wire::{Header, feature};
 
 /// Bytes of a frame before its payload.
 pub const HEADER_LEN: usize = 16;

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
-    DomId, ErrorName, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Perms, Quota, Strings, decimal,
+    DomId, Errno, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Perms, Quota, Strings, decimal,
 };
 
 /// The answer to one request.
@@ -16,7 +16,7 @@ pub enum Reply<'a> {
     /// Done.
     Ok,
     /// Not done, and why.
-    Error(ErrorName),
+    Error(Errno),
     /// Value of a node (READ) or output of a command (CONTROL), byte for byte.
     Bytes(Cow<'a, [u8]>),
     /// Names of the children, each NUL-terminated (DIRECTORY).
@@ -75,7 +75,7 @@ impl<'a> Reply<'a> {
         let len = out.len() - start - HEADER_LEN;
         if len > PAYLOAD_MAX {
             out.truncate(start);
-            return Reply::Error(ErrorName::E2big).emit(request, out);
+            return Reply::Error(Errno::E2big).emit(request, out);
         }
         let ty = match self {
             Reply::Error(_) => Operation::Error.as_wire(),
@@ -128,7 +128,7 @@ impl<'a> Reply<'a> {
     fn parse_payload(op: Operation, is_error: bool, payload: &'a [u8]) -> Option<Reply<'a>> {
         let text = || payload.strip_suffix(b"\0").filter(|t| !t.contains(&0));
         if is_error {
-            return Some(Reply::Error(ErrorName::parse(text()?).unwrap_or(ErrorName::Einval)));
+            return Some(Reply::Error(Errno::parse(text()?).unwrap_or(Errno::Einval)));
         }
         Some(match op {
             Operation::Control | Operation::Read => Reply::Bytes(Cow::Borrowed(payload)),
@@ -223,12 +223,12 @@ mod tests {
     // Fails if an error loses its NUL, its type or the ids of its request.
     #[test]
     fn errors_are_their_name_with_a_nul() {
-        let (header, out) = emit(&Reply::Error(ErrorName::Enoent), Operation::Read);
+        let (header, out) = emit(&Reply::Error(Errno::Enoent), Operation::Read);
         assert_eq!((header.ty, header.req_id, header.tx_id), (16, 7, 3));
         assert_eq!(out, b"ENOENT\0");
         assert_eq!(
             Reply::parse(Operation::Read, true, b"EQUOTA\0"),
-            Ok(Reply::Error(ErrorName::Einval)),
+            Ok(Reply::Error(Errno::Einval)),
             "clients read unknown names as EINVAL"
         );
     }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{DomId, ErrorName, Operation, Path, Perms, Quota, Strings, decimal};
+use crate::{DomId, Errno, Operation, Path, Perms, Quota, Strings, decimal};
 
 /// A request without its header. The text of paths, tokens and values is borrowed from the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,11 +170,11 @@ fn quota_value(text: &[u8]) -> Option<u32> {
 impl<'a> Request<'a> {
     /// Reads a payload. Every way of being malformed is EINVAL; a type that is not a request is
     /// ENOSYS.
-    pub fn parse(op: Operation, payload: &'a [u8]) -> Result<Request<'a>, ErrorName> {
+    pub fn parse(op: Operation, payload: &'a [u8]) -> Result<Request<'a>, Errno> {
         if !op.is_request() {
-            return Err(ErrorName::Enosys);
+            return Err(Errno::Enosys);
         }
-        Self::parse_payload(op, payload).ok_or(ErrorName::Einval)
+        Self::parse_payload(op, payload).ok_or(Errno::Einval)
     }
 
     fn parse_payload(op: Operation, payload: &'a [u8]) -> Option<Request<'a>> {
@@ -370,7 +370,7 @@ fn parse_set_quota(payload: &[u8]) -> Option<Request<'_>> {
 mod tests {
     use super::*;
 
-    fn parse(op: u32, payload: &str) -> Result<Request<'_>, ErrorName> {
+    fn parse(op: u32, payload: &str) -> Result<Request<'_>, Errno> {
         Request::parse(Operation::from_wire(op).unwrap(), payload.as_bytes())
     }
 
@@ -481,10 +481,10 @@ mod tests {
             (26, "bogus\x001\0"),
         ];
         for (op, payload) in malformed {
-            assert_eq!(parse(op, payload), Err(ErrorName::Einval), "{op} {payload:?}");
+            assert_eq!(parse(op, payload), Err(Errno::Einval), "{op} {payload:?}");
         }
-        assert_eq!(parse(15, "/a\0t\0"), Err(ErrorName::Enosys));
-        assert_eq!(parse(16, "EINVAL\0"), Err(ErrorName::Enosys));
+        assert_eq!(parse(15, "/a\0t\0"), Err(Errno::Enosys));
+        assert_eq!(parse(16, "EINVAL\0"), Err(Errno::Enosys));
     }
 
     // Fails if bytes behind the last NUL stop being ignored where C xenstored ignores them.

@@ -1,36 +1,6 @@
-//! The header of a frame, domain ids and feature bits.
-
-use core::fmt;
+//! The header of a frame, and the feature bits.
 
 use crate::HEADER_LEN;
-
-/// A domain id (`domid_t`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomId(pub u16);
-
-impl DomId {
-    /// The control domain.
-    pub const DOM0: DomId = DomId(0);
-    /// "Myself" in a request that names a domain (`DOMID_SELF`).
-    pub const SELF: DomId = DomId(0x7ff0);
-    /// No domain (`DOMID_INVALID`).
-    pub const INVALID: DomId = DomId(0x7ff4);
-    /// Every domain, in a permission entry (`DOMID_ANY`, server feature bit 3).
-    pub const ANY: DomId = DomId(0x7ff5);
-    /// Ids from here on name no domain of their own (`DOMID_FIRST_RESERVED`).
-    pub const FIRST_RESERVED: DomId = DomId(0x7ff0);
-
-    /// Can a domain have this id?
-    pub fn is_ordinary(self) -> bool {
-        self < Self::FIRST_RESERVED
-    }
-}
-
-impl fmt::Display for DomId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Bits of the feature word that a server offers (`XENSTORE_SERVER_FEATURE_*`).
 pub mod feature {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use smol::Timer;
-use xenstore_protocol::{ErrorName, Frame, FrameTooLong, HEADER_LEN, Reply, server};
+use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
@@ -271,7 +271,7 @@ fn answer_frame<H: Host + 'static>(
         }
         Err(Failed::Refused) => {
             out.truncate(start);
-            Reply::Error(ErrorName::Eio).emit(&frame.header, out);
+            Reply::Error(Errno::Eio).emit(&frame.header, out);
             Ok(None)
         }
         Err(Failed::InPart) => Err(End::Panic),

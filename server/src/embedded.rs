@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::thread::JoinHandle;
 
 use smol::channel::{self, Sender};
-use xenstore_protocol::{ErrorName, Operation};
+use xenstore_protocol::{Errno, Operation};
 use xenstore_store::{Config, Engine, Millis};
 use xenstore_transport::Peer;
 use xenstore_transport::memory::{Pipe, pair};
@@ -80,12 +80,12 @@ impl Store {
     }
 
     /// Makes a domain known, as a toolstack does when it starts one (INTRODUCE).
-    pub fn introduce(&self, domid: u16) -> Result<(), ErrorName> {
+    pub fn introduce(&self, domid: u16) -> Result<(), Errno> {
         self.request(Operation::Introduce, format!("{domid}\x001\x001\0"))
     }
 
     /// Takes a domain away: its connections end, its nodes are removed (RELEASE).
-    pub fn release(&self, domid: u16) -> Result<(), ErrorName> {
+    pub fn release(&self, domid: u16) -> Result<(), Errno> {
         self.request(Operation::Release, format!("{domid}\0"))
     }
 
@@ -131,13 +131,13 @@ impl Store {
         })
     }
 
-    fn request(&self, op: Operation, payload: String) -> Result<(), ErrorName> {
+    fn request(&self, op: Operation, payload: String) -> Result<(), Errno> {
         let (ty, reply) = self.run(move |server| server.request(op, payload.as_bytes()));
         if ty != Operation::Error.as_wire() {
             return Ok(());
         }
-        let name = reply.strip_suffix(b"\0").and_then(ErrorName::parse);
-        Err(name.unwrap_or(ErrorName::Einval))
+        let name = reply.strip_suffix(b"\0").and_then(Errno::parse);
+        Err(name.unwrap_or(Errno::Einval))
     }
 
     fn with<R: Send + 'static>(

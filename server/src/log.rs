@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use xenstore_protocol::{ErrorName, Header, Operation};
+use xenstore_protocol::{Errno, Header, Operation};
 use xenstore_sys::own_file::{self, Access, Others};
 
 pub(crate) use output::{GUEST, flush, plain, start};
@@ -95,10 +95,10 @@ impl Trace {
     }
 
     /// Turns a switch, such as `+io`. One that does nothing fails with ENOSYS when it is turned on.
-    pub(crate) fn switch(&self, text: &str) -> Result<(), ErrorName> {
-        match check_switch(text).ok_or(ErrorName::Einval)? {
+    pub(crate) fn switch(&self, text: &str) -> Result<(), Errno> {
+        match check_switch(text).ok_or(Errno::Einval)? {
             (on, IO) => self.lock().io = on,
-            (true, _) => return Err(ErrorName::Enosys),
+            (true, _) => return Err(Errno::Enosys),
             (false, _) => {}
         }
         Ok(())
@@ -126,12 +126,8 @@ impl Trace {
     }
 
     /// CONTROL `log`, `logfile`, `memreport` and `print`.
-    pub(crate) fn control(
-        &self,
-        command: &[u8],
-        args: &[&[u8]],
-    ) -> Option<Result<Vec<u8>, ErrorName>> {
-        let done = |ok: Option<()>| Some(ok.map(|()| b"OK\0".to_vec()).ok_or(ErrorName::Einval));
+    pub(crate) fn control(&self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
+        let done = |ok: Option<()>| Some(ok.map(|()| b"OK\0".to_vec()).ok_or(Errno::Einval));
         match (command, args) {
             (b"log", []) => Some(Ok(self.settings())),
             (b"log", [arg @ (b"on" | b"off")]) => {
@@ -139,7 +135,7 @@ impl Trace {
                 done(Some(()))
             }
             (b"log", [switch]) => {
-                let text = std::str::from_utf8(switch).map_err(|_| ErrorName::Einval);
+                let text = std::str::from_utf8(switch).map_err(|_| Errno::Einval);
                 Some(text.and_then(|text| self.switch(text)).map(|()| b"OK\0".to_vec()))
             }
             (b"logfile", [name]) => done(self.open_named(name).ok()),
@@ -149,7 +145,7 @@ impl Trace {
                 tracing::info!(text = %String::from_utf8_lossy(text), "print");
                 done(Some(()))
             }
-            (b"log" | b"logfile" | b"memreport" | b"print", _) => Some(Err(ErrorName::Einval)),
+            (b"log" | b"logfile" | b"memreport" | b"print", _) => Some(Err(Errno::Einval)),
             _ => None,
         }
     }
@@ -242,8 +238,8 @@ mod tests {
         let read = |path| std::fs::read_to_string(path).unwrap();
         assert!(read(&second).ends_with("IN conn 1 READ tx 0 /a \n"));
         assert!(read(&first).ends_with("OUT conn 1 READ tx 0 value\n"));
-        assert_eq!(trace.control(b"log", &[b"+bogus"]), Some(Err(ErrorName::Einval)));
-        assert_eq!(trace.control(b"log", &[b"+obj"]), Some(Err(ErrorName::Enosys)));
+        assert_eq!(trace.control(b"log", &[b"+bogus"]), Some(Err(Errno::Einval)));
+        assert_eq!(trace.control(b"log", &[b"+obj"]), Some(Err(Errno::Enosys)));
         let shown = trace.control(b"log", &[]).unwrap().unwrap();
         let shown = String::from_utf8(shown).unwrap();
         assert_eq!(shown.lines().filter(|line| line.ends_with(": on")).count(), 1, "{shown}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, ErrorName};
+use xenstore_protocol::{DomId, Errno};
 use xenstore_store::{DomainInfo, Host};
 
 use crate::log::Trace;
@@ -51,7 +51,7 @@ impl Host for Standalone {
         Some(*self.info(domid))
     }
 
-    fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
         self.info(domid);
         Ok(())
     }
@@ -60,7 +60,7 @@ impl Host for Standalone {
         self.domains.remove(&domid);
     }
 
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         self.trace.control(command, args)
     }
 

@@ -13,7 +13,7 @@ use smol::Timer;
 use smol::channel::Sender;
 use tracing::{error, info, warn};
 use xenstore_protocol::ring::{Side, Word};
-use xenstore_protocol::{DomId, ErrorName, Operation, feature};
+use xenstore_protocol::{DomId, Errno, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Indices, Line, Page};
 use xenstore_transport::xen::{Bell, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing};
@@ -303,25 +303,19 @@ impl Host for Xen {
         Some(info)
     }
 
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: u64,
-        port: u32,
-        features: u32,
-    ) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
         if self.rings.borrow().contains_key(&domid) {
             self.again(domid, port);
             return Ok(());
         }
         let page = self.machine.memory.map_ring(domid.0, gfn).map_err(|error| {
             warn!(%domid, gfn, %error, "cannot map the ring page of this domain");
-            ErrorName::Einval
+            Errno::Einval
         })?;
         let port = Some(page.load(Word::EvtchnPort)).filter(|port| *port != 0).unwrap_or(port);
         let bell = Bell::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
             warn!(%domid, port, %error, "cannot bind the event channel of this domain");
-            ErrorName::Einval
+            Errno::Einval
         })?;
         let line = self.add(domid, page, bell, features, (gfn, port));
         let _ = self.fresh.try_send(XenRing::new(line, domid.0));
@@ -336,7 +330,7 @@ impl Host for Xen {
         ringed.unplug(&self.ports);
     }
 
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         self.trace.control(command, args)
     }
 

@@ -5,7 +5,7 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 use triomphe::Arc;
-use xenstore_protocol::{ErrorName, PAYLOAD_MAX, Reply, Request};
+use xenstore_protocol::{Errno, PAYLOAD_MAX, Reply, Request};
 
 use crate::charge::bytes;
 use crate::engine::Millis;
@@ -59,8 +59,8 @@ impl Answer {
 /// compared with each other, so that it does not notice theirs.
 pub(crate) fn same(
     request: &Request<'_>,
-    a: &Result<Answer, ErrorName>,
-    b: &Result<Answer, ErrorName>,
+    a: &Result<Answer, Errno>,
+    b: &Result<Answer, Errno>,
 ) -> bool {
     let (a, b) = match (a, b) {
         (Ok(Answer::Seen(a)), Ok(Answer::Seen(b))) => (a, b),

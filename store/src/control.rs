@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{Control, DomId, ErrorName, PAYLOAD_MAX, Quota, Reply, decimal};
+use xenstore_protocol::{Control, DomId, Errno, PAYLOAD_MAX, Quota, Reply, decimal};
 
 use crate::connection::{Caller, ConnId};
 use crate::domain::{Host, Largest, Usage};
@@ -30,11 +30,11 @@ impl Engine {
         control: &Control<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Reply<'static>, Errno> {
         let args: Vec<&[u8]> = control.args().collect();
         let text = match (control.command(), args.as_slice()) {
             (b"check", []) => {
-                self.check().map_err(|_| ErrorName::Eio)?;
+                self.check().map_err(|_| Errno::Eio)?;
                 return Ok(Reply::Ok);
             }
             (b"help", []) => help(host),
@@ -67,12 +67,12 @@ impl Engine {
             }
             (b"conflicts", []) => self.show_conflicts(now),
             (command, _) if COMMANDS.iter().any(|(name, _)| name.as_bytes() == command) => {
-                return Err(ErrorName::Einval);
+                return Err(Errno::Einval);
             }
             (command, args) => {
                 return match host.control(command, args) {
                     Some(output) => Ok(Reply::Bytes(Cow::Owned(output?))),
-                    None => Err(ErrorName::Einval),
+                    None => Err(Errno::Einval),
                 };
             }
         };
@@ -94,19 +94,19 @@ impl Engine {
         prefix: &str,
         name: &[u8],
         value: &[u8],
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Reply<'static>, Errno> {
         let quota = Quota::parse(&[prefix.as_bytes(), name].concat())
             .filter(|quota| is_soft(*quota) != prefix.is_empty())
-            .ok_or(ErrorName::Einval)?;
-        let value = decimal(value).ok_or(ErrorName::Einval)?;
+            .ok_or(Errno::Einval)?;
+        let value = decimal(value).ok_or(Errno::Einval)?;
         self.domains.defaults.set(quota, value);
         self.epoch += 1;
         Ok(Reply::Ok)
     }
 
-    fn quota_of(&self, domid: &[u8]) -> Result<String, ErrorName> {
-        let domid = DomId(decimal(domid).ok_or(ErrorName::Einval)?);
-        let domain = self.domains.get(domid).ok_or(ErrorName::Enoent)?;
+    fn quota_of(&self, domid: &[u8]) -> Result<String, Errno> {
+        let domid = DomId(decimal(domid).ok_or(Errno::Einval)?);
+        let domain = self.domains.get(domid).ok_or(Errno::Enoent)?;
         let rows = Quota::ALL.iter().filter(|quota| !is_soft(**quota));
         Ok(rows.fold(format!("Domain {domid}:\n"), |text, quota| {
             // As with C xenstored, one of a single thing has nothing that it sums up.

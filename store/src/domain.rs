@@ -5,7 +5,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, Quota, feature};
+use xenstore_protocol::{DomId, Errno, Quota, feature};
 
 use crate::access::Era;
 use crate::charge::Charge;
@@ -34,20 +34,14 @@ pub trait Host {
 
     /// Makes the ring of a domain usable, with the features that it is offered; called again for a
     /// domain that is introduced again, whose ring starts anew.
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: u64,
-        port: u32,
-        features: u32,
-    ) -> Result<(), ErrorName>;
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno>;
 
     /// Lets the ring of a domain go.
     fn release(&mut self, domid: DomId);
 
     /// Runs a CONTROL command that is about the server and not about the store, such as `log`.
     /// `None`: there is no such command.
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>>;
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>>;
 
     /// What `control` knows, for CONTROL `help`: commands with their arguments.
     fn control_commands(&self) -> &'static [(&'static str, &'static str)];
@@ -58,13 +52,7 @@ impl<T: Host + ?Sized> Host for Box<T> {
         (**self).domain(domid)
     }
 
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: u64,
-        port: u32,
-        features: u32,
-    ) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
         (**self).introduce(domid, gfn, port, features)
     }
 
@@ -72,7 +60,7 @@ impl<T: Host + ?Sized> Host for Box<T> {
         (**self).release(domid);
     }
 
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         (**self).control(command, args)
     }
 

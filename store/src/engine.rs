@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use xenstore_protocol::{
-    DomId, ErrorName, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
+    DomId, Errno, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
 };
 
 use crate::access::{Era, Rights};
@@ -208,7 +208,7 @@ impl Engine {
     ) -> Outcome {
         let frame = Frame { header: *header, payload };
         let Some(caller) = self.caller(conn) else {
-            Reply::Error(ErrorName::Eio).emit(header, out);
+            Reply::Error(Errno::Eio).emit(header, out);
             return Outcome::Answered;
         };
         self.domains.notices.now = now;
@@ -255,7 +255,7 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
+    ) -> Result<Answer, Errno> {
         let tx_id = frame.header.tx_id;
         if request.operation().is_transactional() {
             if let Request::SetPerms { .. } = request
@@ -297,9 +297,9 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Reply<'static>, Errno> {
         match request {
-            Request::TransactionStart if tx_id != 0 => Err(ErrorName::Ebusy),
+            Request::TransactionStart if tx_id != 0 => Err(Errno::Ebusy),
             Request::TransactionStart => self.start(conn, now),
             Request::GetDomainPath(domid) => Ok(Reply::domain_path(*domid)),
             Request::IsDomainIntroduced(domid) => {
@@ -309,7 +309,7 @@ impl Engine {
             Request::GetFeature(domid) => self.get_feature(conn, *domid, host),
             Request::GetQuota { domid, quota } => self.get_quota(*domid, *quota, host),
             Request::Control(control) => self.control(control, now, host),
-            _ => Err(ErrorName::Enosys),
+            _ => Err(Errno::Enosys),
         }
     }
 
@@ -424,7 +424,7 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
+    ) -> Result<Answer, Errno> {
         let guard = self.guard(conn, now);
         let captures = !self.watches.all.is_empty();
         let answer = self.with_context(conn, host, |work, cx| {

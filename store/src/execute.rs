@@ -10,7 +10,7 @@ use core::cell::Cell;
 
 use triomphe::Arc;
 use xenstore_protocol::{
-    Access, DomId, ErrorName, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
+    Access, DomId, Errno, PAYLOAD_MAX, Path, Perms, Quota, Request, domain_prefix_len,
 };
 
 use crate::access::{Acl, AclEntry, Era, Rights};
@@ -84,7 +84,7 @@ pub(crate) struct Context<'a> {
     pub(crate) largest: Cell<Largest>,
 }
 
-type Result<T> = core::result::Result<T, ErrorName>;
+type Result<T> = core::result::Result<T, Errno>;
 
 impl Context<'_> {
     /// The permission lists that decide who gets the events of a change: see [`Readers`].
@@ -98,7 +98,7 @@ impl Context<'_> {
             Ok(())
         } else {
             self.refused.set(Some((quota, amount)));
-            Err(ErrorName::Enospc)
+            Err(Errno::Enospc)
         }
     }
 
@@ -106,14 +106,14 @@ impl Context<'_> {
     /// part below the domain's own for those who have quotas (XSA-323).
     pub(crate) fn resolve<'p>(&self, path: Path<'p>) -> Result<Cow<'p, str>> {
         let (path, relative) = resolve(&self.rights, path)?;
-        self.check(Quota::PathMax, relative).map_err(|_| ErrorName::Einval)?;
+        self.check(Quota::PathMax, relative).map_err(|_| Errno::Einval)?;
         Ok(path)
     }
 
     /// The same, for requests that know no special nodes.
     fn resolve_ordinary<'p>(&self, path: Path<'p>) -> Result<Cow<'p, str>> {
         self.resolve(path)
-            .and_then(|path| if path.starts_with('@') { Err(ErrorName::Einval) } else { Ok(path) })
+            .and_then(|path| if path.starts_with('@') { Err(Errno::Einval) } else { Ok(path) })
     }
 
     /// The node at `path`, or else the nearest above it that exists, if the caller has the access to it
@@ -123,7 +123,7 @@ impl Context<'_> {
         if nearest.node.acl().access(&self.rights).grants(wanted) {
             Ok(nearest)
         } else {
-            Err(ErrorName::Eacces)
+            Err(Errno::Eacces)
         }
     }
 
@@ -141,7 +141,7 @@ impl Context<'_> {
     ) -> Result<(&'t Arc<Node>, &'t Arc<Node>)> {
         match self.find(tree, path, wanted)? {
             Nearest { node, above, missing: 0 } => Ok((node, above)),
-            _ => Err(ErrorName::Enoent),
+            _ => Err(Errno::Enoent),
         }
     }
 
@@ -163,7 +163,7 @@ impl Context<'_> {
 
 /// Resolves a path. The second part is its length as far as a quota limits it.
 pub(crate) fn resolve<'p>(rights: &Rights, path: Path<'p>) -> Result<(Cow<'p, str>, i64)> {
-    let path = path.resolve(rights.domid).ok_or(ErrorName::Einval)?.into_inner();
+    let path = path.resolve(rights.domid).ok_or(Errno::Einval)?.into_inner();
     let relative = path.len() - domain_prefix_len(&path);
     Ok((path, bytes(relative)))
 }
@@ -197,7 +197,7 @@ fn execute_unreported(
             let path = cx.resolve_ordinary(*path)?;
             let node = cx.reach(&work.tree, &path, Access::Read)?;
             if node.children().names_len() > PAYLOAD_MAX {
-                return Err(ErrorName::E2big);
+                return Err(Errno::E2big);
             }
             Ok(Answer::Seen(node.clone()))
         }
@@ -225,7 +225,7 @@ fn execute_unreported(
             let path = cx.resolve(*path)?;
             set_perms(work, cx, &path, perms)
         }
-        _ => Err(ErrorName::Enosys),
+        _ => Err(Errno::Enosys),
     }
 }
 
@@ -242,7 +242,7 @@ fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Res
     cx.check_memory(work, owner, more)?;
     cx.count_copies(work, path);
     work.copied += bytes(value.len());
-    let node = work.tree.get_mut(path).ok_or(ErrorName::Eio)?;
+    let node = work.tree.get_mut(path).ok_or(Errno::Eio)?;
     node.set_value(value);
     work.charges.add(owner, Charge { nodes: 0, bytes: more });
     work.changes.push(Change::written(path, readers));
@@ -328,7 +328,7 @@ fn components_from_end(path: &str) -> impl Iterator<Item = usize> {
 
 fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
     match cx.reach_with_parent(&work.tree, path, Access::Write) {
-        Ok(_) if path == "/" => Err(ErrorName::Einval),
+        Ok(_) if path == "/" => Err(Errno::Einval),
         Ok((node, above)) => {
             let readers = cx.readers([node.acl(), above.acl()]);
             cx.count_copies(work, path);
@@ -336,7 +336,7 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
             Ok(Answer::Done)
         }
         // Not there already is fine, if its parent is.
-        Err(ErrorName::Enoent) if parent(path).is_some_and(|p| work.tree.get(p).is_some()) => {
+        Err(Errno::Enoent) if parent(path).is_some_and(|p| work.tree.get(p).is_some()) => {
             Ok(Answer::Done)
         }
         Err(error) => Err(error),
@@ -365,7 +365,7 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
     cx.check(Quota::NodePermissions, bytes(perms.0.len()))?;
     let owner = perms.0[0].domid;
     if (cx.exists)(owner).is_none() {
-        return Err(ErrorName::Enoent);
+        return Err(Errno::Enoent);
     }
     let mut entry = |perm: &xenstore_protocol::Perm| {
         let everybody = perm.domid == DomId::ANY && cx.any_domid;
@@ -374,13 +374,13 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
         AclEntry { perm: *perm, ignored, era }
     };
     let entries: Vec<AclEntry> = perms.0.iter().map(&mut entry).collect();
-    let acl = Acl::from_entries(entries).ok_or(ErrorName::Einval)?;
+    let acl = Acl::from_entries(entries).ok_or(Errno::Einval)?;
     let (node, above) = cx.reach_with_parent(&work.tree, path, Access::Write)?;
     if !node.acl().is_owner(&cx.rights) {
-        return Err(ErrorName::Eacces);
+        return Err(Errno::Eacces);
     }
     if !cx.rights.privileged && owner != node.acl().owner() {
-        return Err(ErrorName::Eperm);
+        return Err(Errno::Eperm);
     }
     cx.check(
         Quota::NodeSize,

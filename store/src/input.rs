@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, Frame, HEADER_LEN};
+use xenstore_protocol::{DomId, Errno, Frame, HEADER_LEN};
 
 use crate::connection::{Caller, ConnId};
 use crate::domain::{DomainInfo, Host};
@@ -170,8 +170,8 @@ pub struct Recorded<'a, H: ?Sized> {
 /// What stands for an answer without an error; names of errors have other numbers.
 const FINE: u8 = 0xff;
 
-fn put_error(error: Option<ErrorName>, out: &mut Vec<u8>) {
-    let number = |error| ErrorName::ALL.iter().position(|known| *known == error);
+fn put_error(error: Option<Errno>, out: &mut Vec<u8>) {
+    let number = |error| Errno::ALL.iter().position(|known| *known == error);
     out.push(error.and_then(number).and_then(|at| u8::try_from(at).ok()).unwrap_or(FINE));
 }
 
@@ -183,13 +183,7 @@ impl<H: Host + ?Sized> Host for Recorded<'_, H> {
         info
     }
 
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: u64,
-        port: u32,
-        features: u32,
-    ) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
         let result = self.host.introduce(domid, gfn, port, features);
         put_error(result.err(), self.answers);
         result
@@ -199,7 +193,7 @@ impl<H: Host + ?Sized> Host for Recorded<'_, H> {
         self.host.release(domid);
     }
 
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         let result = self.host.control(command, args);
         let known = u8::from(result.is_some());
         let output = result.as_ref().and_then(|result| result.as_ref().ok());
@@ -243,9 +237,9 @@ impl<'a> Replayed<'a> {
         })
     }
 
-    fn error(&mut self) -> Option<ErrorName> {
+    fn error(&mut self) -> Option<Errno> {
         let [number] = self.take();
-        ErrorName::ALL.get(usize::from(number)).copied()
+        Errno::ALL.get(usize::from(number)).copied()
     }
 }
 
@@ -256,7 +250,7 @@ impl Host for Replayed<'_> {
         (flags & 1 != 0).then_some(DomainInfo { unique_id, shutdown: flags & 2 != 0 })
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, _: u32) -> Result<(), Errno> {
         match self.error() {
             Some(error) => Err(error),
             None => {
@@ -268,7 +262,7 @@ impl Host for Replayed<'_> {
 
     fn release(&mut self, _: DomId) {}
 
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         let [known] = self.take();
         let error = self.error();
         let len = usize::try_from(u32::from_le_bytes(self.take())).unwrap_or(usize::MAX);
@@ -333,14 +327,14 @@ mod tests {
             let unique_id = 1 << 40 | u64::from(domid.0);
             exists.then_some(DomainInfo { unique_id, shutdown: domid.0 == 3 })
         }
-        fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
-            if domid.0 == 3 { Err(ErrorName::Einval) } else { Ok(()) }
+        fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+            if domid.0 == 3 { Err(Errno::Einval) } else { Ok(()) }
         }
         fn release(&mut self, _: DomId) {}
-        fn control(&mut self, name: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+        fn control(&mut self, name: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
             match name {
                 b"a" => Some(Ok(b"text".to_vec())),
-                b"b" => Some(Err(ErrorName::Ebusy)),
+                b"b" => Some(Err(Errno::Ebusy)),
                 _ => None,
             }
         }

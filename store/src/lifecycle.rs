@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, Request};
+use xenstore_protocol::{DomId, Errno, Request};
 
 use crate::change::{Change, Readers};
 use crate::connection::ConnId;
@@ -21,11 +21,11 @@ impl Engine {
         gfn: u64,
         port: u32,
         host: &mut dyn Host,
-    ) -> Result<(), ErrorName> {
+    ) -> Result<(), Errno> {
         if !domid.is_ordinary() {
-            return Err(ErrorName::Einval);
+            return Err(Errno::Einval);
         }
-        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        let domain = self.domains.find(domid, host).ok_or(Errno::Enoent)?;
         host.introduce(domid, gfn, port, domain.features)?;
         let again = core::mem::replace(&mut domain.introduced, true);
         self.epoch += 1;
@@ -63,27 +63,27 @@ impl Engine {
         known == found
     }
 
-    pub(crate) fn release(&mut self, domid: DomId, host: &mut dyn Host) -> Result<(), ErrorName> {
+    pub(crate) fn release(&mut self, domid: DomId, host: &mut dyn Host) -> Result<(), Errno> {
         if domid == self.config.privileged || domid == self.config.store {
-            return Err(ErrorName::Einval);
+            return Err(Errno::Einval);
         }
-        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?;
+        self.domains.introduced(domid).ok_or(Errno::Enoent)?;
         self.destroy(domid, host);
         Ok(())
     }
 
     /// The domain runs again, so that its next shutdown is told again.
-    pub(crate) fn resume(&mut self, domid: DomId) -> Result<(), ErrorName> {
+    pub(crate) fn resume(&mut self, domid: DomId) -> Result<(), Errno> {
         if domid == self.config.privileged || domid == self.config.store {
-            return Err(ErrorName::Einval);
+            return Err(Errno::Einval);
         }
-        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?.shutdown = false;
+        self.domains.introduced(domid).ok_or(Errno::Enoent)?.shutdown = false;
         Ok(())
     }
 
-    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> Result<(), ErrorName> {
-        self.domains.introduced(target).ok_or(ErrorName::Enoent)?;
-        self.domains.introduced(domid).ok_or(ErrorName::Enoent)?;
+    pub(crate) fn set_target(&mut self, domid: DomId, target: DomId) -> Result<(), Errno> {
+        self.domains.introduced(target).ok_or(Errno::Enoent)?;
+        self.domains.introduced(domid).ok_or(Errno::Enoent)?;
         self.domains.set_target(domid, Some(target));
         self.epoch += 1;
         Ok(())

@@ -12,7 +12,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, ErrorName, Quota};
+use xenstore_protocol::{DomId, Errno, Quota};
 
 use crate::connection::ConnId;
 use crate::engine::Engine;
@@ -109,7 +109,7 @@ impl Engine {
                 continue;
             };
             let transaction = triomphe::Arc::make_mut(transaction);
-            let back = transaction.give_up(ErrorName::Eagain);
+            let back = transaction.give_up(Errno::Eagain);
             let unused = transaction.take_unused();
             self.forget_nodes(None, unused);
             self.domains.count(domid, |usage| usage.bytes -= back);

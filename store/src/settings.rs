@@ -1,6 +1,6 @@
 //! Features and quotas, global and of domains.
 
-use xenstore_protocol::{DomId, ErrorName, Quota, Reply, feature};
+use xenstore_protocol::{DomId, Errno, Quota, Reply, feature};
 
 use crate::connection::ConnId;
 use crate::domain::Host;
@@ -12,12 +12,12 @@ impl Engine {
         conn: ConnId,
         domid: Option<DomId>,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Reply<'static>, Errno> {
         let Some(domid) = domid else { return Ok(Reply::Number(self.features(conn))) };
         if !self.rights(conn).privileged {
-            return Err(ErrorName::Eacces);
+            return Err(Errno::Eacces);
         }
-        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+        let domain = self.domains.find(domid, host).ok_or(Errno::Enoent)?;
         Ok(Reply::Number(domain.features))
     }
 
@@ -27,13 +27,13 @@ impl Engine {
         domid: DomId,
         value: u32,
         host: &mut dyn Host,
-    ) -> Result<(), ErrorName> {
-        let domain = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?;
+    ) -> Result<(), Errno> {
+        let domain = self.domains.find(domid, host).ok_or(Errno::Enoent)?;
         if domain.introduced {
-            return Err(ErrorName::Ebusy);
+            return Err(Errno::Ebusy);
         }
         if value & !feature::ALL != 0 {
-            return Err(ErrorName::Einval);
+            return Err(Errno::Einval);
         }
         domain.features = value;
         Ok(())
@@ -44,11 +44,11 @@ impl Engine {
         domid: Option<DomId>,
         quota: Option<Quota>,
         host: &mut dyn Host,
-    ) -> Result<Reply<'static>, ErrorName> {
+    ) -> Result<Reply<'static>, Errno> {
         let Some(quota) = quota else { return Ok(Reply::all_quota_names()) };
         let default = self.domains.defaults.get(quota);
         let Some(domid) = domid else { return Ok(Reply::Number(default)) };
-        let own = self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas.get(quota);
+        let own = self.domains.find(domid, host).ok_or(Errno::Enoent)?.quotas.get(quota);
         // The control domain has no limits, and answers as with C xenstored what others start with.
         let is_unset = own == 0 && domid == self.config.privileged;
         Ok(Reply::Number(if is_unset { default } else { own }))
@@ -61,10 +61,10 @@ impl Engine {
         quota: Quota,
         value: u32,
         host: &mut dyn Host,
-    ) -> Result<(), ErrorName> {
+    ) -> Result<(), Errno> {
         let quotas = match domid {
             None => &mut self.domains.defaults,
-            Some(domid) => &mut self.domains.find(domid, host).ok_or(ErrorName::Enoent)?.quotas,
+            Some(domid) => &mut self.domains.find(domid, host).ok_or(Errno::Enoent)?.quotas,
         };
         quotas.set(quota, value);
         self.epoch += 1;

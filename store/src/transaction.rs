@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{ErrorName, Operation, Path, Quota, Request};
+use xenstore_protocol::{Errno, Operation, Path, Quota, Request};
 
 use crate::answer::{Answer, same};
 use crate::charge::{TRANSACTION, bytes, request_cost};
@@ -29,7 +29,7 @@ use crate::tree::{Tree, components};
 pub(crate) struct Logged {
     pub(crate) op: Operation,
     pub(crate) payload: Box<[u8]>,
-    pub(crate) answer: Result<Answer, ErrorName>,
+    pub(crate) answer: Result<Answer, Errno>,
 }
 
 /// Levels of paths and nodes that are removed, in all requests of a transaction of a domain with quotas:
@@ -39,7 +39,7 @@ const STEPS_MAX: usize = 1 << 17;
 /// Why a transaction cannot be committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    pub(crate) error: ErrorName,
+    pub(crate) error: Errno,
     /// Where a request would now be answered differently.
     pub(crate) path: Option<String>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Transaction {
     pub(crate) work: Work,
     pub(crate) log: Vec<Logged>,
     /// A limit was reached: nothing but END is answered any more, and END T fails with this error.
-    pub(crate) doomed: Option<ErrorName>,
+    pub(crate) doomed: Option<Errno>,
     /// Not all of it has come over from another daemon: its requests are answered, but END T is not
     /// granted.
     pub(crate) lost: bool,
@@ -125,7 +125,7 @@ impl Transaction {
     }
 
     /// Lets everything go that it keeps: END T fails with this error. How many bytes it costs less.
-    pub(crate) fn give_up(&mut self, error: ErrorName) -> i64 {
+    pub(crate) fn give_up(&mut self, error: Errno) -> i64 {
         self.doomed = Some(error);
         self.copies = Copies::default();
         let none = Tree::empty();
@@ -141,7 +141,7 @@ impl Transaction {
         cx: &mut Context<'_>,
         request: &Request<'_>,
         payload: &[u8],
-    ) -> Result<Answer, ErrorName> {
+    ) -> Result<Answer, Errno> {
         let copied = self.copied_by(cx, request);
         let cost = request_cost(payload.len()) + copied;
         let room = cx
@@ -150,9 +150,9 @@ impl Transaction {
             .and_then(|()| self.count_steps(cx, request));
         if self.doomed.is_some() || room.is_err() {
             if self.doomed.is_none() {
-                self.give_up(ErrorName::Enospc);
+                self.give_up(Errno::Enospc);
             }
-            return Err(ErrorName::Enospc);
+            return Err(Errno::Enospc);
         }
         // What it has made is in what is charged for the transaction already.
         cx.usage.bytes -= self.work.charges.of(cx.rights.domid).bytes;
@@ -174,12 +174,12 @@ impl Transaction {
     }
 
     /// Counts the steps of a request, as far as they are known before.
-    fn count_steps(&mut self, cx: &Context<'_>, request: &Request<'_>) -> Result<(), ErrorName> {
+    fn count_steps(&mut self, cx: &Context<'_>, request: &Request<'_>) -> Result<(), Errno> {
         let levels = |(path, ..): (Path<'_>, _, _)| components(path.as_str()).count();
         self.steps += 1 + looks_at(request).map_or(0, levels);
         match cx.rights.privileged || self.steps <= STEPS_MAX {
             true => Ok(()),
-            false => Err(ErrorName::Enospc),
+            false => Err(Errno::Enospc),
         }
     }
 
@@ -207,7 +207,7 @@ impl Transaction {
             return Err(Refusal { error, path: None });
         }
         if self.lost {
-            return Err(Refusal { error: ErrorName::Eagain, path: None });
+            return Err(Refusal { error: Errno::Eagain, path: None });
         }
         if !self.has_changes() {
             return Ok(None);
@@ -268,8 +268,8 @@ impl Transaction {
             if !same(&request, &answer, &logged.answer) {
                 let path = looks_at(&request).and_then(|(path, ..)| cx.resolve(path).ok());
                 // A quota that others have used up in the meantime will not be free at once.
-                let full = matches!(answer, Err(ErrorName::Enospc));
-                let error = if full { ErrorName::Enospc } else { ErrorName::Eagain };
+                let full = matches!(answer, Err(Errno::Enospc));
+                let error = if full { Errno::Enospc } else { Errno::Eagain };
                 return Err(Refusal { error, path: path.map(Into::into) });
             }
         }

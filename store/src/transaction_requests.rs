@@ -1,7 +1,7 @@
 //! TRANSACTION_START and TRANSACTION_END, and requests in transactions.
 
 use triomphe::Arc;
-use xenstore_protocol::{DomId, ErrorName, Quota, Reply, Request};
+use xenstore_protocol::{DomId, Errno, Quota, Reply, Request};
 
 use crate::answer::Answer;
 use crate::connection::ConnId;
@@ -11,16 +11,16 @@ use crate::history::Conflict;
 use crate::transaction::Transaction;
 
 impl Engine {
-    pub(crate) fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, ErrorName> {
+    pub(crate) fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, Errno> {
         let rights = self.rights(conn);
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         if !self.allow(&rights, Quota::Transactions, usage.transactions + 1) {
-            return Err(ErrorName::Enospc);
+            return Err(Errno::Enospc);
         }
         // Orders the snapshots of transactions by age.
         self.stamp += 1;
         let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let id = connection.next_transaction();
         let failures = connection.failures.count_ones();
         self.open_transaction(conn, id, Arc::new(transaction));
@@ -35,9 +35,9 @@ impl Engine {
         request: &Request<'_>,
         payload: &[u8],
         host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let mut shared = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+    ) -> Result<Answer, Errno> {
+        let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
+        let mut shared = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
         // Copied if a state that is being written shares it.
         let transaction = Arc::make_mut(&mut shared);
         let before = transaction.bytes;
@@ -70,9 +70,9 @@ impl Engine {
         commit: bool,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, ErrorName> {
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
-        let transaction = connection.transactions.remove(&tx_id).ok_or(ErrorName::Enoent)?;
+    ) -> Result<Answer, Errno> {
+        let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
+        let transaction = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
         let mut transaction = Arc::unwrap_or_clone(transaction);
         let domid = self.rights(conn).domid;
         self.discount_transaction(domid, &transaction);
@@ -84,7 +84,7 @@ impl Engine {
         if self.injected_eagain > 0 {
             self.injected_eagain -= 1;
             self.unprotect();
-            return Err(ErrorName::Eagain);
+            return Err(Errno::Eagain);
         }
         let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
         let epoch = self.epoch;
@@ -114,7 +114,7 @@ impl Engine {
             }
         };
         if let Some(connection) = self.conns.get_mut(&conn) {
-            let failed = u16::from(result.as_ref().is_err_and(|error| *error == ErrorName::Eagain));
+            let failed = u16::from(result.as_ref().is_err_and(|error| *error == Errno::Eagain));
             connection.failures = connection.failures << 1 | failed;
         }
         self.unprotect();

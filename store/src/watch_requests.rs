@@ -5,7 +5,7 @@ use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{Access, DomId, ErrorName, Path, PathKind, Quota, WatchEvent, feature};
+use xenstore_protocol::{Access, DomId, Errno, Path, PathKind, Quota, WatchEvent, feature};
 
 use crate::access::{Acl, Rights};
 use crate::change::{Change, Readers};
@@ -27,31 +27,31 @@ impl Engine {
         path: Path<'_>,
         token: &[u8],
         depth: Option<u32>,
-    ) -> Result<(), ErrorName> {
+    ) -> Result<(), Errno> {
         let rights = self.rights(conn);
         if depth.is_some() && self.features(conn) & feature::WATCH_DEPTH == 0 {
-            return Err(ErrorName::Einval);
+            return Err(Errno::Einval);
         }
         let resolved = self.resolve(&rights, path)?;
-        let connection = self.conns.get(&conn).ok_or(ErrorName::Eio)?;
+        let connection = self.conns.get(&conn).ok_or(Errno::Eio)?;
         if connection.watches.contains_key(&(resolved.as_ref().into(), token.into())) {
-            return Err(ErrorName::Eexist);
+            return Err(Errno::Eexist);
         }
         let usage = self.domains.get(rights.domid).map(|d| d.usage).unwrap_or_default();
         let bytes = usage.bytes + watch_cost(&resolved, token);
         if !self.allow(&rights, Quota::Watches, usage.watches + 1)
             || !self.allow(&rights, Quota::Memory, bytes)
         {
-            return Err(ErrorName::Enospc);
+            return Err(Errno::Enospc);
         }
         self.add_watch(conn, path, token, depth).map(drop)
     }
 
     /// The path that the caller means, if it may use one of that length.
-    fn resolve<'p>(&mut self, rights: &Rights, path: Path<'p>) -> Result<Cow<'p, str>, ErrorName> {
+    fn resolve<'p>(&mut self, rights: &Rights, path: Path<'p>) -> Result<Cow<'p, str>, Errno> {
         let (path, relative) = resolve(rights, path)?;
         let allowed = self.allow(rights, Quota::PathMax, relative);
-        allowed.then_some(path).ok_or(ErrorName::Einval)
+        allowed.then_some(path).ok_or(Errno::Einval)
     }
 
     /// Adds a watch, whatever the quotas.
@@ -61,13 +61,13 @@ impl Engine {
         path: Path<'_>,
         token: &[u8],
         depth: Option<u32>,
-    ) -> Result<WatchId, ErrorName> {
+    ) -> Result<WatchId, Errno> {
         let domid = self.rights(conn).domid;
-        let resolved = path.resolve(domid).ok_or(ErrorName::Einval)?.into_inner();
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let resolved = path.resolve(domid).ok_or(Errno::Einval)?.into_inner();
+        let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let key = (resolved.as_ref().into(), token.into());
         if connection.watches.contains_key(&key) {
-            return Err(ErrorName::Eexist);
+            return Err(Errno::Eexist);
         }
         let relative = path.kind() == PathKind::Relative;
         let id = self.watches.add(Watch {
@@ -93,12 +93,12 @@ impl Engine {
         conn: ConnId,
         path: Path<'_>,
         token: &[u8],
-    ) -> Result<(), ErrorName> {
+    ) -> Result<(), Errno> {
         let rights = self.rights(conn);
         let resolved = self.resolve(&rights, path)?;
-        let connection = self.conns.get_mut(&conn).ok_or(ErrorName::Eio)?;
+        let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let key = (resolved.as_ref().into(), token.into());
-        let id = connection.watches.remove(&key).ok_or(ErrorName::Enoent)?;
+        let id = connection.watches.remove(&key).ok_or(Errno::Enoent)?;
         self.forget_watch(conn, id);
         Ok(())
     }

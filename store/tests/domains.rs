@@ -104,7 +104,7 @@ fn introducing_again_resets_the_connection() {
     assert_eq!(store.end(guest, tx, true), Err("ENOENT".into()));
     assert_eq!(store.err(guest, 5, "x|t|"), "ENOENT");
     store.create(6);
-    store.machine.refuse_introduce = Some(xenstore_protocol::ErrorName::Einval);
+    store.machine.refuse_introduce = Some(xenstore_protocol::Errno::Einval);
     assert_eq!(store.err(dom0, 8, "6|1|1|"), "EINVAL");
     assert_eq!(store.ok(dom0, 17, "6|"), "F|");
     assert_eq!(store.events(reader), Vec::<String>::new());

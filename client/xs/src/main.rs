@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xenstore_client::blocking::Client;
-use xenstore_client::{Error, ErrorName, socket_path};
+use xenstore_client::{Errno, Error, socket_path};
 
 /// Read, change and watch a XenStore.
 ///
@@ -156,9 +156,9 @@ fn main() -> ExitCode {
         Err(failure) => {
             eprintln!("xs: {}: {}", failure.what, failure.error);
             ExitCode::from(match failure.error.name() {
-                Some(ErrorName::Enoent) => 3,
-                Some(ErrorName::Eacces | ErrorName::Eperm) => 4,
-                Some(ErrorName::Eagain) => 5,
+                Some(Errno::Enoent) => 3,
+                Some(Errno::Eacces | Errno::Eperm) => 4,
+                Some(Errno::Eagain) => 5,
                 None if matches!(failure.error, Error::Argument(_)) => 2,
                 _ => 1,
             })

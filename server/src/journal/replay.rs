@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tracing::error;
-use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation, Reply};
+use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
     Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
 };
@@ -171,7 +171,7 @@ impl Replay {
             Input::Requests { conn, frames, .. } => {
                 let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
                 let mut out = Vec::new();
-                Reply::Error(ErrorName::Eio).emit(&header, &mut out);
+                Reply::Error(Errno::Eio).emit(&header, &mut out);
                 self.answered(*conn, frames, &out);
             }
             // The engine whose deferred work failed is replaced by one without that work.

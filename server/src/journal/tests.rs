@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
-use xenstore_protocol::{DomId, ErrorName, Frame};
+use xenstore_protocol::{DomId, Errno, Frame};
 use xenstore_store::{DomainInfo, Host};
 
 use super::files::old_file;
@@ -20,16 +20,16 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.0.get(&domid).copied()
     }
-    fn introduce(&mut self, domid: DomId, _: u64, port: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, _: u64, port: u32, _: u32) -> Result<(), Errno> {
         let unique_id = u64::from(port) << 32 | u64::from(domid.0);
         self.0.entry(domid).or_insert(DomainInfo { unique_id, shutdown: false });
-        if port == 0 { Err(ErrorName::Einval) } else { Ok(()) }
+        if port == 0 { Err(Errno::Einval) } else { Ok(()) }
     }
     fn release(&mut self, domid: DomId) {
         assert_ne!(domid, DomId(4), "a mistake");
         self.0.remove(&domid);
     }
-    fn control(&mut self, command: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         assert_ne!(command, b"boom", "a mistake");
         None
     }

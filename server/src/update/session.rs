@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header, Operation};
+use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation};
 use xenstore_store::{ConnId, DomainInfo, Host};
 
 use super::hold::Hold;
@@ -154,9 +154,9 @@ impl Update {
         self.hold().let_one_go(order.conn, reply(&order.header, text));
     }
 
-    fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, ErrorName> {
+    fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, Errno> {
         let texts: Result<Vec<&str>, _> = args.iter().map(|arg| std::str::from_utf8(arg)).collect();
-        let texts = texts.map_err(|_| ErrorName::Einval)?;
+        let texts = texts.map_err(|_| Errno::Einval)?;
         let done = match texts.as_slice() {
             ["-f", file] => self.begin(file),
             ["-c", words @ ..] if !words.is_empty() => self.with_session(|session| {
@@ -168,7 +168,7 @@ impl Update {
                 Some(_) => Ok(()),
                 None => Err("No live-update session active."),
             },
-            _ => return Err(ErrorName::Einval),
+            _ => return Err(Errno::Einval),
         };
         let text = done.err().unwrap_or(OK);
         Ok([text.as_bytes(), b"\0"].concat())
@@ -198,7 +198,7 @@ impl Update {
     }
 
     /// An error name for options that make no sense, a text for what is not possible.
-    fn start(&self, options: &[&str]) -> Result<Result<(), &'static str>, ErrorName> {
+    fn start(&self, options: &[&str]) -> Result<Result<(), &'static str>, Errno> {
         let (mut force, mut dry_run, mut seconds, mut version) = (false, false, 0, None);
         let mut options = options.iter();
         while let Some(option) = options.next() {
@@ -206,9 +206,9 @@ impl Update {
             match *option {
                 "-F" => force = true,
                 "-n" => dry_run = true,
-                "-t" => seconds = number().ok_or(ErrorName::Einval)?,
-                "-v" => version = Some(number().ok_or(ErrorName::Einval)?),
-                _ => return Err(ErrorName::Einval),
+                "-t" => seconds = number().ok_or(Errno::Einval)?,
+                "-v" => version = Some(number().ok_or(Errno::Einval)?),
+                _ => return Err(Errno::Einval),
             }
         }
         if version.is_some_and(|version| !(1..=2).contains(&version)) {
@@ -257,13 +257,7 @@ impl Host for Updatable {
         self.host.domain(domid)
     }
 
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: u64,
-        port: u32,
-        features: u32,
-    ) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
         self.host.introduce(domid, gfn, port, features)
     }
 
@@ -271,7 +265,7 @@ impl Host for Updatable {
         self.host.release(domid);
     }
 
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         match command {
             b"live-update" => Some(self.update.control(args)),
             b"connections" => Some(Ok(self.update.connections())),

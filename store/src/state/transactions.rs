@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, StreamError, Writer};
-use xenstore_protocol::{DomId, ErrorName, Operation, Request};
+use xenstore_protocol::{DomId, Errno, Operation, Request};
 
 use crate::access::Acl;
 use crate::answer::Answer;
@@ -194,7 +194,7 @@ pub(super) fn take_transaction(
     }
     let [bytes, added, copied, removed] = made;
     if body.u8()? != 0 {
-        let error = ErrorName::parse(body.c_string()?).ok_or(body.error("no name of an error"))?;
+        let error = Errno::parse(body.c_string()?).ok_or(body.error("no name of an error"))?;
         let mut transaction = Transaction::new(base, epoch, stamp, since);
         transaction.give_up(error);
         (transaction.bytes, transaction.steps) = (bytes, steps.min(usize::MAX / 2));
@@ -265,7 +265,7 @@ fn take_answer(
     logged: &Logged,
     limit: u64,
     domid: Option<DomId>,
-) -> Result<Result<Answer, ErrorName>, StreamError> {
+) -> Result<Result<Answer, Errno>, StreamError> {
     let seen_in = |tree: &Tree, body: &Cursor<'_>| {
         let node = place(logged, tree, domid).ok_or(body.error("an answer about no node"))?;
         Ok(Ok(Answer::Seen(node.clone())))
@@ -273,7 +273,7 @@ fn take_answer(
     match body.u8()? {
         answer::DONE => Ok(Ok(Answer::Done)),
         answer::ERROR => {
-            let error = ErrorName::parse(body.c_string()?);
+            let error = Errno::parse(body.c_string()?);
             Ok(Err(error.ok_or(body.error("no name of an error"))?))
         }
         answer::AS_BEFORE => seen_in(&transaction.snapshot, body),

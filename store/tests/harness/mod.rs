@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{Deframer, Quota};
-use xenstore_protocol::{DomId, ErrorName, Frame, Header, Operation, Reply, WatchEvent};
+use xenstore_protocol::{DomId, Errno, Frame, Header, Operation, Reply, WatchEvent};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
 /// A machine whose domains the test makes and ends.
@@ -13,20 +13,20 @@ use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, O
 pub struct Machine {
     pub domains: BTreeMap<u16, DomainInfo>,
     pub released: Vec<u16>,
-    pub refuse_introduce: Option<ErrorName>,
+    pub refuse_introduce: Option<Errno>,
 }
 
 impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
         self.refuse_introduce.map_or(Ok(()), Err)
     }
     fn release(&mut self, domid: DomId) {
         self.released.push(domid.0);
     }
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {

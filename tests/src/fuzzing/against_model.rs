@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{Deframer, DomId, ErrorName, Header, Quota, WatchEvent};
+use xenstore_protocol::{Deframer, DomId, Errno, Header, Quota, WatchEvent};
 use xenstore_store::{Base, Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
 use crate::model::Model;
@@ -129,11 +129,11 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {

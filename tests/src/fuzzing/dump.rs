@@ -1,6 +1,6 @@
 //! Dump and restore.
 
-use xenstore_protocol::{DomId, ErrorName, Header, Operation};
+use xenstore_protocol::{DomId, Errno, Header, Operation};
 use xenstore_store::{CFormat, Config, ConnId, DomainInfo, Engine, Host, State};
 
 use super::against_model::twins;
@@ -52,11 +52,11 @@ impl Host for Empty {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         None
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
-        Err(ErrorName::Enosys)
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+        Err(Errno::Enosys)
     }
     fn release(&mut self, _: DomId) {}
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, ErrorName, Header};
+use xenstore_protocol::{DomId, Errno, Header};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
 use crate::raw::op;
@@ -14,11 +14,11 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.0.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {

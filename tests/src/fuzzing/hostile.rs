@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use xenstore_protocol::ring::{SIZE, Side, Word};
-use xenstore_protocol::{DomId, ErrorName};
+use xenstore_protocol::{DomId, Errno};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Doorbell, Line, Page, Ring};
 
@@ -189,7 +189,7 @@ impl Host for Machine {
         self.domains.get(&domid.0).copied()
     }
 
-    fn introduce(&mut self, domid: DomId, _: u64, _: u32, features: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, domid: DomId, _: u64, _: u32, features: u32) -> Result<(), Errno> {
         match self.lines.get(&domid.0) {
             Some(line) => line.start(),
             None => self.connect(domid.0, features),
@@ -203,7 +203,7 @@ impl Host for Machine {
         }
     }
 
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
 

@@ -1,6 +1,6 @@
 //! An engine to be measured, spoken to in frames.
 
-use xenstore_protocol::{DomId, ErrorName, HEADER_LEN, Header};
+use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, Quotas};
 use xenstore_tests::raw::op;
 
@@ -11,11 +11,11 @@ impl Host for Everybody {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         Some(DomainInfo { unique_id: 1, shutdown: false })
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), ErrorName> {
+    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
-    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, ErrorName>> {
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {

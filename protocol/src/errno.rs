@@ -2,33 +2,33 @@
 
 use core::fmt;
 
-macro_rules! error_names {
+macro_rules! errnos {
     ($($variant:ident $text:literal $meaning:literal,)*) => {
         /// An error as it goes over the wire: a name from the table in `xs_wire.h`, and no other,
         /// since clients read every unknown name as EINVAL.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum ErrorName {
+        pub enum Errno {
             $(#[doc = $meaning] $variant,)*
         }
 
-        impl ErrorName {
+        impl Errno {
             /// Every name, in the order of the table.
-            pub const ALL: &'static [ErrorName] = &[$(ErrorName::$variant,)*];
+            pub const ALL: &'static [Errno] = &[$(Errno::$variant,)*];
 
             /// The name, for example `ENOENT`.
             pub fn as_str(self) -> &'static str {
-                match self { $(ErrorName::$variant => $text,)* }
+                match self { $(Errno::$variant => $text,)* }
             }
 
             /// What it means, in a few words for a person.
             pub fn meaning(self) -> &'static str {
-                match self { $(ErrorName::$variant => $meaning,)* }
+                match self { $(Errno::$variant => $meaning,)* }
             }
         }
     };
 }
 
-error_names! {
+errnos! {
     Einval "EINVAL" "malformed request or argument",
     Eacces "EACCES" "permission denied",
     Eexist "EEXIST" "already exists",
@@ -47,20 +47,20 @@ error_names! {
     Eperm "EPERM" "operation not permitted",
 }
 
-impl ErrorName {
+impl Errno {
     /// The error with this name.
-    pub fn parse(name: &[u8]) -> Option<ErrorName> {
+    pub fn parse(name: &[u8]) -> Option<Errno> {
         Self::ALL.iter().copied().find(|e| e.as_str().as_bytes() == name)
     }
 }
 
-impl fmt::Display for ErrorName {
+impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl core::error::Error for ErrorName {}
+impl core::error::Error for Errno {}
 
 #[cfg(test)]
 mod tests {
@@ -71,11 +71,11 @@ mod tests {
     fn names_are_those_of_the_table_in_its_order() {
         let table = "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS \
                      EBUSY EAGAIN EISCONN E2BIG EPERM";
-        let ours: alloc::vec::Vec<_> = ErrorName::ALL.iter().map(|e| e.as_str()).collect();
+        let ours: alloc::vec::Vec<_> = Errno::ALL.iter().map(|e| e.as_str()).collect();
         assert_eq!(ours, table.split_whitespace().collect::<alloc::vec::Vec<_>>());
-        for error in ErrorName::ALL {
-            assert_eq!(ErrorName::parse(error.as_str().as_bytes()), Some(*error));
+        for error in Errno::ALL {
+            assert_eq!(Errno::parse(error.as_str().as_bytes()), Some(*error));
         }
-        assert_eq!(ErrorName::parse(b"EQUOTA"), None);
+        assert_eq!(Errno::parse(b"EQUOTA"), None);
     }
 }
