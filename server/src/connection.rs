@@ -13,9 +13,9 @@ use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
+use crate::handover::UnderWay;
 use crate::journal::Run;
 use crate::server::{Failed, Server, Start, TURN_COST};
-use crate::update::UnderWay;
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;

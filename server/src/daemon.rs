@@ -19,6 +19,7 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::{Listener, Socket};
 
 use crate::clock::Clock;
+use crate::handover::{self, Incoming, Outgoing, Taken, Updatable, Update};
 use crate::journal::{self, Journal};
 use crate::log::{self, GUEST, Trace};
 use crate::options::{Options, Settings};
@@ -28,7 +29,6 @@ use crate::startup::{self, Mode, Resources};
 use crate::surroundings::Surroundings;
 use crate::systemd::{self, Given, Keep};
 use crate::tasks::Tasks;
-use crate::update::{self, Incoming, Outgoing, Taken, Updatable, Update};
 use crate::worker;
 use crate::xen;
 
@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
     };
     let options = &settings.options;
     if let Some(watched) = &options.guard {
-        let guarded = update::guard(options, watched);
+        let guarded = handover::guard(options, watched);
         return guarded.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
     }
     // A process that resumes has replaced the running daemon: it must not exit after a check.
@@ -131,7 +131,7 @@ fn complain(line: &str, status: u8) -> ExitCode {
 /// Says how long it takes to make a store of the state on standard input, or why a start with it and
 /// these options would not succeed.
 fn check_state(settings: &Settings) -> ExitCode {
-    let checked = update::check(&settings.config)
+    let checked = handover::check(&settings.config)
         .and_then(|(time, of_xen)| startup::rehearse(settings, of_xen).map(|()| time));
     match checked {
         Ok(time) => {
@@ -170,7 +170,7 @@ fn run(settings: Settings) -> Result<(), String> {
         warn!("{remark}");
     }
     // Before anything else has one of the descriptors.
-    let handed_over = update::receive(&options, &config)?;
+    let handed_over = handover::receive(&options, &config)?;
     let given = if handed_over.is_none() { systemd::given()? } else { Given::default() };
     let mode = if handed_over.is_some() { Mode::TakenOver } else { Mode::Fresh };
     if mode == Mode::TakenOver && options.resume.is_none() && options.socket.take().is_some() {
@@ -222,7 +222,7 @@ fn run(settings: Settings) -> Result<(), String> {
             taken.adopt(&server, resumed, &tasks, &driver);
             // Nobody waits for that.
             worker::dispose(taken);
-            tasks.spawn(update::reap(&driver));
+            tasks.spawn(handover::reap(&driver));
         }
         xen::introduce_all(&server, &waiting);
         let place = listener.as_ref().map(|(_, place)| place.as_str());

@@ -10,6 +10,7 @@ mod clock;
 mod connection;
 pub mod daemon;
 pub mod embedded;
+mod handover;
 mod journal;
 mod log;
 mod options;
@@ -24,7 +25,6 @@ mod startup;
 mod surroundings;
 mod systemd;
 mod tasks;
-mod update;
 mod worker;
 mod xen;
 

@@ -21,10 +21,10 @@ use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::clock::Clock;
 use crate::connection::{Connection, End, READ_MAX};
+use crate::handover::{Hold, UnderWay, Update};
 use crate::journal::{Journal, Run};
 use crate::log::{GUEST, Trace};
 use crate::tasks::Tasks;
-use crate::update::{Hold, UnderWay, Update};
 pub(crate) use inputs::Failed;
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not

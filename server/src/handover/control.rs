@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation};
 use xenstore_store::{ConnId, DomainInfo, Host};
 
-use super::hold::Hold;
+use super::quiesce::Hold;
 use crate::log::Trace;
 
 /// The state of live updates; clones are the same.

@@ -23,8 +23,8 @@ use xenstore_transport::xen::XenRing;
 use xenstore_transport::{Failure, Place, Transport};
 
 use super::child::reap;
-use super::errand::{self, Errand};
-use super::session::reply;
+use super::control::reply;
+use super::envelope::{self, Errand};
 use crate::journal::{Recovered, Settled, set_out};
 use crate::options::Options;
 use crate::place::run_dir;
@@ -71,7 +71,8 @@ fn engine_of(config: &Config, bytes: &[u8], check: bool) -> Result<(State, Engin
 /// is one of a Xen host. The error is one line.
 pub(crate) fn check(config: &Config) -> Result<(Duration, bool), String> {
     let input = std::io::stdin().as_fd().try_clone_to_owned();
-    let bytes = input.and_then(errand::read).map_err(|error| format!("standard input: {error}"))?;
+    let bytes =
+        input.and_then(envelope::read).map_err(|error| format!("standard input: {error}"))?;
     let begun = Instant::now();
     let (state, _) = engine_of(config, &bytes, true)?;
     Ok((begun.elapsed(), state.io.evtchn.is_some()))
@@ -103,7 +104,7 @@ fn receive_ours(
 ) -> Result<Incoming, String> {
     let begun = Instant::now();
     let wrong = |what: &str, error: &dyn std::fmt::Display| format!("--{what}: {error}");
-    let errand = inherit::any(errand).and_then(errand::read);
+    let errand = inherit::any(errand).and_then(envelope::read);
     let errand = errand.map_err(|error| wrong("errand", &error))?;
     let errand = Errand::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
     let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
@@ -133,7 +134,7 @@ fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
     let back = Errand { previous: None, failed: Some(reason.clone()), ..errand.clone() };
     let go = || {
         let previous = inherit::any(previous)?;
-        let errand = errand::sealed("errand", &back.emit())?;
+        let errand = envelope::sealed("errand", &back.emit())?;
         inherit::let_through(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", previous.as_raw_fd()));
         command.args(&back.args).args(resume_options(&state, &errand));
@@ -192,7 +193,7 @@ impl Incoming {
     #[cfg(test)]
     pub(crate) fn handed_over(config: &Config, bytes: &[u8], clock: Millis) -> Incoming {
         let (state, engine) = engine_of(config, bytes, true).unwrap();
-        let stopped = errand::now();
+        let stopped = envelope::now();
         let (previous, asker, failed, args) = (None, None, None, Vec::new());
         let errand = Some(Errand { stopped, previous, clock, asker, failed, args });
         let (stream, file, begun) = (None, None, Instant::now());
@@ -360,7 +361,7 @@ impl Taken {
             warn!("not carried over: {text}");
         }
         let stopped = self.errand.as_ref().map(|errand| errand.stopped);
-        let pause = stopped.map_or(self.begun.elapsed(), |at| errand::now().saturating_sub(at));
+        let pause = stopped.map_or(self.begun.elapsed(), |at| envelope::now().saturating_sub(at));
         let connections = &self.state.connections;
         let is_ring = |c: &&ConnectionState| matches!(c.caller, Caller::Domain(_));
         let rings = connections.iter().filter(is_ring).count();

@@ -22,9 +22,9 @@ use xenstore_protocol::{Header, Operation};
 use xenstore_sys::inherit;
 
 use super::child::{children_of, ends_within};
-use super::errand::{self, Errand};
-use super::incoming::resume_options;
-use super::outgoing::own_args;
+use super::destination::resume_options;
+use super::envelope::{self, Errand};
+use super::source::own_args;
 use crate::options::Options;
 use crate::systemd;
 
@@ -68,7 +68,7 @@ impl Guard {
     pub(super) fn start(handover: Handover<'_>) -> io::Result<Guard> {
         let Handover { program, mut client, stream, errand, descriptors, expected } = handover;
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let errand = errand::sealed("errand", &errand.emit())?;
+        let errand = envelope::sealed("errand", &errand.emit())?;
         let own = [client.as_raw_fd(), process.as_raw_fd(), stream.as_raw_fd(), errand.as_raw_fd()];
         let through = [descriptors, &own].concat();
         let limit = (ANSWER_LIMIT + 4 * expected).as_millis();
@@ -177,7 +177,7 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
         _ => return Err("--guard: not from a live update".into()),
     };
     let (watched, state, errand) = (&mut watched.0, watched.1, watched.2);
-    let errand = inherit::any(errand).and_then(errand::read).map_err(wrong)?;
+    let errand = inherit::any(errand).and_then(envelope::read).map_err(wrong)?;
     let errand = Errand::parse(&errand).ok_or("--guard: not an errand")?;
     let Some(reason) = watched.wait().map_err(wrong)? else {
         systemd::serves(watched.pid);
@@ -186,7 +186,7 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
     };
     watched.end().map_err(wrong)?;
     let errand = Errand { failed: Some(format!("the other program {reason}")), ..errand };
-    let errand = errand::sealed("errand", &errand.emit()).map_err(wrong)?;
+    let errand = envelope::sealed("errand", &errand.emit()).map_err(wrong)?;
     // The descriptors that the state names are inheritable already: this process has adopted none of them.
     inherit::let_through(&[errand.as_raw_fd()], true).map_err(wrong)?;
     let mut command = Command::new("/proc/self/exe");

@@ -22,14 +22,14 @@ use xenstore_sys::{inherit, own_file};
 use xenstore_transport::Place;
 use xenstore_transport::socket::Listener;
 
-use super::candidate::{self, Kind};
+use super::c_xenstored::{self, Target};
 use super::child::on_thread;
-use super::errand::{self, Errand};
-use super::for_c::{self, Target};
+use super::control::{BUSY, Order, Update, reply};
+use super::destination::resume_options;
+use super::envelope::{self, Errand};
 use super::guard::{self, Guard, Handover, Welcome};
-use super::hold::UnderWay;
-use super::incoming::resume_options;
-use super::session::{BUSY, Order, Update, reply};
+use super::probe::{self, Kind};
+use super::quiesce::UnderWay;
 use crate::journal::{Drafted, Journal, Progress, Retired};
 use crate::place::run_dir;
 use crate::server::Server;
@@ -69,8 +69,8 @@ struct Written {
 impl Written {
     fn new(state: State) -> io::Result<Written> {
         let begun = Instant::now();
-        let memory = errand::memory("state")?;
-        errand::fill(&memory, |sink| state.encode_to(sink))?;
+        let memory = envelope::memory("state")?;
+        envelope::fill(&memory, |sink| state.encode_to(sink))?;
         let bytes = memory.metadata()?.len();
         Ok(Written { memory, bytes, base: state.into_base(), time: begun.elapsed() })
     }
@@ -82,8 +82,8 @@ impl Written {
 
     /// The same with what has come of it, for nobody to change any more.
     fn followed_by(&self, state: &State) -> io::Result<&File> {
-        errand::fill(&self.memory, |sink| state.encode_since(&self.base, sink))?;
-        errand::seal(&self.memory)?;
+        envelope::fill(&self.memory, |sink| state.encode_since(&self.base, sink))?;
+        envelope::seal(&self.memory)?;
         Ok(&self.memory)
     }
 }
@@ -224,7 +224,7 @@ impl Outgoing<'_> {
     /// A report about a dry run, or why nothing has come of it.
     async fn attempt(&self, order: &Order) -> Result<String, String> {
         let complain = |reason: String| format!("{}: {reason}", order.file.display());
-        let (kind, help) = candidate::kind(&order.file).await.map_err(complain)?;
+        let (kind, help) = probe::kind(&order.file).await.map_err(complain)?;
         let args = match &order.cmdline {
             Some(cmdline) => lasting(cmdline.split_ascii_whitespace().map(OsString::from)),
             None => own_args(),
@@ -247,7 +247,7 @@ impl Outgoing<'_> {
         let mut expected = written.time;
         if target.is_none() {
             let state = written.to_read().map_err(|error| error.to_string())?;
-            expected += candidate::check(&order.file, &args, state).await.map_err(complain)?;
+            expected += probe::check(&order.file, &args, state).await.map_err(complain)?;
         }
         if order.dry_run {
             return Ok(self.report(target, written.bytes, expected, &lost.unwrap_or_default()));
@@ -256,7 +256,7 @@ impl Outgoing<'_> {
         self.update.still_wanted()?;
         let client = guard::connect(self.welcome);
         let client = client.map_err(|error| complain(format!("no way back: {error}")))?;
-        let stopped = errand::now();
+        let stopped = envelope::now();
         let held = match kind {
             Kind::Ours => self.server.hold_all(false).await,
             Kind::C => self.hold_without_transactions(order).await?,
@@ -334,7 +334,7 @@ impl Outgoing<'_> {
         let Outgo { order, args, written, .. } = handover;
         let errand = Errand { previous: Some(self.program.as_raw_fd()), ..self.errand(handover) };
         let run = || -> io::Result<()> {
-            let errand = errand::sealed("errand", &errand.emit())?;
+            let errand = envelope::sealed("errand", &errand.emit())?;
             let stream = written.followed_by(state)?;
             let mut through = descriptors(state);
             let guard = self.guard(handover, stream, &through)?;
@@ -401,7 +401,7 @@ impl Outgoing<'_> {
             let guard = self.guard(handover, &for_us?, &through);
             let result = guard.and_then(|guard| {
                 let mut command = Command::new(&order.file);
-                command.args(for_c::options(args));
+                command.args(c_xenstored::options(args));
                 // When C xenstored ends, the ports must be free: systemd must not hold them.
                 systemd::forget(&[Keep::Evtchn]);
                 systemd::set_watchdog(false);

@@ -12,7 +12,7 @@ use xenstore_store::{
 use super::record::Record;
 use super::segment::Left;
 use super::way::Way;
-use crate::update::Updatable;
+use crate::handover::Updatable;
 
 /// The page of a ring and the guest's port, as they were introduced.
 pub(super) type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;

@@ -22,12 +22,12 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 
 use crate::daemon::serving;
+use crate::handover::{Incoming, Outgoing, Updatable, Update};
 use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::Options;
 use crate::surroundings::Surroundings;
 use crate::tasks::Tasks;
-use crate::update::{Incoming, Outgoing, Updatable, Update};
 use crate::xen::introduce_all;
 
 use script::{DOMIDS, Step, script};
