@@ -6,6 +6,7 @@ mod fuzz;
 mod licences;
 mod packages;
 mod steps;
+mod style;
 mod test;
 mod xen;
 
@@ -24,6 +25,7 @@ const HELP: &str = "cargo xtask COMMAND
   deb [check]             build the Debian package; check: and hold it against Debian's files, and
                           Debian's start scripts against it
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
+  style                   check words, line lengths, paths and links against docs/style.md
   xen [OPTIONS]           boot the real Xen in QEMU with our daemon and run a scenario: -s NAME (smoke,
                           lifecycle, …), -i for a shell; see tests/xen/README.md
   help                    this text";
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Some("crash") => crash(rest),
         Some("deb") => deb::run(rest),
         Some("fuzz") => fuzz::run(rest),
+        Some("style") => style::run(),
         Some("xen") => xen::run(rest),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");

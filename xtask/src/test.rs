@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::steps::{Steps, Verdict, succeed};
-use crate::{cargo, deb_check, fuzz, packages, project, xen};
+use crate::{cargo, deb_check, fuzz, packages, project, style, xen};
 
 /// Seconds for each fuzz target.
 const FUZZ_SECONDS: u32 = 10;
@@ -20,6 +20,7 @@ pub fn run() -> ExitCode {
         }
     });
     steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
+    style::steps(&mut steps);
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     steps.command("clippy", &mut cargo(&clippy));
     let doc = ["doc", "--workspace", "--no-deps", "--quiet"];

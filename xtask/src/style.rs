@@ -1,0 +1,261 @@
+//! `cargo xtask style`: checks text against `docs/style.md`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use crate::project;
+use crate::steps::{Steps, Verdict, succeed};
+
+/// Folders whose sources still contain forbidden constructions. New ones may not be added.
+const NOT_YET_CLEAN: &[&str] =
+    &["protocol", "store", "transport", "server", "client", "tests", "fuzz", "xtask", "docs"];
+
+/// Folders at the top level. A path in backticks that begins with one of them must exist.
+const FOLDERS: &[&str] =
+    &["protocol", "store", "transport", "server", "client", "tests", "fuzz", "xtask", "docs"];
+
+/// Folders of the Xen sources that begin like ours.
+const OF_XEN: &[&str] = &["docs/misc/", "docs/designs/"];
+
+/// Characters in a line of text. Tables and lines with an address may be longer.
+const LINE: usize = 120;
+
+/// Runs the check, and the spelling checker if it is installed.
+pub fn steps(steps: &mut Steps) {
+    steps.step("style", check);
+    steps.step("spelling", || match Command::new("typos").arg("--version").output() {
+        Ok(_) => succeed(Command::new("typos").current_dir(project())),
+        Err(_) => Verdict::Skip("typos is not installed: cargo install typos-cli".into()),
+    });
+}
+
+/// `cargo xtask style`.
+pub fn run() -> ExitCode {
+    let mut all = Steps::default();
+    steps(&mut all);
+    all.summary()
+}
+
+/// Checks all sources and pages, and prints `FILE:LINE: reason` for each finding.
+pub fn check() -> Verdict {
+    let forbidden = match forbidden() {
+        Ok(forbidden) => forbidden,
+        Err(error) => return Verdict::Fail(format!("docs/style-forbidden.txt: {error}")),
+    };
+    let mut findings = Vec::new();
+    for path in files(project()) {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let name = path.strip_prefix(project()).unwrap_or(&path).to_path_buf();
+        let file = File { name, page: path.extension().is_some_and(|end| end == "md"), text };
+        file.check(&forbidden, &mut findings);
+    }
+    for finding in &findings {
+        println!("{finding}");
+    }
+    match findings.len() {
+        0 => Verdict::Pass,
+        count => Verdict::Fail(format!("{count} findings; docs/style.md has the rules")),
+    }
+}
+
+/// The forbidden phrases, each with advice.
+fn forbidden() -> std::io::Result<Vec<(String, String)>> {
+    let text = fs::read_to_string(project().join("docs/style-forbidden.txt"))?;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let pairs = lines.filter_map(|line| line.split_once("=>"));
+    Ok(pairs.map(|(phrase, advice)| (phrase.trim().into(), advice.trim().into())).collect())
+}
+
+/// All `*.rs` and `*.md` files below `dir`, sorted.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut stack = vec![dir.to_path_buf()];
+    while let Some(dir) = stack.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            let hidden = name.to_string_lossy().starts_with('.');
+            if path.is_dir() {
+                if !hidden && name != "target" && !path.is_symlink() {
+                    stack.push(path);
+                }
+            } else if path.extension().is_some_and(|end| end == "rs" || end == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A source file or a page.
+struct File {
+    name: PathBuf,
+    page: bool,
+    text: String,
+}
+
+impl File {
+    fn check(&self, forbidden: &[(String, String)], findings: &mut Vec<String>) {
+        let mut report = |line: usize, what: String| {
+            findings.push(format!("{}:{line}: {what}", self.name.display()));
+        };
+        for (at, line) in self.text.lines().enumerate() {
+            let prose = self.page || line.trim_start().starts_with("//");
+            let free = line.starts_with('|') || line.contains("://");
+            if prose && !free && line.chars().count() > LINE {
+                report(at + 1, format!("more than {LINE} characters"));
+            }
+            if prose {
+                for path in missing_paths(line) {
+                    report(at + 1, format!("no such file or directory: {path}"));
+                }
+            }
+            if self.page {
+                for target in broken_links(&project().join(&self.name), line) {
+                    report(at + 1, format!("no such page or heading: {target}"));
+                }
+            }
+        }
+        if NOT_YET_CLEAN.iter().any(|folder| self.name.starts_with(folder)) {
+            return;
+        }
+        for paragraph in paragraphs(&self.text, self.page) {
+            for (phrase, advice) in forbidden {
+                for line in paragraph.find(phrase) {
+                    report(line, format!("\"{phrase}\": {advice}"));
+                }
+            }
+        }
+    }
+}
+
+/// Text that belongs together, in lower case, with single spaces, and the line of each byte.
+#[derive(Default)]
+struct Paragraph {
+    text: String,
+    lines: Vec<usize>,
+}
+
+impl Paragraph {
+    fn push(&mut self, line: &str, number: usize) {
+        for c in line.chars().flat_map(char::to_lowercase).chain([' ']) {
+            let c = if c.is_whitespace() || c == '_' { ' ' } else { c };
+            if c != ' ' || !self.text.ends_with(' ') {
+                self.text.push(c);
+                self.lines.resize(self.text.len(), number);
+            }
+        }
+    }
+
+    /// The lines at which `phrase` begins, as whole words.
+    fn find(&self, phrase: &str) -> Vec<usize> {
+        let word = |c: char| c.is_alphanumeric() || c == '-';
+        let whole = |at: usize| {
+            !self.text[..at].ends_with(word) && !self.text[at + phrase.len()..].starts_with(word)
+        };
+        let found = self.text.match_indices(phrase).filter(|(at, _)| whole(*at));
+        found.map(|(at, _)| self.lines[at]).collect()
+    }
+}
+
+/// Splits a file: the lines of a comment are one paragraph, as are those of a continued string and
+/// those between two empty lines of a page. Leaves out what is between `<!-- style: off -->` and
+/// `<!-- style: on -->`.
+fn paragraphs(text: &str, page: bool) -> Vec<Paragraph> {
+    let mut all = vec![Paragraph::default()];
+    let (mut was_comment, mut continued, mut off) = (false, false, false);
+    for (at, line) in text.lines().enumerate() {
+        if page && line.contains("<!-- style:") {
+            off = line.contains("off");
+        }
+        let trimmed = line.trim();
+        let comment = trimmed.starts_with("//");
+        let body = if comment { trimmed.trim_start_matches(['/', '!']) } else { trimmed };
+        let joined = if page { !body.is_empty() } else { comment && was_comment || continued };
+        if !joined {
+            all.push(Paragraph::default());
+        }
+        continued = !page && !comment && body.ends_with('\\');
+        was_comment = comment;
+        if let Some(paragraph) = all.last_mut().filter(|_| !off) {
+            paragraph.push(body.trim_end_matches('\\'), at + 1);
+        }
+    }
+    all
+}
+
+/// The paths in backticks that begin with a folder of the project and do not exist.
+fn missing_paths(line: &str) -> Vec<String> {
+    let spans = line.split('`').skip(1).step_by(2);
+    let paths = spans.filter_map(|span| {
+        let path = span.split([' ', '*', '{', '<', ':', '#', '…']).next()?;
+        let (folder, _) = path.split_once('/')?;
+        let ours = FOLDERS.contains(&folder) && !OF_XEN.iter().any(|xen| path.starts_with(xen));
+        (ours && !project().join(path).exists()).then(|| path.to_owned())
+    });
+    paths.collect()
+}
+
+/// The targets of links in `line` of the page `page` that do not exist.
+fn broken_links(page: &Path, line: &str) -> Vec<String> {
+    let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let broken = targets.filter(|target| {
+        if target.contains("://") {
+            return false;
+        }
+        let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+        let path = if path.is_empty() {
+            page.to_path_buf()
+        } else {
+            page.parent().unwrap_or(page).join(path)
+        };
+        let has = |text: String| text.lines().any(|line| slug(line) == Some(heading.into()));
+        !path.exists() || !heading.is_empty() && !fs::read_to_string(&path).is_ok_and(has)
+    });
+    broken.map(str::to_owned).collect()
+}
+
+/// The name by which links refer to a heading; `None` if `line` is none.
+fn slug(line: &str) -> Option<String> {
+    let title = line.strip_prefix('#')?.trim_start_matches('#').trim();
+    let kept = title.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    Some(kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str, page: bool, phrase: &str) -> Vec<usize> {
+        paragraphs(text, page).iter().flat_map(|paragraph| paragraph.find(phrase)).collect()
+    }
+
+    #[test]
+    fn phrase_matches_across_lines_of_a_comment() {
+        assert_eq!(found("let a;\n/// x goes\n/// on\n", false, "goes on"), [2]);
+        assert_eq!(found("\"x goes \\\n   on\"", false, "goes on"), [1]);
+        assert_eq!(found("It goes\non.\n", true, "goes on"), [1]);
+    }
+
+    #[test]
+    fn phrase_matches_whole_words_and_identifiers() {
+        assert_eq!(found("fn it_goes_on() {}", false, "goes on"), [1]);
+        assert!(found("// renewed anew-x", false, "anew").is_empty());
+        assert!(found("goes\n\non", true, "goes on").is_empty());
+        assert!(found("<!-- style: off -->\nanew\n<!-- style: on -->", true, "anew").is_empty());
+    }
+
+    #[test]
+    fn missing_path_and_heading_are_found() {
+        assert!(missing_paths("`xtask/src/style.rs`, `store/src/*`, `docs/misc/x`").is_empty());
+        assert_eq!(missing_paths("see `xtask/no.rs`"), ["xtask/no.rs"]);
+        assert_eq!(slug("## Log lines, `a`"), Some("log-lines-a".into()));
+        let page = project().join("README.md");
+        assert_eq!(
+            broken_links(&page, "[a](docs/no.md) [b](https://a.b) [c](#map)"),
+            ["docs/no.md"]
+        );
+    }
+}
