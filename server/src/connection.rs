@@ -14,7 +14,7 @@ use xenstore_store::{ConnId, Host, Millis, Outcome};
 use xenstore_transport::{Place, Transport};
 
 use crate::handover::UnderWay;
-use crate::journal::Run;
+use crate::journal::RequestBatch;
 use crate::server::{Failed, Server, Start, TURN_COST};
 
 /// Bytes that are read at once.
@@ -125,7 +125,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         if place == Place::Over {
             return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
         }
-        self.server.hold().stands(self.conn, || UnderWay {
+        self.server.quiesce().paused(self.conn, || UnderWay {
             place,
             input: self.unexecuted(),
             output: self.state.unsent().to_vec(),
@@ -174,19 +174,23 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// Answers the frames in `input`, as far as the budget goes and as long as there is room for answers.
     /// How many bytes it has taken.
     fn answer(&mut self, input: &[u8], budget: &mut Budget) -> Result<usize, End> {
-        let mut run = Run::new(self.conn, self.now, input);
+        let mut run = RequestBatch::new(self.conn, self.now, input);
         let taken = self.answer_run(&mut run, budget);
-        self.server.tell(&mut run);
+        self.server.flush(&mut run);
         taken
     }
 
-    fn answer_run(&mut self, run: &mut Run<'_>, budget: &mut Budget) -> Result<usize, End> {
+    fn answer_run(
+        &mut self,
+        run: &mut RequestBatch<'_>,
+        budget: &mut Budget,
+    ) -> Result<usize, End> {
         let input = run.read();
         let mut rest = input;
         while !budget.is_spent(self.server.cost())
             && !self.is_full()
             && self.held.is_none()
-            && !self.server.holds(self.conn)
+            && !self.server.must_pause(self.conn)
         {
             let start = input.len() - rest.len();
             match self.state.receive(&mut rest) {
@@ -257,7 +261,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 /// have been executed in part.
 fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
-    run: &mut Run<'_>,
+    run: &mut RequestBatch<'_>,
     at: Range<usize>,
     frame: &Frame<'_>,
     out: &mut Vec<u8>,
@@ -287,9 +291,9 @@ fn answer_alone<H: Host + 'static>(
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let Some((frame, _)) = Frame::split_first(bytes) else { return Ok(None) };
-    let mut run = Run::new(conn, now, bytes);
+    let mut run = RequestBatch::new(conn, now, bytes);
     let held = answer_frame(server, &mut run, 0..bytes.len(), &frame, out);
-    server.tell(&mut run);
+    server.flush(&mut run);
     held
 }
 
@@ -331,13 +335,13 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         }
         self.now = self.server.clock().now();
         let mut budget = Budget { steps: self.server.turn(), cost: self.server.cost() + TURN_COST };
-        if let Some(bytes) = self.server.hold().parting(self.conn) {
+        if let Some(bytes) = self.server.quiesce().take_reply_on_resume(self.conn) {
             self.server.with_journal(|journal| journal.instead(self.conn, 0, &bytes));
             self.state.out().extend_from_slice(&bytes);
         }
         self.unread_max = self.server.outstanding(self.conn);
         loop {
-            if self.server.holds(self.conn) {
+            if self.server.must_pause(self.conn) {
                 return self.stand();
             }
             if self.transport.restarts_at_zero() {

@@ -19,7 +19,7 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::{Listener, Socket};
 
 use crate::clock::Clock;
-use crate::handover::{self, Incoming, Outgoing, Taken, Updatable, Update};
+use crate::handover::{self, Adoption, ReceivedState, Source, UpdatableHost, Update};
 use crate::journal::{self, Journal};
 use crate::log::{self, GUEST, Trace};
 use crate::options::{Options, Settings};
@@ -178,7 +178,7 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     let journal = startup::journal_dir(&options, mode)?;
     let mut incoming = match (handed_over, &journal) {
-        (None, Some(dir)) => journal::recover(dir, &config)?.map(Incoming::recovered),
+        (None, Some(dir)) => journal::recover(dir, &config)?.map(ReceivedState::recovered),
         (handed_over, _) => handed_over,
     };
     let resources = Resources::acquire(&options, mode)?;
@@ -186,7 +186,7 @@ fn run(settings: Settings) -> Result<(), String> {
     // The check before the takeover has seen to that.
     options.require_xen &= mode == Mode::Fresh;
     let (fresh, rings) = smol::channel::unbounded();
-    let of_c = incoming.as_ref().and_then(Incoming::evtchn_of_c);
+    let of_c = incoming.as_ref().and_then(ReceivedState::evtchn_of_c);
     let surroundings = Surroundings::find(
         &options,
         &config,
@@ -209,14 +209,14 @@ fn run(settings: Settings) -> Result<(), String> {
         _ => listen(&options, given.listener, &driver)?,
     };
     let update = Update::default();
-    let host: Box<dyn Host> = Box::new(Updatable { host, update: update.clone() });
+    let host: Box<dyn Host> = Box::new(UpdatableHost { host, update: update.clone() });
     let (server, taken) = serving(incoming, host, &config, journal);
     let server = server.driven(driver.clone()).traced(trace.clone()).updated(update.clone());
     let bound = events.as_ref().map(|events| events.bound.clone());
     let tasks = Tasks::new();
     driver.block_on(tasks.run(async {
         if let Some(taken) = taken {
-            if taken.is_to_be_told() {
+            if taken.requester_asks_again() {
                 update.is_done();
             }
             taken.adopt(&server, resumed, &tasks, &driver);
@@ -234,13 +234,13 @@ fn run(settings: Settings) -> Result<(), String> {
             tasks.spawn(server.serve(Socket::adopt(client, &driver)?));
             Ok(())
         };
-        let outgoing = Outgoing {
+        let outgoing = Source {
             server: &server,
             welcome: &welcome,
             update: &update,
             listener,
             xen: bound.map(|bound| (bound, all_rings)),
-            holding: Mutex::default(),
+            pausing: Mutex::default(),
             program,
         };
         outgoing.keep_channels();
@@ -283,11 +283,11 @@ fn run(settings: Settings) -> Result<(), String> {
 /// The server: empty, or as another program has left it, with what is to be done with the rest of
 /// that. All that it does from now on is in the journal, if there is to be one.
 pub(crate) fn serving(
-    incoming: Option<Incoming>,
+    incoming: Option<ReceivedState>,
     host: Box<dyn Host>,
     config: &Config,
     journal: Option<PathBuf>,
-) -> (Server<Box<dyn Host>>, Option<Taken>) {
+) -> (Server<Box<dyn Host>>, Option<Adoption>) {
     let (server, taken) = match incoming {
         Some(incoming) => {
             let (engine, taken) = incoming.take();

@@ -21,8 +21,8 @@ use xenstore_transport::{Failure, Peer, Transport};
 
 use crate::clock::Clock;
 use crate::connection::{Connection, End, READ_MAX};
-use crate::handover::{Hold, UnderWay, Update};
-use crate::journal::{Journal, Run};
+use crate::handover::{Quiesce, UnderWay, Update};
+use crate::journal::{Journal, RequestBatch};
 use crate::log::{GUEST, Trace};
 use crate::tasks::Tasks;
 pub(crate) use inputs::Failed;
@@ -224,10 +224,10 @@ impl<H: Host + 'static> Server<H> {
             return Poll::Ready(false);
         }
         let recovered = transport.poll_recover(cx, failure);
-        if recovered.is_pending() && self.holds(conn) {
+        if recovered.is_pending() && self.must_pause(conn) {
             let (place, failed) = (transport.place(), Some(failure));
             let none = UnderWay { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
-            self.hold().stands(conn, || none);
+            self.quiesce().paused(conn, || none);
         }
         recovered
     }
@@ -236,7 +236,7 @@ impl<H: Host + 'static> Server<H> {
     pub async fn accept<'a>(&'a self, listener: &Listener, tasks: &Tasks<'a>) {
         let mut failing = None;
         loop {
-            while self.hold().holds_all() {
+            while self.quiesce().is_active() {
                 yield_now().await;
             }
             match listener.accept().await {
@@ -272,9 +272,9 @@ impl<H: Host + 'static> Server<H> {
         // The machine does not wait: it is as if the time were up at once.
         let mut now = self.0.clock.now();
         loop {
-            let mut run = Run::new(conn, now, &bytes);
+            let mut run = RequestBatch::new(conn, now, &bytes);
             let outcome = self.handle(&mut run, 0..bytes.len(), &frame, &mut out);
-            self.tell(&mut run);
+            self.flush(&mut run);
             match outcome {
                 Ok(Outcome::Later(until)) => {
                     now = until;
@@ -294,8 +294,8 @@ impl<H: Host + 'static> Server<H> {
 
     /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
     /// anybody hears of them.
-    pub(crate) fn tell(&self, run: &mut Run<'_>) {
-        self.with_journal(|journal| run.tell(journal));
+    pub(crate) fn flush(&self, run: &mut RequestBatch<'_>) {
+        self.with_journal(|journal| run.flush(journal));
     }
 
     /// What has happened so far is kept for the next process: to be called before anybody hears of it.
@@ -434,30 +434,32 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Who stands still.
-    pub(crate) fn hold(&self) -> &Hold {
-        self.0.update.hold()
+    pub(crate) fn quiesce(&self) -> &Quiesce {
+        self.0.update.quiesce()
     }
 
     /// Is this connection to stand still?
-    pub(crate) fn holds(&self, conn: ConnId) -> bool {
-        self.hold().holds(conn, || self.0.engine.borrow().in_transaction(conn))
+    pub(crate) fn must_pause(&self, conn: ConnId) -> bool {
+        self.quiesce().must_pause(conn, || self.0.engine.borrow().in_transaction(conn))
     }
 
-    /// Holds all connections, until [`Server::let_go`]; what each has under way. If it is patient,
+    /// Holds all connections, until [`Server::resume_all`]; what each has under way. If it is patient,
     /// transactions are over when this is done.
-    pub(crate) async fn hold_all(&self, patient: bool) -> BTreeMap<ConnId, UnderWay> {
-        self.hold().set_all(true, patient);
+    pub(crate) async fn pause_all(&self, patient: bool) -> BTreeMap<ConnId, UnderWay> {
+        self.quiesce().set_all(true, patient);
         self.wake_all();
         poll_fn(|cx| {
             let conns = self.0.engine.borrow().connections();
-            self.hold().all_of(conns.into_iter(), cx.waker()).map_or(Poll::Pending, Poll::Ready)
+            self.quiesce()
+                .all_paused(conns.into_iter(), cx.waker())
+                .map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
 
     /// Lets all connections go on.
-    pub(crate) fn let_go(&self) {
-        self.hold().set_all(false, false);
+    pub(crate) fn resume_all(&self) {
+        self.quiesce().set_all(false, false);
         self.wake_all();
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation};
 use xenstore_store::{ConnId, DomainInfo, Host};
 
-use super::quiesce::Hold;
+use super::quiesce::Quiesce;
 use crate::log::Trace;
 
 /// The state of live updates; clones are the same.
@@ -20,7 +20,7 @@ pub(crate) struct Update(Rc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    hold: Hold,
+    quiesce: Quiesce,
     /// Whose request is being answered.
     asking: Cell<Option<ConnId>>,
     session: RefCell<Option<Session>>,
@@ -81,23 +81,23 @@ impl Update {
     }
 
     /// Who stands still.
-    pub(crate) fn hold(&self) -> &Hold {
-        &self.0.hold
+    pub(crate) fn quiesce(&self) -> &Quiesce {
+        &self.0.quiesce
     }
 
     /// A request of this connection is about to be answered.
-    pub(crate) fn asked_by(&self, conn: ConnId) {
+    pub(crate) fn set_requester(&self, conn: ConnId) {
         self.0.asking.set(Some(conn));
     }
 
     /// Takes the reply to a request back that has just been written, if it is to be sent later. Returns its
     /// length in bytes, or 0.
-    pub(crate) fn keep_back(&self, header: &Header, out: &mut Vec<u8>) -> usize {
+    pub(crate) fn withhold_reply(&self, header: &Header, out: &mut Vec<u8>) -> usize {
         let Some(order) = self.0.order.borrow_mut().take() else { return 0 };
         // It is the last message there: events come before a reply.
         let withheld = HEADER_LEN + OK.len() + 1;
         out.truncate(out.len() - withheld);
-        self.hold().set_one(order.conn);
+        self.quiesce().pause_one(order.conn);
         *self.0.ready.borrow_mut() = Some(Order { header: *header, ..order });
         if let Some(waker) = self.0.waiter.borrow_mut().take() {
             waker.wake();
@@ -126,7 +126,7 @@ impl Update {
     pub(crate) fn gone(&self, conn: ConnId) {
         self.recovered(conn);
         self.0.session.borrow_mut().take_if(|session| session.conn == conn);
-        self.hold().parting(conn);
+        self.quiesce().take_reply_on_resume(conn);
     }
 
     /// Waits until somebody asks for an update.
@@ -142,7 +142,7 @@ impl Update {
     }
 
     /// An error if the session has been ended meanwhile.
-    pub(crate) fn still_wanted(&self) -> Result<(), String> {
+    pub(crate) fn check_not_cancelled(&self) -> Result<(), String> {
         self.0.session.borrow().as_ref().map(drop).ok_or_else(|| CANCELLED.to_owned())
     }
 
@@ -151,7 +151,7 @@ impl Update {
         if text != BUSY {
             *self.0.session.borrow_mut() = None;
         }
-        self.hold().let_one_go(order.conn, reply(&order.header, text));
+        self.quiesce().resume_one(order.conn, reply(&order.header, text));
     }
 
     fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, Errno> {
@@ -237,14 +237,14 @@ pub(crate) fn reply(header: &Header, text: &str) -> Vec<u8> {
 }
 
 /// A machine whose store can be updated.
-pub(crate) struct Updatable {
+pub(crate) struct UpdatableHost {
     /// The machine itself.
     pub(crate) host: Box<dyn Host>,
     /// What is asked about updates goes here.
     pub(crate) update: Update,
 }
 
-impl Updatable {
+impl UpdatableHost {
     /// What `control` knows of every machine that can be updated.
     pub(crate) const COMMANDS: &'static [(&'static str, &'static str)] = {
         const OTHERS: [(&str, &str); 4] = Trace::COMMANDS;
@@ -252,7 +252,7 @@ impl Updatable {
     };
 }
 
-impl Host for Updatable {
+impl Host for UpdatableHost {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.host.domain(domid)
     }
@@ -274,6 +274,6 @@ impl Host for Updatable {
     }
 
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        Updatable::COMMANDS
+        UpdatableHost::COMMANDS
     }
 }

@@ -24,7 +24,7 @@ use xenstore_transport::{Failure, Place, Transport};
 
 use super::child::reap;
 use super::control::reply;
-use super::envelope::{self, Errand};
+use super::envelope::{self, Envelope};
 use crate::journal::{Recovered, Settled, set_out};
 use crate::options::Options;
 use crate::place::run_dir;
@@ -38,13 +38,13 @@ const GUARD_END: Duration = Duration::from_secs(1);
 const JOURNAL: &str = "a process that ended unexpectedly";
 
 /// Everything that another program has left, sound, with nothing taken of it yet.
-pub(crate) struct Incoming {
+pub(crate) struct ReceivedState {
     /// Who has left it, for people.
     pub(crate) from: &'static str,
     pub(crate) state: State,
     pub(crate) engine: Engine,
     /// What goes with it, if the other was one of ours.
-    pub(crate) errand: Option<Errand>,
+    pub(crate) errand: Option<Envelope>,
     /// The state as it was written, if it has not changed since.
     stream: Option<Sealed>,
     /// The file to be removed once it has been taken over.
@@ -79,7 +79,7 @@ pub(crate) fn check(config: &Config) -> Result<(Duration, bool), String> {
 }
 
 /// What another program has left, if the options say that there is something. An error is one line.
-pub(crate) fn receive(options: &Options, config: &Config) -> Result<Option<Incoming>, String> {
+pub(crate) fn receive(options: &Options, config: &Config) -> Result<Option<ReceivedState>, String> {
     match (options.resume, options.errand) {
         (Some(state), Some(errand)) => {
             let refuse = options.refuse_state.then_some("--refuse-state");
@@ -101,12 +101,12 @@ fn receive_ours(
     state: i32,
     errand: i32,
     refuse: Option<&str>,
-) -> Result<Incoming, String> {
+) -> Result<ReceivedState, String> {
     let begun = Instant::now();
     let wrong = |what: &str, error: &dyn std::fmt::Display| format!("--{what}: {error}");
     let errand = inherit::any(errand).and_then(envelope::read);
     let errand = errand.map_err(|error| wrong("errand", &error))?;
-    let errand = Errand::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
+    let errand = Envelope::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
     let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
     let stream = Sealed::map(&memory).map_err(|error| error.to_string());
     let stream = refuse.map_or(stream, |reason| Err(reason.to_owned()));
@@ -119,7 +119,7 @@ fn receive_ours(
             }
             let (from, file, stream) = ("xenstored", None, Some(stream));
             let mut incoming =
-                Incoming { from, state, engine, errand: Some(errand), stream, file, begun };
+                ReceivedState { from, state, engine, errand: Some(errand), stream, file, begun };
             incoming.answer();
             Ok(incoming)
         }
@@ -129,9 +129,9 @@ fn receive_ours(
 
 /// Runs the program before this one again, with the same state, once. Comes back only if that cannot
 /// be done; the reasons.
-fn go_back(errand: &Errand, state: OwnedFd, reason: String) -> String {
+fn go_back(errand: &Envelope, state: OwnedFd, reason: String) -> String {
     let Some(previous) = errand.previous else { return reason };
-    let back = Errand { previous: None, failed: Some(reason.clone()), ..errand.clone() };
+    let back = Envelope { previous: None, failed: Some(reason.clone()), ..errand.clone() };
     let go = || {
         let previous = inherit::any(previous)?;
         let errand = envelope::sealed("errand", &back.emit())?;
@@ -155,7 +155,7 @@ pub(super) fn resume_options(state: &impl AsRawFd, errand: &impl AsRawFd) -> [Os
 
 const OXENSTORED: &str = "oxenstored";
 
-fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<Incoming, String> {
+fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<ReceivedState, String> {
     let begun = Instant::now();
     let path = run_dir().join(name);
     let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
@@ -164,15 +164,15 @@ fn receive_file(config: &Config, name: &str, from: &'static str) -> Result<Incom
     file.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|error| wrong(&error))?;
     let (state, engine) = engine_of(config, &bytes, true).map_err(|error| wrong(&error))?;
     let (errand, stream, file) = (None, None, Some(path));
-    Ok(Incoming { from, state, engine, errand, stream, file, begun })
+    Ok(ReceivedState { from, state, engine, errand, stream, file, begun })
 }
 
-impl Incoming {
+impl ReceivedState {
     /// What the last process has left in its journal.
-    pub(crate) fn recovered(recovered: Recovered) -> Incoming {
+    pub(crate) fn recovered(recovered: Recovered) -> ReceivedState {
         let Recovered { state, engine } = recovered;
         let (errand, stream, file, begun) = (None, None, None, Instant::now());
-        Incoming { from: JOURNAL, state, engine, errand, stream, file, begun }
+        ReceivedState { from: JOURNAL, state, engine, errand, stream, file, begun }
     }
 
     /// Gives whoever asked for this its answer.
@@ -191,13 +191,13 @@ impl Incoming {
 
     /// A state from a program of this process, with nobody to be answered.
     #[cfg(test)]
-    pub(crate) fn handed_over(config: &Config, bytes: &[u8], clock: Millis) -> Incoming {
+    pub(crate) fn handed_over(config: &Config, bytes: &[u8], clock: Millis) -> ReceivedState {
         let (state, engine) = engine_of(config, bytes, true).unwrap();
         let stopped = envelope::now();
         let (previous, asker, failed, args) = (None, None, None, Vec::new());
-        let errand = Some(Errand { stopped, previous, clock, asker, failed, args });
+        let errand = Some(Envelope { stopped, previous, clock, asker, failed, args });
         let (stream, file, begun) = (None, None, Instant::now());
-        Incoming { from: "xenstored", state, engine, errand, stream, file, begun }
+        ReceivedState { from: "xenstored", state, engine, errand, stream, file, begun }
     }
 
     /// Did another program hand it over? Otherwise a process ended, and its descriptors with it.
@@ -241,23 +241,23 @@ impl Incoming {
     }
 
     /// The engine, and what is to be done with the rest.
-    pub(crate) fn take(self) -> (Engine, Taken) {
-        let Incoming { from, state, engine, errand, stream, file, begun } = self;
-        (engine, Taken { from, state, errand, stream, file, begun })
+    pub(crate) fn take(self) -> (Engine, Adoption) {
+        let ReceivedState { from, state, engine, errand, stream, file, begun } = self;
+        (engine, Adoption { from, state, errand, stream, file, begun })
     }
 }
 
 /// The same without its engine, which a server has.
-pub(crate) struct Taken {
+pub(crate) struct Adoption {
     from: &'static str,
     state: State,
-    errand: Option<Errand>,
+    errand: Option<Envelope>,
     stream: Option<Sealed>,
     file: Option<PathBuf>,
     begun: Instant,
 }
 
-impl Taken {
+impl Adoption {
     /// Gives the state as a stream, in pieces: for a journal to begin with.
     pub(crate) fn write(&self, sink: &mut Sink<'_>) {
         match &self.stream {
@@ -280,7 +280,7 @@ impl Taken {
     }
 
     /// Does the requester ask once more whether it is done? oxenstored has said that it is busy.
-    pub(crate) fn is_to_be_told(&self) -> bool {
+    pub(crate) fn requester_asks_again(&self) -> bool {
         self.from == OXENSTORED
     }
 
@@ -300,7 +300,7 @@ impl Taken {
         // The newest connection first: it is that of the guard, which must get its reply before this
         // program changes anything that is not in the state.
         for connection in self.state.connections.iter().rev() {
-            let (id, start) = (connection.id, Taken::start(connection));
+            let (id, start) = (connection.id, Adoption::start(connection));
             if let Some((ring, settled)) = rings.remove(&id) {
                 match settled {
                     Settled::Goes => {}

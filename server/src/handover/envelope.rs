@@ -54,7 +54,7 @@ pub(crate) fn read(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
 
 /// What the program that stops tells the one that goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Errand {
+pub(crate) struct Envelope {
     /// When the first stopped, since 1970.
     pub(crate) stopped: Duration,
     /// The first program itself, for the second to go back to; none if there is no way back.
@@ -74,7 +74,7 @@ pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-impl Errand {
+impl Envelope {
     /// As bytes: texts that end with NUL, which none of them can hold.
     pub(crate) fn emit(&self) -> Vec<u8> {
         // Connections are numbered from 1 on.
@@ -93,15 +93,15 @@ impl Errand {
         all.flat_map(|text| [text.as_bytes(), b"\0"].concat()).collect()
     }
 
-    /// The reverse of [`Errand::emit`]; nothing for anything else.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Errand> {
+    /// The reverse of [`Envelope::emit`]; nothing for anything else.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Envelope> {
         let mut texts = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut number = || std::str::from_utf8(texts.next()?).ok()?.parse::<i64>().ok();
         let (stopped, clock, previous, asker) = (number()?, number()?, number()?, number()?);
         let (req_id, tx_id) = (u32::try_from(number()?).ok()?, u32::try_from(number()?).ok()?);
         let failed = String::from_utf8_lossy(texts.next()?).into_owned();
         let header = Header { req_id, tx_id, ..Header::default() };
-        Some(Errand {
+        Some(Envelope {
             stopped: Duration::from_nanos(u64::try_from(stopped).ok()?),
             clock: u64::try_from(clock).ok()?,
             previous: RawFd::try_from(previous).ok().filter(|number| *number >= 0),
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn an_errand_arrives_as_it_was_sent() {
         let header = Header { req_id: u32::MAX, tx_id: 7, ..Header::default() };
-        let errand = Errand {
+        let errand = Envelope {
             stopped: Duration::from_nanos(1_234_567_890_123_456_789),
             previous: Some(9),
             clock: 86_400_000,
@@ -129,13 +129,13 @@ mod tests {
             failed: Some("no such\nthing".into()),
             args: vec!["-N".into(), OsString::new(), OsString::from_vec(vec![0xff])],
         };
-        assert_eq!(Errand::parse(&errand.emit()), Some(errand.clone()));
-        let bare = Errand { previous: None, asker: None, failed: None, args: vec![], ..errand };
-        assert_eq!(Errand::parse(&bare.emit()), Some(bare));
+        assert_eq!(Envelope::parse(&errand.emit()), Some(errand.clone()));
+        let bare = Envelope { previous: None, asker: None, failed: None, args: vec![], ..errand };
+        assert_eq!(Envelope::parse(&bare.emit()), Some(bare));
         for garbage in
             [&b""[..], b"1\0", b"x\x001\x001\x001\x001\x001\0\0", b"1\x001\x001\x001\x001"]
         {
-            assert_eq!(Errand::parse(garbage), None);
+            assert_eq!(Envelope::parse(garbage), None);
         }
     }
 

@@ -23,7 +23,7 @@ use xenstore_sys::inherit;
 
 use super::child::{children_of, ends_within};
 use super::destination::resume_options;
-use super::envelope::{self, Errand};
+use super::envelope::{self, Envelope};
 use super::source::own_args;
 use crate::options::Options;
 use crate::systemd;
@@ -51,7 +51,7 @@ pub(super) struct Handover<'a> {
     pub(super) program: &'a File,
     pub(super) client: &'a UnixStream,
     pub(super) stream: &'a File,
-    pub(super) errand: Errand,
+    pub(super) errand: Envelope,
     /// The descriptors that the state names.
     pub(super) descriptors: &'a [RawFd],
     /// How long it took to make a store of the state.
@@ -178,14 +178,14 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
     };
     let (watched, state, errand) = (&mut watched.0, watched.1, watched.2);
     let errand = inherit::any(errand).and_then(envelope::read).map_err(wrong)?;
-    let errand = Errand::parse(&errand).ok_or("--guard: not an errand")?;
+    let errand = Envelope::parse(&errand).ok_or("--guard: not an errand")?;
     let Some(reason) = watched.wait().map_err(wrong)? else {
         systemd::serves(watched.pid);
         systemd::wait_until_heard();
         return Ok(());
     };
     watched.end().map_err(wrong)?;
-    let errand = Errand { failed: Some(format!("the other program {reason}")), ..errand };
+    let errand = Envelope { failed: Some(format!("the other program {reason}")), ..errand };
     let errand = envelope::sealed("errand", &errand.emit()).map_err(wrong)?;
     // The descriptors that the state names are inheritable already: this process has adopted none of them.
     inherit::let_through(&[errand.as_raw_fd()], true).map_err(wrong)?;

@@ -19,8 +19,8 @@ mod quiesce;
 mod source;
 
 pub(crate) use child::reap;
-pub(crate) use control::{Updatable, Update};
-pub(crate) use destination::{Incoming, Taken, check, receive};
+pub(crate) use control::{UpdatableHost, Update};
+pub(crate) use destination::{Adoption, ReceivedState, check, receive};
 pub(crate) use guard::guard;
-pub(crate) use quiesce::{Hold, UnderWay};
-pub(crate) use source::Outgoing;
+pub(crate) use quiesce::{Quiesce, UnderWay};
+pub(crate) use source::Source;

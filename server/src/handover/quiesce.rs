@@ -27,44 +27,44 @@ pub(crate) struct UnderWay {
 
 /// Who is held.
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
+pub(crate) struct Quiesce {
     all: Cell<bool>,
     /// Not those that have transactions open.
     patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
     held: RefCell<BTreeMap<ConnId, UnderWay>>,
     /// What the one that was held is to write when it goes on.
-    parting: RefCell<Option<(ConnId, Vec<u8>)>>,
+    reply_on_resume: RefCell<Option<(ConnId, Vec<u8>)>>,
     /// Whoever waits until all are.
     waiter: RefCell<Option<Waker>>,
 }
 
-impl Hold {
+impl Quiesce {
     /// Is this connection to stand still? `busy` says whether it has transactions open.
-    pub(crate) fn holds(&self, conn: ConnId, busy: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn must_pause(&self, conn: ConnId, busy: impl FnOnce() -> bool) -> bool {
         self.one.get() == Some(conn) || self.all.get() && !(self.patient.get() && busy())
     }
 
     /// Are all to?
-    pub(crate) fn holds_all(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         self.all.get()
     }
 
     /// Holds one connection, even if the others go on.
-    pub(crate) fn set_one(&self, conn: ConnId) {
+    pub(crate) fn pause_one(&self, conn: ConnId) {
         self.one.set(Some(conn));
     }
 
     /// Lets that one go on, with these bytes to write first.
-    pub(crate) fn let_one_go(&self, conn: ConnId, bytes: Vec<u8>) {
+    pub(crate) fn resume_one(&self, conn: ConnId, bytes: Vec<u8>) {
         self.one.set(None);
-        *self.parting.borrow_mut() = Some((conn, bytes));
+        *self.reply_on_resume.borrow_mut() = Some((conn, bytes));
     }
 
     /// What this connection is to write now that it goes on.
-    pub(crate) fn parting(&self, conn: ConnId) -> Option<Vec<u8>> {
-        let mut parting = self.parting.borrow_mut();
-        parting.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
+    pub(crate) fn take_reply_on_resume(&self, conn: ConnId) -> Option<Vec<u8>> {
+        let mut reply_on_resume = self.reply_on_resume.borrow_mut();
+        reply_on_resume.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
     }
 
     /// Holds all connections, or no longer; those with transactions open as soon as they have none
@@ -76,7 +76,7 @@ impl Hold {
     }
 
     /// The task of a connection stands still.
-    pub(crate) fn stands(&self, conn: ConnId, held: impl FnOnce() -> UnderWay) {
+    pub(crate) fn paused(&self, conn: ConnId, held: impl FnOnce() -> UnderWay) {
         if self.all.get() {
             self.held.borrow_mut().insert(conn, held());
             if let Some(waker) = self.waiter.borrow_mut().take() {
@@ -87,7 +87,7 @@ impl Hold {
 
     /// What all of these have under way, if all of them stand still; otherwise `waker` is woken
     /// when another one does.
-    pub(crate) fn all_of(
+    pub(crate) fn all_paused(
         &self,
         mut conns: impl Iterator<Item = ConnId>,
         waker: &Waker,

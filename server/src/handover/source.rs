@@ -26,11 +26,11 @@ use super::c_xenstored::{self, Target};
 use super::child::on_thread;
 use super::control::{BUSY, Order, Update, reply};
 use super::destination::resume_options;
-use super::envelope::{self, Errand};
+use super::envelope::{self, Envelope};
 use super::guard::{self, Guard, Handover, Welcome};
 use super::probe::{self, Kind};
 use super::quiesce::UnderWay;
-use crate::journal::{Drafted, Journal, Progress, Retired};
+use crate::journal::{CatchUp, Journal, NewSegment, Retired};
 use crate::place::run_dir;
 use crate::server::Server;
 use crate::startup::unchangeable;
@@ -42,7 +42,7 @@ use crate::xen::{Bound, Ringed, Rings};
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
 /// What this program has besides its store.
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct Source<'a> {
     pub(crate) server: &'a Server<Box<dyn Host>>,
     pub(crate) welcome: Welcome<'a>,
     pub(crate) update: &'a Update,
@@ -50,7 +50,7 @@ pub(crate) struct Outgoing<'a> {
     /// On a Xen host.
     pub(crate) xen: Option<(Bound, Rings)>,
     /// Held by whoever makes all connections stand still.
-    pub(crate) holding: Mutex<()>,
+    pub(crate) pausing: Mutex<()>,
     /// The program itself, however its file has changed since.
     pub(crate) program: File,
 }
@@ -119,7 +119,7 @@ pub(super) fn own_args() -> Vec<OsString> {
     lasting(std::env::args_os().skip(1))
 }
 
-impl Outgoing<'_> {
+impl Source<'_> {
     /// Carries out updates, for ever: one that works does not come back.
     pub(crate) async fn run(&self) {
         loop {
@@ -163,13 +163,13 @@ impl Outgoing<'_> {
     pub(crate) async fn keep_journal(&self) {
         loop {
             self.server.journal_is_due().await;
-            let alone = self.holding.lock().await;
+            let alone = self.pausing.lock().await;
             let begun = Instant::now();
-            let held = self.server.hold_all(false).await;
+            let held = self.server.pause_all(false).await;
             self.server.finish_work().await;
             let state = self.state(held);
-            let draft = self.server.with_journal(Journal::draft);
-            self.server.let_go();
+            let draft = self.server.with_journal(Journal::checkpoint);
+            self.server.resume_all();
             drop(alone);
             let ms = begun.elapsed().as_secs_f64() * 1e3;
             let Some(draft) = draft else { return future::pending().await };
@@ -188,7 +188,7 @@ impl Outgoing<'_> {
     /// current file has room.
     async fn renew_journal(
         &self,
-        mut drafting: Pin<&mut impl Future<Output = io::Result<Drafted>>>,
+        mut drafting: Pin<&mut impl Future<Output = io::Result<NewSegment>>>,
     ) -> Option<Retired> {
         let early = async { Some(drafting.as_mut().await) };
         let over = async {
@@ -197,26 +197,26 @@ impl Outgoing<'_> {
         };
         let drafted = future::or(early, over).await;
         let waits = drafted.is_none();
-        let _alone = if waits { Some(self.holding.lock().await) } else { None };
+        let _alone = if waits { Some(self.pausing.lock().await) } else { None };
         if waits {
             debug!("requests wait for the next file of the journal");
-            self.server.hold_all(false).await;
+            self.server.pause_all(false).await;
         }
         let drafted = match drafted {
             Some(drafted) => drafted,
             None => drafting.await,
         };
-        let drafted = drafted.unwrap_or_else(Drafted::failed);
+        let drafted = drafted.unwrap_or_else(NewSegment::failed);
         self.server.with_journal(|journal| journal.accept(drafted));
         let retired = loop {
             match self.server.with_journal(Journal::catch_up) {
-                Some(Progress::More) => self.server.next_turn().await,
-                Some(Progress::Over(retired)) => break retired,
+                Some(CatchUp::More) => self.server.next_turn().await,
+                Some(CatchUp::Done(retired)) => break retired,
                 None => break None,
             }
         };
         if waits {
-            self.server.let_go();
+            self.server.resume_all();
         }
         retired
     }
@@ -252,13 +252,13 @@ impl Outgoing<'_> {
         if order.dry_run {
             return Ok(self.report(target, written.bytes, expected, &lost.unwrap_or_default()));
         }
-        let _alone = self.holding.lock().await;
-        self.update.still_wanted()?;
+        let _alone = self.pausing.lock().await;
+        self.update.check_not_cancelled()?;
         let client = guard::connect(self.welcome);
         let client = client.map_err(|error| complain(format!("no way back: {error}")))?;
         let stopped = envelope::now();
         let held = match kind {
-            Kind::Ours => self.server.hold_all(false).await,
+            Kind::Ours => self.server.pause_all(false).await,
             Kind::C => self.hold_without_transactions(order).await?,
         };
         self.server.finish_work().await;
@@ -268,7 +268,7 @@ impl Outgoing<'_> {
             None => self.go(&handover, &state),
             Some(target) => self.go_to_c(&handover, state, target),
         };
-        self.server.let_go();
+        self.server.resume_all();
         Err(complain(format!("cannot be run: {failed}")))
     }
 
@@ -309,7 +309,7 @@ impl Outgoing<'_> {
         &self,
         order: &Order,
     ) -> Result<BTreeMap<ConnId, UnderWay>, String> {
-        let hold = async { Some(self.server.hold_all(true).await) };
+        let hold = async { Some(self.server.pause_all(true).await) };
         let late = async {
             Timer::after(DRAIN_LIMIT).await;
             None
@@ -320,9 +320,9 @@ impl Outgoing<'_> {
         let open = self.transactions();
         if order.since.elapsed() >= order.patience && order.force {
             warn!(open, "live update: these transactions end, unfinished");
-            return Ok(self.server.hold_all(false).await);
+            return Ok(self.server.pause_all(false).await);
         }
-        self.server.let_go();
+        self.server.resume_all();
         if order.since.elapsed() < order.patience {
             return Err(BUSY.into());
         }
@@ -332,7 +332,7 @@ impl Outgoing<'_> {
     /// Executes the other program in place of this one. Returns only if that fails, with the reason.
     fn go(&self, handover: &Outgo<'_>, state: &State) -> String {
         let Outgo { order, args, written, .. } = handover;
-        let errand = Errand { previous: Some(self.program.as_raw_fd()), ..self.errand(handover) };
+        let errand = Envelope { previous: Some(self.program.as_raw_fd()), ..self.errand(handover) };
         let run = || -> io::Result<()> {
             let errand = envelope::sealed("errand", &errand.emit())?;
             let stream = written.followed_by(state)?;
@@ -349,8 +349,8 @@ impl Outgoing<'_> {
     }
 
     /// The errand that goes with the state if there is no guard.
-    fn errand(&self, handover: &Outgo<'_>) -> Errand {
-        Errand {
+    fn errand(&self, handover: &Outgo<'_>) -> Envelope {
+        Envelope {
             stopped: handover.stopped,
             clock: self.server.clock().now(),
             previous: None,
@@ -378,7 +378,7 @@ impl Outgoing<'_> {
     fn go_to_c(&self, handover: &Outgo<'_>, mut state: State, target: Target) -> String {
         let Outgo { order, args, written, .. } = handover;
         // It does not know of the journal.
-        self.server.with_journal(Journal::interrupt);
+        self.server.with_journal(Journal::discard);
         let virq_port = state.io.virq_port.take();
         let for_us = written.followed_by(&state).map(File::try_clone).and_then(|copy| copy);
         state.io.virq_port = virq_port;

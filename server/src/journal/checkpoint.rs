@@ -13,7 +13,7 @@ use super::segment::Segment;
 
 /// The next file. Any thread can write it.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct Checkpoint {
     pub(super) dir: PathBuf,
     pub(super) boot: [u8; 16],
     pub(super) number: u64,
@@ -24,9 +24,9 @@ pub(crate) struct Draft {
     pub(super) room: usize,
 }
 
-impl Draft {
+impl Checkpoint {
     /// Writes the file. `write` passes the state to its argument in pieces.
-    pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> Drafted {
+    pub(crate) fn write(self, write: impl FnOnce(&mut Sink<'_>)) -> NewSegment {
         let path = new_file(&self.dir);
         remove_file(&path);
         if crash::point() {
@@ -39,22 +39,22 @@ impl Draft {
             // What it takes is needed.
             remove_file(&path);
         }
-        Drafted(drafted)
+        NewSegment(drafted)
     }
 }
 
 /// The next file, or why it cannot be written.
 #[derive(Debug)]
-pub(crate) struct Drafted(pub(super) io::Result<Segment>);
+pub(crate) struct NewSegment(pub(super) io::Result<Segment>);
 
-impl Drafted {
+impl NewSegment {
     /// The next file could not be written, e.g. because the worker thread has panicked.
-    pub(crate) fn failed(error: io::Error) -> Drafted {
-        Drafted(Err(error))
+    pub(crate) fn failed(error: io::Error) -> NewSegment {
+        NewSegment(Err(error))
     }
 
     /// Allocates memory for the first records, so that appending them does not wait for it.
-    pub(crate) fn with_memory(mut self) -> Drafted {
+    pub(crate) fn with_memory(mut self) -> NewSegment {
         if let Ok(segment) = &mut self.0 {
             // If this fails, the first appends allocate it.
             let _ = segment.get_memory(FULL);

@@ -2,35 +2,29 @@
 //!
 //! A file in the runtime directory, which is memory on every Linux host, holds a state and every
 //! input of the engine since ([`segment`]). The engine is deterministic, so the next process makes
-//! it again from there ([`replay`]), however this one ends: killed, aborted, out of memory. It does
+//! it again from there ([`recovery`]), however this one ends: killed, aborted, out of memory. It does
 //! not survive the machine.
 //!
 //! Each turn of a connection is recorded as one batch before its replies and events are sent. So work
 //! that is lost with a process had no visible effect, and its requests are still in the rings. After a
 //! crash, the next process first works in write-ahead mode: it records each input before it executes
-//! it. So an input in which processes keep ending is found and set aside ([`suspect`]).
+//! it. So an input in which processes keep ending is found and set aside ([`poison`]).
 //!
 //! When a file is long enough, all connections pause while a snapshot of the state is taken. The worker
-//! thread writes the snapshot to the next file ([`Draft`]). Meanwhile records are appended to the
+//! thread writes the snapshot to the next file ([`Checkpoint`]). Meanwhile records are appended to the
 //! current file, which grows; they are copied to the next file in parts, which then replaces the current
 //! one. A file is abandoned only when nothing can be appended to it any more. Until the next file
 //! exists, records are appended to a file without a state, and then copied to the next file.
 
-mod draft;
+mod checkpoint;
 mod files;
-#[cfg(test)]
-mod full;
-#[cfg(test)]
-mod panics;
+mod poison;
 mod record;
-mod replay;
-mod run;
+mod recovery;
+mod request_batch;
 mod segment;
-mod suspect;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod traces;
 mod way;
 
 use std::fs::File;
@@ -50,15 +44,15 @@ use xenstore_sys::{crash, mapped_file};
 
 use crate::place;
 use crate::worker;
-pub(crate) use draft::{Draft, Drafted, Retired};
+pub(crate) use checkpoint::{Checkpoint, NewSegment, Retired};
 use files::{
     carrier_file, file, keep_for_later, keep_left, new_file, numbers, remove, remove_file,
 };
 use record::Record;
-use replay::Replay;
-pub(crate) use replay::clock;
-pub(crate) use run::{Entry, Run};
-use segment::{Group, Left, Segment};
+use recovery::Recovery;
+pub(crate) use recovery::clock;
+pub(crate) use request_batch::{Entry, RequestBatch};
+use segment::{Batch, Segment, SegmentReader};
 pub(crate) use way::{Settled, set_out, settle};
 
 /// Bytes of records after which the next file is begun, if the state that it begins with has not more
@@ -96,11 +90,11 @@ pub(crate) struct Journal {
     rests_until: Instant,
     failures: u32,
     /// What has been recorded and not written.
-    group: Group,
+    batch: Batch,
     /// The last input is being carried out.
     open: bool,
     /// Inputs left in write-ahead mode, and the key of the input that is set aside.
-    look_out: u32,
+    write_ahead_left: u32,
     aside: Option<Vec<u8>>,
     waiter: Option<Waker>,
 }
@@ -133,10 +127,10 @@ pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, 
             }
         };
         wait_for(&left).map_err(|error| files::in_use(&path, &left, &error))?;
-        let left = Left::read(left, &boot_id());
+        let left = SegmentReader::read(left, &boot_id());
         let make = |drops_work| {
             let left = left.as_ref().map_err(String::clone)?;
-            finish(&path, Replay::of(config, left)?, left, begun, drops_work)
+            finish(&path, Recovery::of(config, left)?, left, begun, drops_work)
         };
         let try_to = |drops_work| catch_unwind(AssertUnwindSafe(|| make(drops_work)));
         let made = try_to(false).or_else(|_| try_to(true));
@@ -163,25 +157,25 @@ fn wait_for(journal: &File) -> io::Result<()> {
     }
 }
 
-/// Ends a recovery. Deferred work is done. It is dropped if `drops_work` is set or if [`suspect::TRIES`]
+/// Ends a recovery. Deferred work is done. It is dropped if `drops_work` is set or if [`poison::TRIES`]
 /// recoveries from this journal have ended in it.
 fn finish(
     path: &Path,
-    replay: Replay,
-    left: &Left,
+    replay: Recovery,
+    left: &SegmentReader,
     begun: Instant,
     drops_work: bool,
 ) -> Result<Recovered, String> {
     let (records, mut replay) = (replay.records, replay);
     let interrupted = replay.interrupted.take();
     let interrupted = interrupted.as_deref().and_then(Input::parse);
-    if suspect::note(path, interrupted.as_ref())
+    if poison::note(path, interrupted.as_ref())
         && let Some(input) = interrupted
     {
         replay.refuse(&input)?;
     }
     let has_work = replay.engine.has_work();
-    if has_work && (drops_work || suspect::try_work(path)) {
+    if has_work && (drops_work || poison::try_work(path)) {
         error!(
             "deferred work is dropped, since recoveries end in it: events are lost, and nodes of \
              domains that are gone may stay; if the process was killed for its memory, raise the \
@@ -191,7 +185,7 @@ fn finish(
     }
     let (engine, state) = replay.finish()?;
     if has_work {
-        suspect::work_is_done(path);
+        poison::work_is_done(path);
     }
     engine.check().map_err(|violation| format!("it makes a store that is damaged: {violation}"))?;
     if left.is_damaged() {
@@ -205,25 +199,25 @@ fn finish(
 
 /// How far the next file has come.
 #[derive(Debug)]
-pub(crate) enum Progress {
+pub(crate) enum CatchUp {
     /// It lacks records.
     More,
     /// It has replaced the current file, or cannot be used.
-    Over(Option<Retired>),
+    Done(Option<Retired>),
 }
 
 impl Journal {
     /// Begins a journal with a state, which `write` gives to its argument in pieces. Whatever was in
-    /// this directory before is not needed any more. If it `looks_out`, inputs are written ahead for a
+    /// this directory before is not needed any more. If it `is_write_ahead`, inputs are written ahead for a
     /// while, to know at which one the process ends.
     pub(crate) fn begin(
         dir: PathBuf,
         config: &Config,
-        looks_out: bool,
+        is_write_ahead: bool,
         write: impl FnOnce(&mut Sink<'_>),
     ) -> Journal {
         let number = numbers(&dir).first().copied().unwrap_or(0);
-        let aside = if looks_out { suspect::set_aside(&dir) } else { None };
+        let aside = if is_write_ahead { poison::set_aside(&dir) } else { None };
         let mut journal = Journal {
             dir,
             config: *config,
@@ -238,9 +232,9 @@ impl Journal {
             spare: None,
             rests_until: Instant::now(),
             failures: 0,
-            group: Group::default(),
+            batch: Batch::default(),
             open: false,
-            look_out: if looks_out { suspect::LOOKED_OUT_FOR } else { 0 },
+            write_ahead_left: if is_write_ahead { poison::WRITE_AHEAD_INPUTS } else { 0 },
             aside,
             waiter: None,
         };
@@ -279,7 +273,7 @@ impl Journal {
 
     /// The next file, to be written with the current state. `None` if there is no room for the records
     /// appended meanwhile: this is retried later.
-    pub(crate) fn draft(&mut self) -> Option<Draft> {
+    pub(crate) fn checkpoint(&mut self) -> Option<Checkpoint> {
         self.commit();
         if self.segment.is_none()
             && let Err(error) = self.carry()
@@ -292,11 +286,11 @@ impl Journal {
         Some(self.new_draft())
     }
 
-    fn new_draft(&mut self) -> Draft {
+    fn new_draft(&mut self) -> Checkpoint {
         let (dir, number, spare) = (self.dir.clone(), self.number + 1, self.spare.take());
         // A state is about as long as the previous one.
         let room = self.segment.as_ref().map_or(0, |segment| segment.size(0));
-        Draft { dir, boot: self.boot, number, spare, room }
+        Checkpoint { dir, boot: self.boot, number, spare, room }
     }
 
     /// Directs records to a file without a state, from which they are copied to the next file.
@@ -318,7 +312,7 @@ impl Journal {
 
     /// Accepts the next file. [`Journal::catch_up`] copies the records to it that were appended since
     /// its state was taken. If the file could not be written, the current file stays in use.
-    pub(crate) fn accept(&mut self, drafted: Drafted) {
+    pub(crate) fn accept(&mut self, drafted: NewSegment) {
         match drafted.0 {
             Err(error) if self.draft.is_some() => self.put_off(&error),
             Ok(next) if self.draft.is_some() => {
@@ -332,11 +326,11 @@ impl Journal {
 
     /// Copies some of the missing records to the next file. When it has all, it replaces the current
     /// file, which is then retired.
-    pub(crate) fn catch_up(&mut self) -> Progress {
+    pub(crate) fn catch_up(&mut self) -> CatchUp {
         let (Some(since), Some(mut next)) = (self.draft, self.next.take()) else {
-            return Progress::Over(None);
+            return CatchUp::Done(None);
         };
-        let Some(segment) = &self.segment else { return Progress::Over(None) };
+        let Some(segment) = &self.segment else { return CatchUp::Done(None) };
         // More than is appended meanwhile, or the copy would never be complete.
         let come = segment.end() - std::mem::replace(&mut self.seen, segment.end());
         let taken = next.take(segment, since, CATCH_UP.max(2 * come)).and_then(|at| {
@@ -349,14 +343,14 @@ impl Journal {
         match taken {
             Ok((at, false)) => {
                 (self.draft, self.next) = (Some(at), Some(next));
-                Progress::More
+                CatchUp::More
             }
-            Ok((_, true)) => Progress::Over(self.replace(next)),
+            Ok((_, true)) => CatchUp::Done(self.replace(next)),
             Err(error) => {
                 remove_file(&new_file(&self.dir));
                 worker::dispose(next);
                 self.put_off(&error);
-                Progress::Over(None)
+                CatchUp::Done(None)
             }
         }
     }
@@ -411,16 +405,16 @@ impl Journal {
     }
 
     /// It is time for the next file: something happened that cannot be recorded.
-    pub(crate) fn renew(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         (self.is_void, self.draft, self.next) = (true, None, None);
         self.wake();
     }
 
     /// Nobody is to go on from here until the next file.
-    pub(crate) fn interrupt(&mut self) {
+    pub(crate) fn discard(&mut self) {
         worker::dispose((self.segment.take(), self.next.take(), self.spare.take()));
         (self.draft, self.is_carrier) = (None, false);
-        self.group.clear();
+        self.batch.clear();
         self.rests_until = Instant::now();
         remove(&self.dir);
         self.wake();
@@ -433,7 +427,7 @@ impl Journal {
         if std::mem::take(&mut self.is_carrier) {
             // Without a next file, recovery cannot use the records in it.
             worker::dispose(self.segment.take());
-            self.group.clear();
+            self.batch.clear();
             remove_file(&carrier_file(&self.dir));
         } else if let Some(segment) = &mut self.segment {
             segment.look_ahead();
@@ -450,7 +444,7 @@ impl Journal {
     /// Nothing can be appended any more. A journal that lacks records is worse than none: it is removed,
     /// and a new one is begun.
     fn give_up(&mut self, error: &io::Error) {
-        self.interrupt();
+        self.discard();
         let pause = self.pause();
         error!(
             dir = %self.dir.display(), %error, retry_ms = pause.as_millis(),
@@ -470,13 +464,13 @@ impl Journal {
     #[inline]
     fn record(&mut self, emit: impl FnOnce(&mut Vec<u8>)) {
         if self.segment.is_some() {
-            self.group.push(emit);
+            self.batch.push(emit);
         }
     }
 
     /// Must it hear of each input before that is carried out?
-    pub(crate) fn looks_out(&self) -> bool {
-        self.look_out > 0
+    pub(crate) fn is_write_ahead(&self) -> bool {
+        self.write_ahead_left > 0
     }
 
     /// Something is about to be done.
@@ -484,7 +478,7 @@ impl Journal {
     pub(crate) fn input(&mut self, input: &Input<'_>) {
         self.record(|out| input.emit(out));
         self.open = true;
-        if self.looks_out() {
+        if self.is_write_ahead() {
             self.write();
         }
     }
@@ -493,10 +487,10 @@ impl Journal {
     /// if it is refused.
     #[inline]
     pub(crate) fn refuses<'a>(&mut self, input: impl FnOnce() -> Input<'a>) -> bool {
-        if !self.looks_out() || self.aside.is_none() {
+        if !self.is_write_ahead() || self.aside.is_none() {
             return false;
         }
-        let is_refused = suspect::is_like(&mut self.aside, &input());
+        let is_refused = poison::is_like(&mut self.aside, &input());
         if is_refused {
             self.record(|out| Record::Refused.emit(out));
             self.done(&[]);
@@ -511,9 +505,9 @@ impl Journal {
             self.record(|out| Record::Answers(answers).emit(out));
         }
         self.open = false;
-        if self.looks_out() {
+        if self.is_write_ahead() {
             self.write();
-            self.look_out -= 1;
+            self.write_ahead_left -= 1;
         }
     }
 
@@ -538,7 +532,7 @@ impl Journal {
     /// it.
     #[inline]
     pub(crate) fn commit(&mut self) {
-        if !self.group.is_empty() {
+        if !self.batch.is_empty() {
             self.write();
         }
     }
@@ -546,7 +540,7 @@ impl Journal {
     /// Writes what has been recorded, and whether the last of it has been carried out.
     fn write(&mut self) {
         let Some(segment) = &mut self.segment else { return };
-        if let Err(error) = segment.write(&mut self.group, self.open) {
+        if let Err(error) = segment.write(&mut self.batch, self.open) {
             return self.give_up(&error);
         }
         if self.is_due() {
@@ -562,7 +556,7 @@ impl Journal {
         let segment = self.segment.as_mut().filter(|_| is_valid);
         let left = segment.ok_or("there is no journal")?.left(&self.boot)?;
         let make = || -> Result<(Engine, bool), String> {
-            let mut replay = Replay::of(&self.config, &left)?;
+            let mut replay = Recovery::of(&self.config, &left)?;
             let interrupted = replay.interrupted.take();
             if let Some(input) = interrupted.as_deref().and_then(Input::parse) {
                 replay.refuse(&input)?;
@@ -583,7 +577,7 @@ impl Journal {
 }
 
 /// Does a request leave everything as it is, besides events that go with its answer?
-pub(crate) fn only_asks(header: &Header) -> bool {
+pub(crate) fn only_reads(header: &Header) -> bool {
     use Operation::{Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read};
     let asks = matches!(
         Operation::from_wire(header.ty),

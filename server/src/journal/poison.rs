@@ -1,9 +1,9 @@
 //! Poison inputs: inputs of any kind in which processes end.
 //!
-//! After a crash, the next process records each of its first [`LOOKED_OUT_FOR`] inputs before it
+//! After a crash, the next process records each of its first [`WRITE_AHEAD_INPUTS`] inputs before it
 //! executes it (write-ahead mode). So recovery knows in which input a process ended. A note beside the
 //! journal counts how often that was the same one. After [`TRIES`] times the input is set aside: it is
-//! refused like one that panics (`replay.rs`), and so is every input with the same key in write-ahead mode.
+//! refused like one that panics (`recovery.rs`), and so is every input with the same key in write-ahead mode.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(super) const TRIES: u8 = 4;
 
 /// Inputs that a process executes in write-ahead mode after a crash: more than the requests that can
 /// wait in 1,000 rings, one of which may have ended the previous process.
-pub(super) const LOOKED_OUT_FOR: u32 = 1 << 17;
+pub(super) const WRITE_AHEAD_INPUTS: u32 = 1 << 17;
 
 /// The input in which the last processes have ended.
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ pub(super) fn note(journal: &Path, interrupted: Option<&Input<'_>>) -> bool {
         error!(
             input = what,
             times,
-            "this input is set aside: it is refused, and those like it for the next {LOOKED_OUT_FOR} \
+            "this input is set aside: it is refused, and those like it for the next {WRITE_AHEAD_INPUTS} \
              inputs; if the process was killed for its memory, raise the limit; please report it"
         );
     }
@@ -183,7 +183,7 @@ mod tests {
     use xenstore_protocol::{DomId, HEADER_LEN};
     use xenstore_store::{Caller, Config, Engine, State};
 
-    use super::super::panics::log_of;
+    use super::super::tests::panics::log_of;
     use super::super::tests::{Kept, Machine, frame, kept};
     use super::super::{Journal, recover};
     use super::*;

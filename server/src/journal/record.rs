@@ -9,7 +9,7 @@ pub(super) enum Record<'a> {
     Input(Input<'a>),
     /// What the machine answered meanwhile, to the last request if there are more than one.
     Answers(&'a [u8]),
-    /// The input, at most one request, was refused: see [`Replay::refuse`](super::replay::Replay::refuse).
+    /// The input, at most one request, was refused: see [`Recovery::refuse`](super::recovery::Recovery::refuse).
     Refused,
     /// All that was taken from a ring and not executed.
     LeftOver {

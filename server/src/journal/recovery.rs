@@ -10,15 +10,15 @@ use xenstore_store::{
 };
 
 use super::record::Record;
-use super::segment::Left;
+use super::segment::SegmentReader;
 use super::way::Way;
-use crate::handover::Updatable;
+use crate::handover::UpdatableHost;
 
 /// The page of a ring and the guest's port, as they were introduced.
 pub(super) type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;
 
 /// An engine that was made again.
-pub(super) struct Replay {
+pub(super) struct Recovery {
     pub(super) engine: Engine,
     /// What went over the connections of domains.
     pub(super) ways: BTreeMap<ConnId, Way>,
@@ -32,24 +32,24 @@ pub(super) struct Replay {
     config: Config,
 }
 
-impl Replay {
+impl Recovery {
     /// Makes the engine again. An error is one line.
-    pub(super) fn of(config: &Config, left: &Left) -> Result<Replay, String> {
-        match Replay::of_first(config, left, usize::MAX) {
+    pub(super) fn of(config: &Config, left: &SegmentReader) -> Result<Recovery, String> {
+        match Recovery::of_first(config, left, usize::MAX) {
             // What belonged to the last record may be among what is lost.
             Err(_) if left.is_damaged() => {
-                Replay::of_first(config, left, left.records().count().saturating_sub(1))
+                Recovery::of_first(config, left, left.records().count().saturating_sub(1))
             }
             result => result,
         }
     }
 
     /// The same from so many records.
-    fn of_first(config: &Config, left: &Left, count: usize) -> Result<Replay, String> {
+    fn of_first(config: &Config, left: &SegmentReader, count: usize) -> Result<Recovery, String> {
         let read = |end| left.set_state_aside(end);
         let state = State::decode_in_turn(left.state(), read).map_err(|error| error.to_string())?;
         let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
-        let mut replay = Replay {
+        let mut replay = Recovery {
             engine,
             ways: BTreeMap::new(),
             introduced: Introduced::new(),
@@ -119,7 +119,7 @@ impl Replay {
             Some(Record::Answers(answers)) => answers,
             _ => &[][..],
         };
-        let mut host = Replayed { commands: Updatable::COMMANDS, ..Replayed::new(answers) };
+        let mut host = Replayed { commands: UpdatableHost::COMMANDS, ..Replayed::new(answers) };
         let answered = self.engine.apply(input, &mut host, &mut out);
         if host.astray {
             return Err("it does not say what the machine answered".into());

@@ -7,7 +7,7 @@ use xenstore_store::{ConnId, Input, Millis};
 use super::Journal;
 
 /// Requests of a turn of a connection.
-pub(crate) struct Run<'a> {
+pub(crate) struct RequestBatch<'a> {
     conn: ConnId,
     now: Millis,
     read: &'a [u8],
@@ -18,10 +18,10 @@ pub(crate) struct Run<'a> {
     begun: Range<usize>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> RequestBatch<'a> {
     /// Of requests in these bytes, at this time.
-    pub(crate) fn new(conn: ConnId, now: Millis, read: &'a [u8]) -> Run<'a> {
-        Run { conn, now, read, done: 0..0, begun: 0..0 }
+    pub(crate) fn new(conn: ConnId, now: Millis, read: &'a [u8]) -> RequestBatch<'a> {
+        RequestBatch { conn, now, read, done: 0..0, begun: 0..0 }
     }
 
     /// Who asks.
@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
     }
 
     /// Tells the journal of all that were carried out.
-    pub(crate) fn tell(&mut self, journal: &mut Journal) {
+    pub(crate) fn flush(&mut self, journal: &mut Journal) {
         let done = std::mem::take(&mut self.done);
         if !done.is_empty() {
             journal.input(&self.input(done));
@@ -68,8 +68,8 @@ impl<'a> Run<'a> {
     }
 
     /// The same, then of the one that is being carried out.
-    pub(crate) fn tell_begun(&mut self, journal: &mut Journal) {
-        self.tell(journal);
+    pub(crate) fn flush_begun(&mut self, journal: &mut Journal) {
+        self.flush(journal);
         let begun = std::mem::take(&mut self.begun);
         if !begun.is_empty() {
             journal.input(&self.input(begun));
@@ -84,7 +84,7 @@ pub(crate) enum Entry<'r, 'a> {
     /// Recorded with the requests around it, if it must be `recorded` at all.
     Request {
         /// The requests that it belongs to.
-        run: &'r mut Run<'a>,
+        run: &'r mut RequestBatch<'a>,
         /// Its position in them.
         at: Range<usize>,
         /// False if the request changes nothing.
@@ -112,8 +112,8 @@ impl<'a> Entry<'_, 'a> {
             Entry::Alone(input) => journal.input(input),
             Entry::Request { run, at, .. } => {
                 run.begin(at.clone());
-                if journal.looks_out() {
-                    run.tell_begun(journal);
+                if journal.is_write_ahead() {
+                    run.flush_begun(journal);
                 }
             }
         }
@@ -124,7 +124,7 @@ impl<'a> Entry<'_, 'a> {
         if let Entry::Request { run, .. } = self {
             run.done();
             if !answers.is_empty() {
-                run.tell(journal);
+                run.flush(journal);
             }
         }
         journal.done(answers);
@@ -134,7 +134,7 @@ impl<'a> Entry<'_, 'a> {
     /// journal.
     pub(crate) fn open(&mut self, journal: &mut Journal) {
         if let Entry::Request { run, .. } = self {
-            run.tell_begun(journal);
+            run.flush_begun(journal);
         }
     }
 }

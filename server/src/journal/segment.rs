@@ -4,12 +4,12 @@
 //! header  magic, version, boot id, number, length and checksum of the state, checksum of all that
 //!         done: everything before this byte has been carried out; and its complement
 //! state   a migration stream
-//! groups  length, checksum, records; 8 bytes of 0 end them
-//! records length, body; a length of 0 ends them, so that lengths of groups are multiples of 8
+//! batches  length, checksum, records; 8 bytes of 0 end them
+//! records length, body; a length of 0 ends them, so that lengths of batches are multiples of 8
 //! ```
 //!
-//! Checksums are the low half of XXH3. That of a group is seeded with that of the header and the
-//! group's place, so that none from another place is taken, nor from the file over which this one is
+//! Checksums are the low half of XXH3. That of a batch is seeded with that of the header and the
+//! batch's place, so that none from another place is taken, nor from the file over which this one is
 //! written. It is there as soon as its length is, which is written last. All words are in the order
 //! of this machine: no other reads them.
 
@@ -26,9 +26,9 @@ const MAGIC: [u8; 8] = *b"xsjourn\x05";
 pub(super) const HEADER: usize = 4096;
 /// Where `done` is.
 pub(super) const DONE: usize = 64;
-/// Bytes of a group before its records.
+/// Bytes of a batch before its records.
 const PREFIX: usize = 8;
-/// What comes behind the last group, over whatever was in the file before.
+/// What comes behind the last batch, over whatever was in the file before.
 const END: [u8; PREFIX] = [0; PREFIX];
 /// Bytes of a record before its body.
 const LEN: usize = 4;
@@ -63,7 +63,7 @@ fn head(boot: &[u8; 16], number: u64, len: usize, state: u32) -> (Vec<u8>, u32) 
     (head, check)
 }
 
-/// The checksum of a group at its place, in the file that begins like this.
+/// The checksum of a batch at its place, in the file that begins like this.
 fn check(head: u32, at: u32, records: &[u8]) -> u32 {
     low_half(xxh3_64_with_seed(records, u64::from(head) << 32 | u64::from(at)))
 }
@@ -74,13 +74,13 @@ fn word(at: usize) -> io::Result<u32> {
 
 /// Records that are to be written together.
 #[derive(Debug, Default)]
-pub(super) struct Group {
+pub(super) struct Batch {
     bytes: Vec<u8>,
     /// Where the last of them begins.
     last: usize,
 }
 
-impl Group {
+impl Batch {
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -120,7 +120,7 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes a file into one with a state, which `write` gives to its argument in pieces; its number is that
-    /// of no other with groups. It is full after `full` bytes of records, or a quarter of what the state
+    /// of no other with batches. It is full after `full` bytes of records, or a quarter of what the state
     /// has.
     pub(super) fn create(
         mut file: File,
@@ -168,9 +168,9 @@ impl Segment {
     }
 
     /// The written part of the file, to be read before anything is appended.
-    pub(super) fn left(&mut self, boot: &[u8; 16]) -> Result<Left, String> {
+    pub(super) fn left(&mut self, boot: &[u8; 16]) -> Result<SegmentReader, String> {
         let (file, bytes) = self.file.bytes().map_err(|error| error.to_string())?;
-        Left::of(Bytes::Mapped(bytes, file), boot)
+        SegmentReader::of(Bytes::Mapped(bytes, file), boot)
     }
 
     /// Is it time for the next?
@@ -198,13 +198,13 @@ impl Segment {
         self.is_tight = end > LIMIT || self.file.reserve(end).is_err();
     }
 
-    /// Where the next group comes.
+    /// Where the next batch comes.
     pub(super) fn end(&self) -> usize {
         self.at
     }
 
-    /// Copies about `len` bytes of groups from another file, from `since` on. Their inputs have been
-    /// executed. Returns the position of the next group in the other file.
+    /// Copies about `len` bytes of batches from another file, from `since` on. Their inputs have been
+    /// executed. Returns the position of the next batch in the other file.
     pub(super) fn take(&mut self, other: &Segment, since: usize, len: usize) -> io::Result<usize> {
         let (mut at, mut records) = (since, Vec::new());
         while at < other.at && at - since < len {
@@ -229,16 +229,16 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes what is in the group, which is empty then. All that was written so far has been carried
+    /// Writes what is in the batch, which is empty then. All that was written so far has been carried
     /// out, but for the last of it, if that is `open`.
-    pub(super) fn write(&mut self, group: &mut Group, open: bool) -> io::Result<()> {
-        let (last, begun) = (self.at + PREFIX + group.last, !group.is_empty());
+    pub(super) fn write(&mut self, batch: &mut Batch, open: bool) -> io::Result<()> {
+        let (last, begun) = (self.at + PREFIX + batch.last, !batch.is_empty());
         if begun {
-            let len = group.bytes.len().next_multiple_of(8);
-            group.bytes.extend_from_slice(&[0; 16]);
-            group.bytes.truncate(len + END.len());
-            self.append(&group.bytes)?;
-            group.clear();
+            let len = batch.bytes.len().next_multiple_of(8);
+            batch.bytes.extend_from_slice(&[0; 16]);
+            batch.bytes.truncate(len + END.len());
+            self.append(&batch.bytes)?;
+            batch.clear();
             if self.file.room() < self.at + AHEAD && !self.is_tight {
                 self.look_ahead();
             }
@@ -283,26 +283,26 @@ impl Deref for Bytes {
 
 /// A file that another process has written.
 #[derive(Debug)]
-pub(super) struct Left {
+pub(super) struct SegmentReader {
     pub(super) bytes: Bytes,
     /// The checksum of its header.
     head: u32,
     state: std::ops::Range<usize>,
 }
 
-impl Left {
+impl SegmentReader {
     /// Reads a locked file that a process has left. Fails with one line if it is not usable.
-    pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<Left, String> {
+    pub(super) fn read(file: File, boot: &[u8; 16]) -> Result<SegmentReader, String> {
         let bytes = Sealed::map_own(&file).map_err(|error| error.to_string())?;
-        Left::of(Bytes::Mapped(bytes, file), boot)
+        SegmentReader::of(Bytes::Mapped(bytes, file), boot)
     }
 
     #[cfg(test)]
-    pub(super) fn parse(bytes: Vec<u8>, boot: &[u8; 16]) -> Result<Left, String> {
-        Left::of(Bytes::Copied(bytes), boot)
+    pub(super) fn parse(bytes: Vec<u8>, boot: &[u8; 16]) -> Result<SegmentReader, String> {
+        SegmentReader::of(Bytes::Copied(bytes), boot)
     }
 
-    fn of(bytes: Bytes, boot: &[u8; 16]) -> Result<Left, String> {
+    fn of(bytes: Bytes, boot: &[u8; 16]) -> Result<SegmentReader, String> {
         let number = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let (this, len) = number(24).zip(number(32)).ok_or("it is too short")?;
         let len = usize::try_from(len).map_err(|_| "its state is not whole")?;
@@ -314,7 +314,7 @@ impl Left {
         if bytes[8..24] != *boot {
             return Err("it is from before the machine was started".into());
         }
-        let mut left = Left { bytes, head: 0, state };
+        let mut left = SegmentReader { bytes, head: 0, state };
         let mut sum = Xxh3::new();
         for at in left.state.clone().step_by(PIECE) {
             sum.update(&left.bytes[at..left.state.end.min(at + PIECE)]);
@@ -358,8 +358,8 @@ impl Left {
         (done == !self.word(DONE + 4)).then_some(done as usize)
     }
 
-    /// The groups in order: where their records are. Ends at the first that is not whole.
-    pub(super) fn groups(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+    /// The batches in order: where their records are. Ends at the first that is not whole.
+    pub(super) fn batches(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let mut at = place(self.state.len());
         let mut aside = 0;
         std::iter::from_fn(move || {
@@ -380,22 +380,22 @@ impl Left {
     /// what is written had been done or was about to be.
     pub(super) fn records(&self) -> impl Iterator<Item = (&[u8], bool)> {
         let done = self.done().unwrap_or(usize::MAX);
-        self.groups().flat_map(move |group| {
-            let mut at = group.start;
+        self.batches().flat_map(move |batch| {
+            let mut at = batch.start;
             std::iter::from_fn(move || {
                 let start = at + LEN;
                 let len = self.word(at) as usize;
-                let body = self.bytes[..group.end].get(start..start + len)?;
+                let body = self.bytes[..batch.end].get(start..start + len)?;
                 at = start + len;
                 (len > 0).then_some((body, at <= done))
             })
         })
     }
 
-    /// Where the last whole group ends.
+    /// Where the last whole batch ends.
     pub(super) fn end(&self) -> usize {
-        let last = self.groups().last();
-        last.map_or(place(self.state.len()), |group| group.end)
+        let last = self.batches().last();
+        last.map_or(place(self.state.len()), |batch| batch.end)
     }
 
     /// Was more carried out than what can be read here, or is that not known?
@@ -431,13 +431,13 @@ mod tests {
     }
 
     fn write(segment: &mut Segment, bodies: &[&[u8]], open: bool) {
-        let mut group = Group::default();
-        bodies.iter().for_each(|body| group.push(|out| out.extend_from_slice(body)));
-        segment.write(&mut group, open).unwrap();
-        assert!(group.is_empty());
+        let mut batch = Batch::default();
+        bodies.iter().for_each(|body| batch.push(|out| out.extend_from_slice(body)));
+        segment.write(&mut batch, open).unwrap();
+        assert!(batch.is_empty());
     }
 
-    fn bodies(left: &Left) -> Vec<(Vec<u8>, bool)> {
+    fn bodies(left: &SegmentReader) -> Vec<(Vec<u8>, bool)> {
         left.records().map(|(body, done)| (body.to_vec(), done)).collect()
     }
 
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        let left = Left::read(File::open(written(dir.path())).unwrap(), &BOOT).unwrap();
+        let left = SegmentReader::read(File::open(written(dir.path())).unwrap(), &BOOT).unwrap();
         assert_eq!(left.state(), b"the state");
         let expected = [&b"one"[..], b"two two", &[3; 100], b"done"].map(|body| (body, true));
         let mut expected: Vec<_> = expected.map(|(body, done)| (body.to_vec(), done)).into();
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(bodies(&left), expected);
         assert!(!left.is_damaged());
         assert!(
-            Left::read(File::open(dir.path().join("segment")).unwrap(), &[0; 16]).is_err(),
+            SegmentReader::read(File::open(dir.path().join("segment")).unwrap(), &[0; 16]).is_err(),
             "another boot"
         );
     }
@@ -464,13 +464,13 @@ mod tests {
     fn damage_gives_a_front_part_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
-        let whole = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        let whole = SegmentReader::read(File::open(&path).unwrap(), &BOOT).unwrap();
         let all: Vec<Vec<u8>> = bodies(&whole).into_iter().map(|(body, _)| body).collect();
         drop(whole);
         let good = std::fs::read(&path).unwrap();
         let end = good.iter().rposition(|byte| *byte != 0).unwrap() + 1;
         let seen = |bytes: Vec<u8>| {
-            let left = Left::parse(bytes, &BOOT).ok()?;
+            let left = SegmentReader::parse(bytes, &BOOT).ok()?;
             assert_eq!(left.state(), b"the state");
             Some(left.records().map(|(body, _)| body.to_vec()).collect::<Vec<_>>())
         };
@@ -503,7 +503,7 @@ mod tests {
         let mut next = segment(&new, 2, b"another", 4096);
         assert_eq!(next.take(&first, since, usize::MAX).unwrap(), first.end());
         write(&mut next, &[b"more"], true);
-        let left = Left::read(File::open(&new).unwrap(), &BOOT).unwrap();
+        let left = SegmentReader::read(File::open(&new).unwrap(), &BOOT).unwrap();
         let mut expected: Vec<_> = after.iter().map(|body| (body.to_vec(), true)).collect();
         expected.push((b"more".to_vec(), false));
         assert_eq!(bodies(&left), expected);
@@ -515,18 +515,18 @@ mod tests {
     fn records_of_another_file_are_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path());
-        let left = || Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
-        let groups: Vec<_> = left().groups().collect();
-        assert_eq!(groups.len(), 3);
+        let left = || SegmentReader::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        let batches: Vec<_> = left().batches().collect();
+        assert_eq!(batches.len(), 3);
         let mut over = segment(&path, 2, b"the state", 2048);
-        for (count, group) in groups.iter().enumerate() {
-            assert!(left().groups().eq(groups[..count].iter().cloned()));
-            assert_eq!(left().end(), group.start - PREFIX);
-            let mut same = vec![0; group.len()];
-            over.file.read(group.start, &mut same);
+        for (count, batch) in batches.iter().enumerate() {
+            assert!(left().batches().eq(batches[..count].iter().cloned()));
+            assert_eq!(left().end(), batch.start - PREFIX);
+            let mut same = vec![0; batch.len()];
+            over.file.read(batch.start, &mut same);
             over.append(&[&same, &END[..]].concat()).unwrap();
         }
-        assert!(left().groups().eq(groups));
+        assert!(left().batches().eq(batches));
     }
 
     // Fails if a file does not grow beyond its first allocation, or is neither full nor over then.
@@ -544,10 +544,10 @@ mod tests {
             known.extend([(segment.is_full(), count, 1), (segment.is_over(), count, 2)]);
         }
         let first = |what| known.iter().find(|(is, _, which)| *is && *which == what).unwrap().1;
-        // A group is 104 bytes: a prefix, a length, the body, its end.
+        // A batch is 104 bytes: a prefix, a length, the body, its end.
         assert_eq!((first(1), first(2)), (512_usize.div_ceil(104), 10 + 2048_usize.div_ceil(104)));
         assert!(path.metadata().unwrap().len() > 50_000 * 100);
-        let left = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        let left = SegmentReader::read(File::open(&path).unwrap(), &BOOT).unwrap();
         assert_eq!(left.records().count(), 50_000);
     }
 
@@ -587,7 +587,7 @@ mod tests {
         segment.look_ahead();
         assert!(!segment.is_tight);
         write(&mut segment, &[&vec![9; 2 * AHEAD]], false);
-        let left = Left::read(File::open(&path).unwrap(), &BOOT).unwrap();
+        let left = SegmentReader::read(File::open(&path).unwrap(), &BOOT).unwrap();
         assert_eq!(left.records().count(), written + 1);
     }
 }

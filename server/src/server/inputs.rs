@@ -2,7 +2,7 @@
 //!
 //! [`Server::apply`] executes an input. Its record is in the journal before it has an effect outside of
 //! the engine. If executing it panics, the engine is restored from the journal as it was before, and the
-//! input is refused; `journal/replay.rs` defines what that means for each kind.
+//! input is refused; `journal/recovery.rs` defines what that means for each kind.
 //!
 //! A new kind of [`Input`] needs a call of [`Server::input`] here, and an arm there.
 
@@ -16,7 +16,7 @@ use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
 use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
 use super::Server;
-use crate::journal::{self, Entry, Journal, Run};
+use crate::journal::{self, Entry, Journal, RequestBatch};
 use crate::log::GUEST;
 
 /// Units of deferred work that are done between the turns of connections: about a millisecond.
@@ -97,10 +97,10 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Executes one frame, unless it is deferred, and wakes the affected connections. `at` is its position
-    /// in `run`, which [`Server::tell`] appends to the journal.
+    /// in `run`, which [`Server::flush`] appends to the journal.
     pub(crate) fn handle(
         &self,
-        run: &mut Run<'_>,
+        run: &mut RequestBatch<'_>,
         at: std::ops::Range<usize>,
         frame: &Frame<'_>,
         out: &mut Vec<u8>,
@@ -108,7 +108,7 @@ impl<H: Host + 'static> Server<H> {
         let shared = &self.0;
         let (start, conn, now) = (out.len(), run.conn(), run.now());
         let Frame { header, payload } = frame;
-        shared.update.asked_by(conn);
+        shared.update.set_requester(conn);
         let recorded = is_journaled(&shared.engine.borrow(), conn, header);
         let outcome = self.apply(Entry::Request { run, at, recorded }, |engine, host| {
             engine.handle(conn, header, payload, now, host, out)
@@ -116,9 +116,9 @@ impl<H: Host + 'static> Server<H> {
         if outcome != Outcome::Answered {
             return Ok(outcome);
         }
-        let withheld = shared.update.keep_back(header, out);
+        let withheld = shared.update.withhold_reply(header, out);
         if withheld > 0 {
-            self.tell(run);
+            self.flush(run);
             self.with_journal(|journal| journal.instead(conn, withheld, &[]));
         }
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
@@ -211,7 +211,7 @@ impl<H: Host + 'static> Server<H> {
             Some(Err(reason)) => {
                 error!(reason, "the store cannot be restored from the journal");
                 // Records of this engine must not follow those in the journal.
-                self.with_journal(Journal::renew);
+                self.with_journal(Journal::invalidate);
             }
             None => {}
         }
@@ -236,7 +236,7 @@ fn log_panic(input: &Input<'_>) {
 /// Returns true if this request must be in the journal. On a socket, which does not outlive the
 /// process, a request that only reads and brings no events is left out.
 fn is_journaled(engine: &Engine, conn: ConnId, header: &Header) -> bool {
-    !journal::only_asks(header)
+    !journal::only_reads(header)
         || engine.caller(conn) != Some(Caller::Socket)
         || engine.has_events(conn)
 }

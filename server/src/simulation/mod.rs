@@ -22,7 +22,7 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 
 use crate::daemon::serving;
-use crate::handover::{Incoming, Outgoing, Updatable, Update};
+use crate::handover::{ReceivedState, Source, UpdatableHost, Update};
 use crate::journal::{self, Journal};
 use crate::log::Trace;
 use crate::options::Options;
@@ -63,8 +63,8 @@ fn passed_on(number: RawFd) -> RawFd {
 }
 
 /// All that a live update does until the other program runs.
-async fn hand_over(outgoing: &Outgoing<'_>, (mut stream, base): (Vec<u8>, Base)) -> Ended {
-    let held = outgoing.server.hold_all(false).await;
+async fn hand_over(outgoing: &Source<'_>, (mut stream, base): (Vec<u8>, Base)) -> Ended {
+    let held = outgoing.server.pause_all(false).await;
     let mut state = outgoing.state(held);
     let clock = outgoing.server.clock().now();
     crash::start(0);
@@ -84,8 +84,8 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
     let mut options = Options::default();
     (options.pretend_xen, options.require_xen) = (Some(world.xen()), true);
     let mut incoming = match handed_over {
-        None => journal::recover(&dir, &config).unwrap().map(Incoming::recovered),
-        Some((state, clock)) => Some(Incoming::handed_over(&config, &state, clock)),
+        None => journal::recover(&dir, &config).unwrap().map(ReceivedState::recovered),
+        Some((state, clock)) => Some(ReceivedState::handed_over(&config, &state, clock)),
     };
     let (trace, driver) = (Trace::new(), Driver::new().unwrap());
     let (fresh, rings) = smol::channel::unbounded();
@@ -104,7 +104,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
         incoming.set_out(&found.resumed);
     }
     let update = Update::default();
-    let host: Box<dyn Host> = Box::new(Updatable { host: found.host, update: update.clone() });
+    let host: Box<dyn Host> = Box::new(UpdatableHost { host: found.host, update: update.clone() });
     let (server, taken) = serving(incoming, host, &config, Some(dir));
     let server = server.driven(driver.clone()).updated(update.clone());
     let events = found.events.unwrap();
@@ -118,9 +118,9 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
         tasks.spawn(events.deliver(&server));
         tasks.spawn(server.do_work());
         let program = File::open("/proc/self/exe").unwrap();
-        let (server, update, holding) = (&server, &update, Mutex::default());
+        let (server, update, pausing) = (&server, &update, Mutex::default());
         let welcome = &|_| Ok(());
-        let outgoing = Outgoing { server, welcome, update, listener: None, xen, holding, program };
+        let outgoing = Source { server, welcome, update, listener: None, xen, pausing, program };
         let serve_rings = async {
             while let Ok(ring) = rings.recv().await {
                 tasks.spawn(server.serve(ring));
@@ -143,7 +143,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
 async fn play<'a>(
     world: &mut World<'_>,
     end: Option<End>,
-    outgoing: &Outgoing<'a>,
+    outgoing: &Source<'a>,
     tasks: &Tasks<'a>,
     driver: &Driver,
 ) -> Ended {
@@ -154,7 +154,7 @@ async fn play<'a>(
         if let Some(client) = world.connects() {
             tasks.spawn(server.serve(Socket::adopt(client, driver).unwrap()));
         }
-        let active = world.turn(|| _ = server.with_journal(Journal::renew));
+        let active = world.turn(|| _ = server.with_journal(Journal::invalidate));
         server.next_turn().await;
         if crash::is_over() {
             return Ended::Killed;

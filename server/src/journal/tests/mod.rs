@@ -1,5 +1,9 @@
 //! Journals of servers without a machine, and what comes of them.
 
+pub(super) mod panics;
+mod storage;
+mod traces;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
@@ -72,8 +76,8 @@ impl Kept {
     }
 
     /// The next file, and the state with which it is to be written.
-    pub(super) fn draft(&self) -> (Draft, State) {
-        let draft = self.server.with_journal(Journal::draft).unwrap().unwrap();
+    pub(super) fn draft(&self) -> (Checkpoint, State) {
+        let draft = self.server.with_journal(Journal::checkpoint).unwrap().unwrap();
         (draft, self.server.with(|engine, _| engine.dump()))
     }
 
@@ -84,13 +88,13 @@ impl Kept {
     }
 
     /// Goes on in this file, if it is one.
-    pub(super) fn accept(&self, drafted: Drafted) {
+    pub(super) fn accept(&self, drafted: NewSegment) {
         let finish = |journal: &mut Journal| {
             journal.accept(drafted);
             loop {
                 match journal.catch_up() {
-                    Progress::More => {}
-                    Progress::Over(retired) => {
+                    CatchUp::More => {}
+                    CatchUp::Done(retired) => {
                         break journal.recycle(retired.and_then(Retired::trim));
                     }
                 }
@@ -105,21 +109,21 @@ impl Kept {
         for (op, tx_id, payload) in requests {
             frames.extend_from_slice(&frame(*op, *tx_id, payload));
         }
-        let (mut run, mut at) = (Run::new(conn, 5, &frames), 0);
+        let (mut run, mut at) = (RequestBatch::new(conn, 5, &frames), 0);
         while let Some((frame, rest)) = Frame::split_first(&frames[at..]) {
             let end = frames.len() - rest.len();
             let _ = self.server.handle(&mut run, at..end, &frame, &mut Vec::new());
             at = end;
         }
-        self.server.tell(&mut run);
+        self.server.flush(&mut run);
     }
 
     /// An engine that is made now is that of the server.
     pub(super) fn is_exact(&self) {
         let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
         let left = File::open(file(self.dir.path(), newest)).unwrap();
-        let left = Left::read(left, &boot_id()).unwrap();
-        let replay = Replay::of(&Config::default(), &left).unwrap();
+        let left = SegmentReader::read(left, &boot_id()).unwrap();
+        let replay = Recovery::of(&Config::default(), &left).unwrap();
         assert_eq!(replay.interrupted, None);
         let now = self.server.with(|engine, _| engine.dump());
         assert!(replay.engine.dump().encode() == now.encode(), "{:?}", replay.engine);
@@ -216,9 +220,9 @@ fn a_file_that_misses_something_is_given_up() {
         numbers(kept.dir.path()).first().copied()
     };
     assert_eq!(draft(|_| ()), Some(2));
-    assert_eq!(draft(Journal::renew), Some(2));
+    assert_eq!(draft(Journal::invalidate), Some(2));
     kept.is_exact();
-    assert_eq!(draft(Journal::interrupt), None);
+    assert_eq!(draft(Journal::discard), None);
     assert!(!new_file(kept.dir.path()).exists());
     // Nothing was kept when it was begun: it is that of a moment in which nothing happens.
     kept.renew();

@@ -12,12 +12,12 @@ use xenstore_store::Caller;
 use xenstore_transport::memory::{self, Pipe};
 use xenstore_transport::{Failure, Peer, Place};
 
-use super::tests::{Kept, frame, kept};
-use super::*;
+use super::super::*;
+use super::{Kept, frame, kept};
 use crate::server::Failed;
 
 /// What is said in the log meanwhile.
-pub(super) fn log_of(run: impl FnOnce()) -> String {
+pub(in super::super) fn log_of(run: impl FnOnce()) -> String {
     let mut file = tempfile::tempfile().unwrap();
     let writer = Arc::new(file.try_clone().unwrap());
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
@@ -122,7 +122,7 @@ fn a_request_that_is_not_journaled_refuses_no_other() {
     kept.turn(conn, &[(Operation::Write, 0, "/a|2")]);
     let read = frame(Operation::Read, 0, "/a|");
     let log = log_of(|| {
-        let mut run = Run::new(conn, 5, &read);
+        let mut run = RequestBatch::new(conn, 5, &read);
         let entry = Entry::Request { run: &mut run, at: 0..read.len(), recorded: false };
         let failed = kept.server.apply(entry, |_, _| panic!("a mistake"));
         assert_eq!(failed, Err::<(), _>(Failed::Refused));
@@ -156,7 +156,7 @@ fn a_journal_that_cannot_be_read_is_begun_anew() {
         let file = File::options().write(true).open(newest).unwrap();
         file.write_all_at(&[0xff], segment::HEADER as u64).unwrap();
     };
-    let void = |kept: &Kept| kept.server.with_journal(Journal::renew).unwrap();
+    let void = |kept: &Kept| kept.server.with_journal(Journal::invalidate).unwrap();
     for spoil in [&damage as &dyn Fn(&Kept), &void] {
         let kept = kept();
         spoil(&kept);

@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use xenstore_sys::mapped_file::fail;
 
-use super::files::old_file;
+use super::super::files::old_file;
+use super::super::*;
 use super::panics::log_of;
-use super::tests::{Kept, kept};
-use super::*;
+use super::{Kept, kept};
 
 /// The file system is full while this value exists.
 struct Full;
@@ -81,7 +81,7 @@ fn a_file_is_given_up_only_when_nothing_can_be_appended() {
     assert!(asked >= 5, "{asked}");
     assert!(log.contains("cannot write the journal") && log.contains("retry_ms"), "{log}");
     assert!(numbers(kept.dir.path()).is_empty() && is_due(&kept));
-    assert!(kept.server.with_journal(Journal::draft).unwrap().is_none());
+    assert!(kept.server.with_journal(Journal::checkpoint).unwrap().is_none());
     drop(full);
     // Requests are served while the next file is written.
     let (draft, state) = kept.draft();

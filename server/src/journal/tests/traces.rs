@@ -6,9 +6,9 @@ use xenstore_protocol::DomId;
 use xenstore_store::{Caller, DomainInfo};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::segment::{DONE, HEADER};
-use super::tests::{Kept, kept};
-use super::*;
+use super::super::segment::{DONE, HEADER};
+use super::super::*;
+use super::{Kept, kept};
 
 const DOMAINS: [DomId; 3] = [DomId(1), DomId(2), DomId(3)];
 /// Bytes of the header that mean something.
@@ -107,9 +107,9 @@ impl Kept {
         server.commit();
     }
 
-    fn left(&self) -> Left {
+    fn left(&self) -> SegmentReader {
         let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
-        Left::read(File::open(file(self.dir.path(), newest)).unwrap(), &boot_id()).unwrap()
+        SegmentReader::read(File::open(file(self.dir.path(), newest)).unwrap(), &boot_id()).unwrap()
     }
 
     fn state(&self) -> Vec<u8> {
@@ -143,8 +143,8 @@ fn begin() -> Vec<Step> {
 
 /// The engine that is made of these bytes, and whether it is said that something is lost.
 fn made(bytes: &[u8]) -> Result<(Digest, bool), String> {
-    let left = Left::parse(bytes.to_vec(), &boot_id())?;
-    let replay = Replay::of(&Config::default(), &left)?;
+    let left = SegmentReader::parse(bytes.to_vec(), &boot_id())?;
+    let replay = Recovery::of(&Config::default(), &left)?;
     replay.engine.check().map_err(|violation| violation.to_string())?;
     assert_eq!(replay.interrupted, None);
     Ok((xxh3_64(&replay.engine.dump().encode()), left.is_damaged()))
