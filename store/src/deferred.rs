@@ -41,6 +41,10 @@ pub(crate) struct Removal {
 }
 
 impl Removal {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.indexed.is_empty() && self.charged.is_empty() && self.unused.is_empty()
+    }
+
     /// Adds nodes to be freed, in pieces if they have no other reference.
     pub(crate) fn free(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
         self.unused.extend(nodes.into_iter().filter(Arc::is_unique));
@@ -211,14 +215,17 @@ impl Engine {
 
     /// Frees an old tree.
     pub(crate) fn free_tree(&mut self, tree: Tree) {
-        let mut removal = Removal::default();
-        removal.free([tree.into_root()]);
-        self.forget_nodes(None, removal);
+        let root = tree.into_root();
+        if root.is_unique() {
+            self.forget_nodes(None, Removal { unused: alloc::vec![root], ..Removal::default() });
+        }
     }
 
     /// Forgets removed nodes as far as the budget allows, and defers the rest.
     pub(crate) fn forget_nodes(&mut self, conn: Option<ConnId>, removal: Removal) {
-        if let Err(rest) = self.advance_removal(removal) {
+        if !removal.is_empty()
+            && let Err(rest) = self.advance_removal(removal)
+        {
             self.deferred.defer_removal(conn, rest);
         }
     }

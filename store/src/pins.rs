@@ -110,8 +110,9 @@ impl Engine {
             };
             let transaction = triomphe::Arc::make_mut(transaction);
             let back = transaction.give_up(Errno::Eagain);
-            let unused = transaction.take_unused();
-            self.forget_nodes(None, unused);
+            if let Some(unused) = transaction.take_unused() {
+                self.forget_nodes(None, unused);
+            }
             self.domains.count(domid, |usage| usage.bytes -= back);
         }
         sum

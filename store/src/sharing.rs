@@ -54,8 +54,13 @@ impl Copies {
         let (mut bytes, mut seen) = (0, 0);
         for node in on_way(tree, path) {
             let created = node.created();
-            seen = seen.max(self.seen.get(&created).copied().unwrap_or(0));
+            if !self.seen.is_empty() {
+                seen = seen.max(self.seen.get(&created).copied().unwrap_or(0));
+            }
             let own = u32::from(created > start);
+            if own > seen {
+                continue;
+            }
             let copied = self.copied.entry(created).or_insert(own);
             if *copied <= seen {
                 bytes += version(node);

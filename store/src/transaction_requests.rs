@@ -51,7 +51,9 @@ impl Engine {
             }
             transaction.request(cx, request, payload)
         });
-        self.forget_nodes(None, transaction.take_unused());
+        if let Some(unused) = transaction.take_unused() {
+            self.forget_nodes(None, unused);
+        }
         let more = transaction.bytes - before;
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| usage.bytes += more);
@@ -72,13 +74,14 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Result<Answer, Errno> {
         let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
-        let transaction = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
-        let mut transaction = Arc::unwrap_or_clone(transaction);
+        let mut shared = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
+        // Copied if a state that is being written shares it.
+        let transaction = Arc::make_mut(&mut shared);
         let domid = self.rights(conn).domid;
-        self.discount_transaction(domid, &transaction);
+        self.discount_transaction(domid, transaction);
         if !commit {
             self.unprotect();
-            self.forget_nodes(None, transaction.into_nodes());
+            self.forget_nodes(None, Arc::unwrap_or_clone(shared).into_nodes());
             return Ok(Answer::Done);
         }
         if self.injected_eagain > 0 {
@@ -86,7 +89,7 @@ impl Engine {
             self.unprotect();
             return Err(Errno::Eagain);
         }
-        let guard = self.guard(conn, now).map(|guard| (guard, transaction.clone()));
+        let guard = self.guard(conn, now).map(|guard| (guard, Transaction::clone(transaction)));
         let epoch = self.epoch;
         let old = self.work.tree.clone();
         let outcome =
@@ -118,8 +121,12 @@ impl Engine {
             connection.failures = connection.failures << 1 | failed;
         }
         self.unprotect();
-        self.forget_nodes(None, transaction.into_nodes());
-        self.free_tree(old);
+        if transaction.is_small(&old) {
+            self.deferred.spend(transaction.steps / 4);
+        } else {
+            self.forget_nodes(None, Arc::unwrap_or_clone(shared).into_nodes());
+            self.free_tree(old);
+        }
         result
     }
 

@@ -21,6 +21,49 @@ pub(crate) struct WatchId(pub(crate) u64);
 /// read costs a bounded amount of memory.
 pub(crate) const PENDING_MAX: usize = 1024;
 
+/// Paths of the queued events of a watch. Usually there is at most one, which needs no allocation.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    first: Option<Arc<str>>,
+    rest: BTreeSet<Arc<str>>,
+}
+
+impl Pending {
+    pub(crate) fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+
+    pub(crate) fn contains(&self, path: &Arc<str>) -> bool {
+        self.first.as_ref() == Some(path) || self.rest.contains(path)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    /// Returns false if the path is pending already.
+    pub(crate) fn insert(&mut self, path: Arc<str>) -> bool {
+        if self.first.is_none() && !self.rest.contains(&path) {
+            self.first = Some(path);
+            return true;
+        }
+        self.first.as_ref() != Some(&path) && self.rest.insert(path)
+    }
+
+    pub(crate) fn remove(&mut self, path: &Arc<str>) {
+        if self.first.as_ref() == Some(path) {
+            self.first = None;
+        } else if self.rest.remove(path) && self.rest.is_empty() {
+            // An empty set still holds the memory of its last node.
+            self.rest.clear();
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Pending::default();
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) conn: ConnId,
@@ -31,7 +74,7 @@ pub(crate) struct Watch {
     pub(crate) token: Arc<[u8]>,
     pub(crate) depth: Option<u32>,
     /// Paths of the events that wait to be fetched.
-    pub(crate) pending: BTreeSet<Arc<str>>,
+    pub(crate) pending: Pending,
     /// One event with the path of the watch waits instead of all that happened.
     pub(crate) collapsed: bool,
     /// Grows when the events that wait are dropped; see [`Queued`](crate::connection::Queued).
@@ -246,7 +289,7 @@ mod tests {
             prefix: 0,
             token: b"t"[..].into(),
             depth,
-            pending: BTreeSet::new(),
+            pending: Pending::default(),
             collapsed: false,
             round: 0,
         }

@@ -1,7 +1,6 @@
 //! WATCH, UNWATCH, RESET_WATCHES, and the way of an event from a change to its receiver.
 
 use alloc::borrow::Cow;
-use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -15,7 +14,7 @@ use crate::engine::Engine;
 use crate::execute::resolve;
 use crate::fanout::Fanout;
 use crate::tree::Tree;
-use crate::watch::{Gone, PENDING_MAX, Watch, WatchId};
+use crate::watch::{Gone, PENDING_MAX, Pending, Watch, WatchId};
 
 /// Places for events that a connection keeps when none wait.
 const EVENTS_KEPT: usize = 16;
@@ -76,7 +75,7 @@ impl Engine {
             path: resolved.as_ref().into(),
             token: token.into(),
             depth,
-            pending: BTreeSet::new(),
+            pending: Pending::default(),
             collapsed: false,
             round: 0,
         });
@@ -288,10 +287,6 @@ impl Engine {
             }
             let Some(watch) = self.watches.all.get_mut(&event.watch) else { continue };
             watch.pending.remove(&event.path);
-            if watch.pending.is_empty() {
-                // An empty set still holds the memory of its last node.
-                watch.pending.clear();
-            }
             watch.collapsed = false;
             let path = event.path[watch.prefix..].as_bytes();
             WatchEvent { path, token: &watch.token }.emit(out);
