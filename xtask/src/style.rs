@@ -50,6 +50,7 @@ pub fn check() -> Verdict {
         let file = File { name, page: path.extension().is_some_and(|end| end == "md"), text };
         file.check(&forbidden, &mut findings);
     }
+    log_lines(&mut findings);
     for finding in &findings {
         println!("{finding}");
     }
@@ -57,6 +58,40 @@ pub fn check() -> Verdict {
         0 => Verdict::Pass,
         count => Verdict::Fail(format!("{count} findings; docs/style.md has the rules")),
     }
+}
+
+/// Reports the lines in the tables "Log lines" of the pages that no source of the daemon contains.
+fn log_lines(findings: &mut Vec<String>) {
+    let sources = ["server/src", "store/src", "transport"].map(|dir| files(&project().join(dir)));
+    let texts = sources.iter().flatten().filter_map(|path| fs::read_to_string(path).ok());
+    let joined: Vec<String> = texts.map(|text| text.replace("\\\n", " ")).collect();
+    let source = words(&joined.join(" "));
+    for page in ["docs/operating.md", "docs/live-update.md"] {
+        let text = fs::read_to_string(project().join(page)).unwrap_or_default();
+        let lines = text.lines().enumerate().skip_while(|(_, line)| *line != "## Log lines");
+        for (at, row) in lines.filter(|(_, line)| line.starts_with("| `")) {
+            let cell = row.split(" | ").next().unwrap_or(row);
+            for fragment in cell.split('`').skip(1).step_by(2).flat_map(fragments) {
+                if !source.contains(&fragment) {
+                    findings.push(format!("{page}:{}: no such log line: {fragment}", at + 1));
+                }
+            }
+        }
+    }
+}
+
+/// The fixed parts of a log line as a page shows it: `N`, `M`, `PATH` and `…` stand for values.
+fn fragments(line: &str) -> Vec<String> {
+    let marked = line
+        .split(' ')
+        .map(|word| if ["N", "M", "PATH", "conn"].contains(&word) { "…" } else { word });
+    let marked = marked.collect::<Vec<_>>().join(" ");
+    marked.split(['…', '"', '=', '/', ':']).map(words).filter(|part| part.len() > 4).collect()
+}
+
+/// `text` with single spaces.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The forbidden phrases, each with advice.
@@ -245,6 +280,11 @@ mod tests {
         assert!(found("// renewed anew-x", false, "anew").is_empty());
         assert!(found("goes\n\non", true, "goes on").is_empty());
         assert!(found("<!-- style: off -->\nanew\n<!-- style: on -->", true, "anew").is_empty());
+    }
+
+    #[test]
+    fn fixed_parts_of_a_log_line_are_found() {
+        assert_eq!(fragments("domain N has reached its quota …"), ["has reached its quota"]);
     }
 
     #[test]
