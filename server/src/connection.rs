@@ -11,7 +11,7 @@ use std::time::Duration;
 use smol::Timer;
 use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, server};
 use xenstore_store::{ConnId, Host, Millis, Outcome};
-use xenstore_transport::{Place, Transport};
+use xenstore_transport::{ResumePoint, Transport};
 
 use crate::handover::UnderWay;
 use crate::journal::RequestBatch;
@@ -121,8 +121,8 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
 
     /// Stands still and says what is under way, unless the connection is over.
     fn stand(&self) -> Poll<End> {
-        let place = self.transport.place();
-        if place == Place::Over {
+        let place = self.transport.resume_point();
+        if place == ResumePoint::Closed {
             return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
         }
         self.server.quiesce().paused(self.conn, || UnderWay {

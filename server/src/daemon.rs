@@ -191,7 +191,7 @@ fn run(settings: Settings) -> Result<(), String> {
         &options,
         &config,
         incoming.as_ref().map(|incoming| &incoming.state),
-        given.evtchn.or(of_c.and_then(|number| inherit::any(number).ok())),
+        given.evtchn.or(of_c.and_then(|number| inherit::adopt(number).ok())),
         (fresh, &trace, &driver),
     )?;
     let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
@@ -333,7 +333,7 @@ fn inherited_listener(
     driver: &Driver,
 ) -> Result<Option<(Listener, String)>, String> {
     let Some(number) = number else { return Ok(None) };
-    let listener = inherit::socket(number, true).and_then(|fd| Listener::adopt(fd, driver));
+    let listener = inherit::adopt_socket(number, true).and_then(|fd| Listener::adopt(fd, driver));
     let mut listener = listener.map_err(|error| format!("socket: {error}"))?;
     if !systemd::is_activated() {
         listener = listener.owns_file();

@@ -225,7 +225,7 @@ impl<H: Host + 'static> Server<H> {
         }
         let recovered = transport.poll_recover(cx, failure);
         if recovered.is_pending() && self.must_pause(conn) {
-            let (place, failed) = (transport.place(), Some(failure));
+            let (place, failed) = (transport.resume_point(), Some(failure));
             let none = UnderWay { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
             self.quiesce().paused(conn, || none);
         }
@@ -385,7 +385,7 @@ impl<H: Host + 'static> Server<H> {
             worker.wake_by_ref();
         }
         if engine.has_shrunk() {
-            xenstore_sys::give_back_free_memory();
+            xenstore_sys::trim_heap();
         }
     }
 

@@ -9,7 +9,7 @@ use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
 use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
 use xenstore_transport::ring::Indices;
-use xenstore_transport::xen::{Left, Machine, XenRing, host, pretend};
+use xenstore_transport::xen::{Inherited, Machine, XenRing, host, pretend};
 
 use crate::journal::Settled;
 use crate::log::Trace;
@@ -54,11 +54,11 @@ impl Surroundings {
             None => host(driver, left),
         };
         let machine = match (device, kept) {
-            (Some(_), Some(kept)) => open(Some(Left::Kept(kept))),
+            (Some(_), Some(kept)) => open(Some(Inherited::Stored(kept))),
             (Some(number), None) => {
-                inherit::any(number).and_then(|fd| open(Some(Left::HandedOver(fd))))
+                inherit::adopt(number).and_then(|fd| open(Some(Inherited::HandedOver(fd))))
             }
-            (None, Some(kept)) => open(Some(Left::Kept(kept))).or_else(|error| {
+            (None, Some(kept)) => open(Some(Inherited::Stored(kept))).or_else(|error| {
                 warn!(%error, "systemd has not kept the event channels: they are bound anew");
                 systemd::forget(&[Keep::Evtchn]);
                 open(None)

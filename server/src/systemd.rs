@@ -74,11 +74,11 @@ pub(crate) fn given() -> Result<Given, String> {
         match Keep::named(&name) {
             // Of another version.
             None if is_ours(&name) => {
-                let _ = inherit::any(number);
+                let _ = inherit::adopt(number);
                 forget_named(&name);
             }
             None => {
-                let socket = inherit::socket(number, true);
+                let socket = inherit::adopt_socket(number, true);
                 activated.push(socket.map_err(|error| format!("socket from systemd: {error}"))?);
             }
             Some(keep) => given.take(keep, number),
@@ -96,9 +96,9 @@ pub(crate) fn given() -> Result<Given, String> {
 impl Given {
     fn take(&mut self, keep: Keep, number: RawFd) {
         let taken = match keep {
-            Keep::Listener => inherit::socket(number, true)
+            Keep::Listener => inherit::adopt_socket(number, true)
                 .map(|socket| self.listener = Some(Listener::Kept(socket))),
-            Keep::Evtchn => inherit::any(number).map(|evtchn| self.evtchn = Some(evtchn)),
+            Keep::Evtchn => inherit::adopt(number).map(|evtchn| self.evtchn = Some(evtchn)),
         };
         if let Err(error) = taken {
             warn!(%error, "systemd has not kept the {}", keep.name());

@@ -15,8 +15,10 @@ use tracing::{error, info, warn};
 use xenstore_protocol::ring::{Side, Word};
 use xenstore_protocol::{DomId, Errno, Operation, feature};
 use xenstore_store::{DomainInfo, Host};
-use xenstore_transport::ring::{Indices, Line, Page};
-use xenstore_transport::xen::{Bell, DomainState, Evtchn, Machine, SharedPage, XenLine, XenRing};
+use xenstore_transport::ring::{Indices, Page, RingChannel};
+use xenstore_transport::xen::{
+    DomainStatus, Evtchn, EvtchnDoorbell, Machine, Released, SharedPage, XenRing, XenRingChannel,
+};
 
 use crate::journal::{Settled, settle};
 use crate::log::Trace;
@@ -26,7 +28,7 @@ use crate::server::Server;
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whom an event at a port of ours is for.
-type Ports = Rc<RefCell<BTreeMap<u32, Arc<XenLine>>>>;
+type Ports = Rc<RefCell<BTreeMap<u32, Arc<XenRingChannel>>>>;
 
 /// The rings of domains. Clones are the same.
 pub(crate) type Rings = Rc<RefCell<BTreeMap<DomId, Ringed>>>;
@@ -47,7 +49,7 @@ pub(crate) struct Xen {
 /// The ring of a domain.
 #[derive(Debug)]
 pub(crate) struct Ringed {
-    line: Arc<XenLine>,
+    channel: Arc<XenRingChannel>,
     /// Our end of its event channel.
     pub(crate) port: Option<u32>,
     /// The domain's end, as far as it is known.
@@ -59,7 +61,7 @@ pub(crate) struct Ringed {
 impl Ringed {
     /// Tells the guest what it may use.
     pub(crate) fn offer(&self, features: u32) {
-        self.line.page().store(Word::ServerFeatures, features);
+        self.channel.page().store(Word::ServerFeatures, features);
     }
 
     /// Gives the event channel back, if there is one.
@@ -72,7 +74,7 @@ impl Ringed {
 
     /// The same at the end of everything.
     pub(crate) fn unbind(&self) {
-        self.line.doorbell().unbind();
+        self.channel.doorbell().unbind();
     }
 }
 
@@ -126,7 +128,7 @@ pub(crate) struct Progress<'a> {
 
 impl Xen {
     /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
-    /// ours already, or was kept. An error is one line.
+    /// ours already, or was kept. An error is one channel.
     pub(crate) fn new(
         mut machine: Machine,
         fresh: Sender<XenRing>,
@@ -134,7 +136,7 @@ impl Xen {
         bound: Option<u32>,
     ) -> Result<(Xen, Events), String> {
         let evtchn = machine.evtchn.clone();
-        let bound = bound.or_else(|| machine.kept.as_mut()?.take_domain_exc());
+        let bound = bound.or_else(|| machine.stored_ports.as_mut()?.adopt_domain_exc());
         let domain_exc = bound.map_or_else(|| evtchn.bind_domain_exc(), Ok).map_err(|error| {
             format!("VIRQ_DOM_EXC: {error}; does another XenStore run on this host?")
         })?;
@@ -151,10 +153,10 @@ impl Xen {
     /// that is when it begins to ask, and from then on the next process must know of it.
     pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
-        let bell = Bell::bind(&self.machine.evtchn, domid.0, remote)
+        let doorbell = EvtchnDoorbell::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        let line = self.add(domid, page, bell, feature::ALL, (0, remote));
-        let _ = self.fresh.try_send(XenRing::new(line, domid.0).unheard());
+        let channel = self.add(domid, page, doorbell, feature::ALL, (0, remote));
+        let _ = self.fresh.try_send(XenRing::new(channel, domid.0).notify_on_flush());
         Ok(())
     }
 
@@ -182,17 +184,17 @@ impl Xen {
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
         };
         // What a guest has made of a channel that was kept is not known here: some bind their end anew.
-        let kept = self.machine.kept.as_mut().and_then(|kept| kept.take(domid.0));
-        let port = port.or(kept.map(|kept| kept.port));
-        let remote = kept.map(|kept| kept.remote).or(remote);
-        let bell = Bell::adopt(&self.machine.evtchn, port);
+        let stored = self.machine.stored_ports.as_mut().and_then(|ports| ports.adopt(domid.0));
+        let port = port.or(stored.map(|channel| channel.port));
+        let remote = stored.map(|channel| channel.remote).or(remote);
+        let doorbell = EvtchnDoorbell::adopt(&self.machine.evtchn, port);
         if let (None, Some(remote)) = (port, remote)
-            && let Err(error) = bell.rebind(domid.0, remote)
+            && let Err(error) = doorbell.rebind(domid.0, remote)
         {
             // As in `again`: it can be introduced once more.
             warn!(%domid, port = remote, %error, "cannot bind the event channel");
         }
-        let port = bell.port();
+        let port = doorbell.port();
         // One of ours that has handed over has told everybody all that it had done.
         let told = indices.is_some() && tail.is_none();
         let (known, req_prod) = (Indices::of(&page), page.load(Word::ReqProd));
@@ -208,18 +210,18 @@ impl Xen {
         if tail.is_some() && settled == Settled::Goes {
             // The new journal does not contain the requests before it. Without this write, the page
             // could not be distinguished from one that the guest has set to 0.
-            indices.taken(&page);
+            indices.publish_req_cons(&page);
         }
-        let line = Line::resume(page, bell, features);
+        let channel = RingChannel::resume(page, doorbell, features);
         if let Some(port) = port {
-            self.ports.borrow_mut().insert(port, line.clone());
+            self.ports.borrow_mut().insert(port, channel.clone());
             // The other may have taken an event and not come to it.
             self.machine.evtchn.unmask(&[port])?;
         }
-        let ringed = Ringed { line: line.clone(), port, remote, gfn };
+        let ringed = Ringed { channel: channel.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
-        let ring = XenRing::resume(line, domid.0, indices);
-        Ok((if told { ring } else { ring.unheard() }, settled))
+        let ring = XenRing::resume(channel, domid.0, indices);
+        Ok((if told { ring } else { ring.notify_on_flush() }, settled))
     }
 
     /// All channels that are needed have been taken of those that were kept.
@@ -246,16 +248,16 @@ impl Xen {
         &mut self,
         domid: DomId,
         page: SharedPage,
-        bell: Bell,
+        doorbell: EvtchnDoorbell,
         features: u32,
         (gfn, remote): (u64, u32),
-    ) -> Arc<XenLine> {
-        let port = bell.port();
-        let line = Line::new(page, bell, features);
-        self.ports.borrow_mut().extend(port.map(|port| (port, line.clone())));
-        let ringed = Ringed { line: line.clone(), port, remote: Some(remote), gfn };
+    ) -> Arc<XenRingChannel> {
+        let port = doorbell.port();
+        let channel = RingChannel::new(page, doorbell, features);
+        self.ports.borrow_mut().extend(port.map(|port| (port, channel.clone())));
+        let ringed = Ringed { channel: channel.clone(), port, remote: Some(remote), gfn };
         self.rings.borrow_mut().insert(domid, ringed);
-        line
+        channel
     }
 
     /// A domain that has a ring is introduced again: mostly because its event channel has changed.
@@ -264,23 +266,23 @@ impl Xen {
         let Some(ringed) = rings.get_mut(&domid) else { return };
         ringed.unplug(&self.ports);
         ringed.remote = Some(remote);
-        let Ringed { line, port, .. } = ringed;
-        match line.doorbell().rebind(domid.0, remote) {
+        let Ringed { channel, port, .. } = ringed;
+        match channel.doorbell().rebind(domid.0, remote) {
             Ok(bound) => {
                 *port = Some(bound);
-                self.ports.borrow_mut().insert(bound, line.clone());
+                self.ports.borrow_mut().insert(bound, channel.clone());
             }
             // As C xenstored: the domain can be introduced once more.
             Err(error) => warn!(%domid, port = remote, %error, "cannot bind the event channel"),
         }
-        line.start();
+        channel.start();
     }
 }
 
 impl Host for Xen {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
-        let state = match self.machine.domains.domain(domid.0) {
-            Ok(Some(state)) => state,
+        let status = match self.machine.domains.domain(domid.0) {
+            Ok(Some(status)) => status,
             Ok(None) => {
                 self.seen.remove(&domid);
                 return None;
@@ -291,7 +293,7 @@ impl Host for Xen {
                 return self.seen.get(&domid).copied();
             }
         };
-        let DomainState { unique_id, shutdown } = state;
+        let DomainStatus { unique_id, shutdown } = status;
         // A hypervisor that gives no ids: each domain gets one here, until it has been seen gone.
         let known = self.seen.get(&domid).map(|info| info.unique_id);
         let unique_id = unique_id.or(known).unwrap_or_else(|| {
@@ -313,12 +315,13 @@ impl Host for Xen {
             Errno::Einval
         })?;
         let port = Some(page.load(Word::EvtchnPort)).filter(|port| *port != 0).unwrap_or(port);
-        let bell = Bell::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
-            warn!(%domid, port, %error, "cannot bind the event channel of this domain");
-            Errno::Einval
-        })?;
-        let line = self.add(domid, page, bell, features, (gfn, port));
-        let _ = self.fresh.try_send(XenRing::new(line, domid.0));
+        let doorbell =
+            EvtchnDoorbell::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
+                warn!(%domid, port, %error, "cannot bind the event channel of this domain");
+                Errno::Einval
+            })?;
+        let channel = self.add(domid, page, doorbell, features, (gfn, port));
+        let _ = self.fresh.try_send(XenRing::new(channel, domid.0));
         Ok(())
     }
 
@@ -326,7 +329,7 @@ impl Host for Xen {
         let Some(mut ringed) = self.rings.borrow_mut().remove(&domid) else { return };
         // The page goes with the connection, which ends now; or as soon as somebody serves it, if
         // the domain is released right after it was introduced.
-        ringed.line.close();
+        ringed.channel.close();
         ringed.unplug(&self.ports);
     }
 
@@ -341,12 +344,12 @@ impl Host for Xen {
 
 /// Gives back all channels that were kept and that nobody has taken.
 pub(crate) fn give_back(machine: &mut Machine) {
-    let Some(kept) = machine.kept.take() else { return };
-    let (taken, given_back, error) = kept.give_back(&*machine.evtchn);
+    let Some(stored) = machine.stored_ports.take() else { return };
+    let Released { adopted, released, error } = stored.release(&*machine.evtchn);
     if let Some(error) = error {
         warn!(%error, "the hypervisor does not tell about event channels: they are bound anew");
     }
-    info!(taken, given_back, "event channels were kept");
+    info!(adopted, released, "event channels were stored");
 }
 
 impl Events {
@@ -370,8 +373,8 @@ impl Events {
                 }
             }
             for port in &ports {
-                if let Some(line) = self.ports.borrow().get(port) {
-                    line.rang();
+                if let Some(channel) = self.ports.borrow().get(port) {
+                    channel.notify();
                 }
             }
             if ports.contains(&domain_exc.get()) {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Failure, Peer, Place, Transport};
+use crate::{Failure, Peer, ResumePoint, Transport};
 
 /// What happens to one read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ impl<T: Transport, P: FnMut() -> Fault + Unpin> Transport for Faulty<T, P> {
         self.inner.peer()
     }
 
-    fn place(&self) -> Place {
-        self.inner.place()
+    fn resume_point(&self) -> ResumePoint {
+        self.inner.resume_point()
     }
 
     fn restarts_at_zero(&mut self) -> bool {

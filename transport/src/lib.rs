@@ -56,15 +56,15 @@ pub enum Failure {
 
 /// Where another server can go on with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ResumePoint {
     /// Nowhere: it lives in this process.
-    Nowhere,
+    None,
     /// At this descriptor.
     Descriptor(RawFd),
     /// At these indices of the ring of the domain.
     Ring(Indices),
     /// The connection is over, which reading or writing will tell; a new one may have started.
-    Over,
+    Closed,
 }
 
 /// Bytes in both directions, and who is at the other end. Whoever has read or written flushes
@@ -75,7 +75,7 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     fn peer(&self) -> Peer;
 
     /// Where another server could go on.
-    fn place(&self) -> Place;
+    fn resume_point(&self) -> ResumePoint;
 
     /// Returns true once after the other end has set its indices to 0 ([`ring`]): the transport continues
     /// there, without the rest of a message that was read or written in part. Until this is called,
@@ -92,8 +92,8 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
         (**self).peer()
     }
 
-    fn place(&self) -> Place {
-        (**self).place()
+    fn resume_point(&self) -> ResumePoint {
+        (**self).resume_point()
     }
 
     fn restarts_at_zero(&mut self) -> bool {
@@ -110,8 +110,8 @@ impl<T: Transport + ?Sized> Transport for &mut T {
         (**self).peer()
     }
 
-    fn place(&self) -> Place {
-        (**self).place()
+    fn resume_point(&self) -> ResumePoint {
+        (**self).resume_point()
     }
 
     fn restarts_at_zero(&mut self) -> bool {
@@ -139,8 +139,8 @@ mod tests {
         fn peer(&self) -> Peer {
             Peer::Domain(5)
         }
-        fn place(&self) -> Place {
-            Place::Descriptor(7)
+        fn resume_point(&self) -> ResumePoint {
+            ResumePoint::Descriptor(7)
         }
         fn restarts_at_zero(&mut self) -> bool {
             true
@@ -183,7 +183,7 @@ mod tests {
         fn forwards(mut wrapped: impl Transport) {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(matches!(wrapped.peer(), Peer::Domain(5)));
-            assert!(matches!(wrapped.place(), Place::Descriptor(7)));
+            assert!(matches!(wrapped.resume_point(), ResumePoint::Descriptor(7)));
             assert!(wrapped.restarts_at_zero());
             let recovers = wrapped.poll_recover(&mut cx, Failure::Protocol);
             assert_eq!(recovers, Poll::Ready(true));

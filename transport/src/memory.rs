@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Failure, Peer, Place, Transport};
+use crate::{Failure, Peer, ResumePoint, Transport};
 
 /// Bytes that each direction holds before its writer has to wait.
 pub const CAPACITY: usize = 64 * 1024;
@@ -58,8 +58,8 @@ impl Transport for Pipe {
         self.peer
     }
 
-    fn place(&self) -> Place {
-        Place::Nowhere
+    fn resume_point(&self) -> ResumePoint {
+        ResumePoint::None
     }
 
     fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {

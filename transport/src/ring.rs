@@ -25,7 +25,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use loom::sync::atomic::fence;
 use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
 
-use crate::{Failure, Peer, Place, Transport};
+use crate::{Failure, Peer, ResumePoint, Transport};
 
 /// How words of the page are read: what the guest did before it wrote one has been done.
 pub(crate) const READ: Ordering = Ordering::Acquire;
@@ -48,12 +48,12 @@ pub trait Page {
 /// What makes the guest look at its page.
 pub trait Doorbell {
     /// Rings it. Cannot fail in a way that anything could be done about.
-    fn ring(&self);
+    fn notify(&self);
 }
 
 /// Both ends' indices differ by more than a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Garbage;
+pub struct InvalidIndices;
 
 /// Our end of the two rings, without waiting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,8 +71,8 @@ impl Indices {
     }
 
     /// Takes requests; 0 if there are none. The guest is not told yet.
-    pub fn read(&mut self, page: &impl Page, bytes: &mut [u8]) -> Result<usize, Garbage> {
-        let there = filled(page.load(Word::ReqProd), self.req_cons).ok_or(Garbage)?;
+    pub fn read(&mut self, page: &impl Page, bytes: &mut [u8]) -> Result<usize, InvalidIndices> {
+        let there = filled(page.load(Word::ReqProd), self.req_cons).ok_or(InvalidIndices)?;
         let count = there.min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         let [first, second] = stretches(self.req_cons, count);
         let (head, tail) = bytes[..count as usize].split_at_mut(first.len());
@@ -85,13 +85,13 @@ impl Indices {
     }
 
     /// Tells the guest what has been taken, whose room is its own again from then on.
-    pub fn taken(&self, page: &impl Page) {
+    pub fn publish_req_cons(&self, page: &impl Page) {
         page.store(Word::ReqCons, self.req_cons);
     }
 
     /// Puts down answers, as many as there is room for.
-    pub fn write(&mut self, page: &impl Page, bytes: &[u8]) -> Result<usize, Garbage> {
-        let there = filled(self.rsp_prod, page.load(Word::RspCons)).ok_or(Garbage)?;
+    pub fn write(&mut self, page: &impl Page, bytes: &[u8]) -> Result<usize, InvalidIndices> {
+        let there = filled(self.rsp_prod, page.load(Word::RspCons)).ok_or(InvalidIndices)?;
         let count = (SIZE - there).min(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         let [first, second] = stretches(self.rsp_prod, count);
         let (head, tail) = bytes[..count as usize].split_at(first.len());
@@ -112,7 +112,7 @@ impl Indices {
 
 /// A ring as whoever owns the devices sees it: tells of events, and starts it anew.
 #[derive(Debug)]
-pub struct Line<P, D> {
+pub struct RingChannel<P, D> {
     page: P,
     doorbell: D,
     /// The `error` word is offered to this guest.
@@ -123,13 +123,13 @@ pub struct Line<P, D> {
     waker: AtomicWaker,
 }
 
-impl<P: Page, D: Doorbell> Line<P, D> {
+impl<P: Page, D: Doorbell> RingChannel<P, D> {
     /// A page as a domain builder leaves it, with empty rings and the features that the guest is
     /// offered.
     pub fn new(page: P, doorbell: D, features: u32) -> Arc<Self> {
-        let line = Line::resume(page, doorbell, features);
-        line.start();
-        line
+        let channel = RingChannel::resume(page, doorbell, features);
+        channel.start();
+        channel
     }
 
     /// A page that another server has served so far, as it is.
@@ -137,7 +137,7 @@ impl<P: Page, D: Doorbell> Line<P, D> {
         page.store(Word::ServerFeatures, features);
         let tells_errors = features & xenstore_protocol::feature::ERROR != 0;
         let (starts, closed, waker) = (0.into(), false.into(), AtomicWaker::new());
-        Arc::new(Line { page, doorbell, tells_errors, starts, closed, waker })
+        Arc::new(RingChannel { page, doorbell, tells_errors, starts, closed, waker })
     }
 
     /// What is shared with the guest.
@@ -151,7 +151,7 @@ impl<P: Page, D: Doorbell> Line<P, D> {
     }
 
     /// The guest has rung.
-    pub fn rang(&self) {
+    pub fn notify(&self) {
         self.waker.wake();
     }
 
@@ -165,7 +165,7 @@ impl<P: Page, D: Doorbell> Line<P, D> {
         if self.page.load(Word::Connection) == connection::RECONNECT {
             // What the guest waits for, after all of the above.
             self.page.store(Word::Connection, connection::CONNECTED);
-            self.doorbell.ring();
+            self.doorbell.notify();
         }
         self.waker.wake();
     }
@@ -181,7 +181,7 @@ impl<P: Page, D: Doorbell> Line<P, D> {
 /// is flushed: until then it can still be found in the ring by whoever comes after us.
 #[derive(Debug)]
 pub struct Ring<P, D> {
-    line: Arc<Line<P, D>>,
+    channel: Arc<RingChannel<P, D>>,
     domid: u16,
     indices: Indices,
     /// What the page says of our end, unless the guest has changed it.
@@ -193,20 +193,20 @@ pub struct Ring<P, D> {
 }
 
 impl<P: Page, D: Doorbell> Ring<P, D> {
-    /// The server's end of a line. There must be one at a time.
-    pub fn new(line: Arc<Line<P, D>>, domid: u16) -> Self {
-        Ring::resume(line, domid, Indices::default())
+    /// The server's end of a channel. There must be one at a time.
+    pub fn new(channel: Arc<RingChannel<P, D>>, domid: u16) -> Self {
+        Ring::resume(channel, domid, Indices::default())
     }
 
     /// The same, from where another server was, which has written these indices to the page.
-    pub fn resume(line: Arc<Line<P, D>>, domid: u16, indices: Indices) -> Self {
-        let start = line.starts.load(Ordering::Acquire);
-        Ring { line, domid, indices, told: indices, start, moved: false }
+    pub fn resume(channel: Arc<RingChannel<P, D>>, domid: u16, indices: Indices) -> Self {
+        let start = channel.starts.load(Ordering::Acquire);
+        Ring { channel, domid, indices, told: indices, start, moved: false }
     }
 
     /// The same ring, which notifies its guest at the first flush: the previous process may have moved an
     /// index without notifying.
-    pub fn unheard(self) -> Self {
+    pub fn notify_on_flush(self) -> Self {
         Ring { moved: true, ..self }
     }
 
@@ -214,14 +214,14 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
     /// there are none there.
     fn is_zeroed(&self) -> bool {
         let zero = Indices::default();
-        let page = &self.line.page;
+        let page = &self.channel.page;
         self.told != zero && Indices::of(page) == zero && page.load(Word::RspCons) == 0
     }
 
     /// Returns true if the guest has set one of our indices to 0: until it rings it may be setting the
     /// others, and its indices may be inconsistent.
     fn is_being_zeroed(&self) -> bool {
-        let Indices { req_cons, rsp_prod } = Indices::of(&self.line.page);
+        let Indices { req_cons, rsp_prod } = Indices::of(&self.channel.page);
         req_cons == 0 && self.told.req_cons != 0 || rsp_prod == 0 && self.told.rsp_prod != 0
     }
 
@@ -229,14 +229,14 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
     fn transfer(
         &mut self,
         cx: &mut Context<'_>,
-        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, Garbage>,
+        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, InvalidIndices>,
     ) -> Poll<io::Result<usize>> {
         let done = self.attempt(&mut copy);
         if done.is_ready() {
             return done;
         }
         // What comes from here on wakes us; what came before that is seen now.
-        self.line.waker.register(cx.waker());
+        self.channel.waker.register(cx.waker());
         let done = self.attempt(copy);
         if done.is_pending() && self.is_zeroed() {
             cx.waker().wake_by_ref();
@@ -246,21 +246,21 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
 
     fn attempt(
         &mut self,
-        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, Garbage>,
+        mut copy: impl FnMut(&mut Indices, &P) -> Result<usize, InvalidIndices>,
     ) -> Poll<io::Result<usize>> {
-        if self.line.closed.load(Ordering::Acquire) {
+        if self.channel.closed.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         // The rings restart in `poll_recover`: the server records the end of the connection before the
         // page shows it.
-        let reconnects = self.line.page.load(Word::Connection) == connection::RECONNECT;
-        if reconnects || self.line.starts.load(Ordering::Acquire) != self.start {
+        let reconnects = self.channel.page.load(Word::Connection) == connection::RECONNECT;
+        if reconnects || self.channel.starts.load(Ordering::Acquire) != self.start {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         if self.is_zeroed() {
             return Poll::Pending;
         }
-        let copied = copy(&mut self.indices, &self.line.page);
+        let copied = copy(&mut self.indices, &self.channel.page);
         if let Ok(1..) = copied {
             self.moved = true;
             self.told.rsp_prod = self.indices.rsp_prod;
@@ -268,8 +268,8 @@ impl<P: Page, D: Doorbell> Ring<P, D> {
         match copied {
             Ok(0) => Poll::Pending,
             Ok(count) => Poll::Ready(Ok(count)),
-            Err(Garbage) if self.is_being_zeroed() => Poll::Pending,
-            Err(Garbage) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Err(InvalidIndices) if self.is_being_zeroed() => Poll::Pending,
+            Err(InvalidIndices) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
         }
     }
 }
@@ -279,15 +279,16 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
         Peer::Domain(self.domid)
     }
 
-    fn place(&self) -> Place {
-        match self.line.starts.load(Ordering::Acquire) == self.start {
-            true => Place::Ring(self.indices),
-            false => Place::Over,
+    fn resume_point(&self) -> ResumePoint {
+        match self.channel.starts.load(Ordering::Acquire) == self.start {
+            true => ResumePoint::Ring(self.indices),
+            false => ResumePoint::Closed,
         }
     }
 
     fn restarts_at_zero(&mut self) -> bool {
-        let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
+        let over = self.resume_point() == ResumePoint::Closed
+            || self.channel.closed.load(Ordering::Acquire);
         let zeroed = !over && self.is_zeroed();
         if zeroed {
             (self.indices, self.told, self.moved) = Default::default();
@@ -296,14 +297,14 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
     }
 
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool> {
-        self.line.waker.register(cx.waker());
-        if self.line.closed.load(Ordering::Acquire) {
+        self.channel.waker.register(cx.waker());
+        if self.channel.closed.load(Ordering::Acquire) {
             return Poll::Ready(false);
         }
-        if self.line.page.load(Word::Connection) == connection::RECONNECT {
-            self.line.start();
+        if self.channel.page.load(Word::Connection) == connection::RECONNECT {
+            self.channel.start();
         }
-        let start = self.line.starts.load(Ordering::Acquire);
+        let start = self.channel.starts.load(Ordering::Acquire);
         if start != self.start {
             (self.start, self.moved) = (start, false);
             (self.indices, self.told) = Default::default();
@@ -313,9 +314,9 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> Transport for Ring<P, D> {
             Failure::Transport => RingError::Indices,
             Failure::Protocol => RingError::Protocol,
         };
-        if self.line.tells_errors && self.line.page.load(Word::Error) != error.as_wire() {
-            self.line.page.store(Word::Error, error.as_wire());
-            self.line.doorbell.ring();
+        if self.channel.tells_errors && self.channel.page.load(Word::Error) != error.as_wire() {
+            self.channel.page.store(Word::Error, error.as_wire());
+            self.channel.doorbell.notify();
         }
         Poll::Pending
     }
@@ -342,21 +343,22 @@ impl<P: Page + Unpin, D: Doorbell + Unpin> AsyncWrite for Ring<P, D> {
 
     /// Tells the guest, once, of all that has been read and written since the last time.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let over = self.place() == Place::Over || self.line.closed.load(Ordering::Acquire);
+        let over = self.resume_point() == ResumePoint::Closed
+            || self.channel.closed.load(Ordering::Acquire);
         if std::mem::take(&mut self.moved) && !over {
             if self.is_zeroed() {
                 // The guest has reset the indices: they must not be written before both rings restart.
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Ok(()));
             }
-            self.indices.taken(&self.line.page);
+            self.indices.publish_req_cons(&self.channel.page);
             self.told.req_cons = self.indices.req_cons;
-            self.line.doorbell.ring();
+            self.channel.doorbell.notify();
             // Linux does not ring while the page says that there are requests to be taken. Those
             // that it has put down since we last looked, and before it could see the above, are to
             // be found without.
             fence(Ordering::SeqCst);
-            if self.line.page.load(Word::ReqProd) != self.indices.req_cons {
+            if self.channel.page.load(Word::ReqProd) != self.indices.req_cons {
                 cx.waker().wake_by_ref();
             }
         }

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use xenstore_sys::crash;
 
 use crate::driver::{Driver, Source};
-use crate::{Credentials, Failure, Peer, Place, Transport};
+use crate::{Credentials, Failure, Peer, ResumePoint, Transport};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -74,8 +74,8 @@ impl Transport for Socket {
         self.peer
     }
 
-    fn place(&self) -> Place {
-        Place::Descriptor(self.stream.as_fd().as_raw_fd())
+    fn resume_point(&self) -> ResumePoint {
+        ResumePoint::Descriptor(self.stream.as_fd().as_raw_fd())
     }
 
     fn poll_recover(&mut self, _: &mut Context<'_>, _: Failure) -> Poll<bool> {

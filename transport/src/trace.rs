@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::{Failure, Peer, Place, Transport};
+use crate::{Failure, Peer, ResumePoint, Transport};
 
 /// Which way bytes went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,8 @@ impl<T: Transport, S: FnMut(Direction, &[u8]) + Unpin> Transport for Traced<T, S
         self.inner.peer()
     }
 
-    fn place(&self) -> Place {
-        self.inner.place()
+    fn resume_point(&self) -> ResumePoint {
+        self.inner.resume_point()
     }
 
     fn restarts_at_zero(&mut self) -> bool {

@@ -20,7 +20,7 @@ use xenstore_sys::{Sealed, inherit};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, Place, Transport};
+use xenstore_transport::{Failure, ResumePoint, Transport};
 
 use super::child::reap;
 use super::control::reply;
@@ -104,10 +104,10 @@ fn receive_ours(
 ) -> Result<ReceivedState, String> {
     let begun = Instant::now();
     let wrong = |what: &str, error: &dyn std::fmt::Display| format!("--{what}: {error}");
-    let errand = inherit::any(errand).and_then(envelope::read);
+    let errand = inherit::adopt(errand).and_then(envelope::read);
     let errand = errand.map_err(|error| wrong("errand", &error))?;
     let errand = Envelope::parse(&errand).ok_or_else(|| wrong("errand", &"not one of ours"))?;
-    let memory = inherit::any(state).map_err(|error| wrong("resume", &error))?;
+    let memory = inherit::adopt(state).map_err(|error| wrong("resume", &error))?;
     let stream = Sealed::map(&memory).map_err(|error| error.to_string());
     let stream = refuse.map_or(stream, |reason| Err(reason.to_owned()));
     let make = |stream: Sealed| Ok((engine_of(config, &stream, false)?, stream));
@@ -115,7 +115,7 @@ fn receive_ours(
         Ok(((state, engine), stream)) => {
             if let Some(previous) = errand.previous {
                 // It has been needed up to here.
-                let _ = inherit::any(previous);
+                let _ = inherit::adopt(previous);
             }
             let (from, file, stream) = ("xenstored", None, Some(stream));
             let mut incoming =
@@ -133,9 +133,9 @@ fn go_back(errand: &Envelope, state: OwnedFd, reason: String) -> String {
     let Some(previous) = errand.previous else { return reason };
     let back = Envelope { previous: None, failed: Some(reason.clone()), ..errand.clone() };
     let go = || {
-        let previous = inherit::any(previous)?;
+        let previous = inherit::adopt(previous)?;
         let errand = envelope::sealed("errand", &back.emit())?;
-        inherit::let_through(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
+        inherit::set_inheritable(&[state.as_raw_fd(), errand.as_raw_fd()], true)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", previous.as_raw_fd()));
         command.args(&back.args).args(resume_options(&state, &errand));
         Err::<(), _>(command.exec())
@@ -222,7 +222,7 @@ impl ReceivedState {
             let at = rings.binary_search_by_key(&connection.id, |(id, ..)| *id);
             if let Ok(at) = at
                 && let (_, ring, settled) = &rings[at]
-                && let Place::Ring(indices) = ring.place()
+                && let ResumePoint::Ring(indices) = ring.resume_point()
             {
                 set_out(&mut connection.io, (indices, *settled));
                 if *settled == Settled::Broken {
@@ -316,7 +316,7 @@ impl Adoption {
             }
             let none = || io::Error::from(io::ErrorKind::NotFound);
             let socket = connection.io.fd.ok_or_else(none);
-            let socket = socket.and_then(|number| inherit::socket(number, false));
+            let socket = socket.and_then(|number| inherit::adopt_socket(number, false));
             match socket.and_then(|socket| Socket::adopt(socket, driver)) {
                 Ok(socket) if asker == Some(id) => {
                     let (serve, driver) = (server.serve_as(id, socket, start), driver.clone());

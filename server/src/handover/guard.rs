@@ -79,9 +79,9 @@ impl Guard {
         let payload = b"/\0";
         let header = Header { ty: Operation::Read.as_wire(), len: 2, ..Header::default() };
         client.write_all(&[&header.emit()[..], payload].concat())?;
-        inherit::let_through(&through, true)?;
+        inherit::set_inheritable(&through, true)?;
         let child = command.spawn();
-        inherit::let_through(&through, false)?;
+        inherit::set_inheritable(&through, false)?;
         let child = child?;
         systemd::is_to_be_replaced(child.id());
         Ok(Guard(child))
@@ -107,7 +107,7 @@ impl Watched {
     fn parse(text: &str) -> Option<io::Result<Watched>> {
         let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
         let [client, process, pid, limit] = numbers.ok()?.try_into().ok()?;
-        let take = |number| inherit::any(i32::try_from(number).unwrap_or(-1));
+        let take = |number| inherit::adopt(i32::try_from(number).unwrap_or(-1));
         let (pid, limit) = (u32::try_from(pid).ok()?, Duration::from_millis(limit));
         let both = take(client).and_then(|client| Ok((client.into(), take(process)?)));
         Some(both.map(|(client, process)| Watched { client, process, pid, limit }))
@@ -177,7 +177,7 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
         _ => return Err("--guard: not from a live update".into()),
     };
     let (watched, state, errand) = (&mut watched.0, watched.1, watched.2);
-    let errand = inherit::any(errand).and_then(envelope::read).map_err(wrong)?;
+    let errand = inherit::adopt(errand).and_then(envelope::read).map_err(wrong)?;
     let errand = Envelope::parse(&errand).ok_or("--guard: not an errand")?;
     let Some(reason) = watched.wait().map_err(wrong)? else {
         systemd::serves(watched.pid);
@@ -188,7 +188,7 @@ pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
     let errand = Envelope { failed: Some(format!("the other program {reason}")), ..errand };
     let errand = envelope::sealed("errand", &errand.emit()).map_err(wrong)?;
     // The descriptors that the state names are inheritable already: this process has adopted none of them.
-    inherit::let_through(&[errand.as_raw_fd()], true).map_err(wrong)?;
+    inherit::set_inheritable(&[errand.as_raw_fd()], true).map_err(wrong)?;
     let mut command = Command::new("/proc/self/exe");
     command.args(own_args()).args(resume_options(&state, &errand));
     for name in ["LISTEN_PID", "WATCHDOG_PID"] {

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 
 use xenstore_store::ConnId;
-use xenstore_transport::{Failure, Place};
+use xenstore_transport::{Failure, ResumePoint};
 
 /// What a connection that is held has under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnderWay {
     /// Where another program can go on with it.
-    pub(crate) place: Place,
+    pub(crate) place: ResumePoint,
     /// Bytes that have been read and not answered.
     pub(crate) input: Vec<u8>,
     /// Bytes that have not been written, of which so many are the rest of a message.

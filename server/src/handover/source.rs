@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Operation, feature};
 use xenstore_store::{Base, Caller, ConnId, Host, State};
 use xenstore_sys::{inherit, own_file};
-use xenstore_transport::Place;
+use xenstore_transport::ResumePoint;
 use xenstore_transport::socket::Listener;
 
 use super::c_xenstored::{self, Target};
@@ -409,11 +409,11 @@ impl Source<'_> {
                 self.offer(|domid| target.format.offered(target.version, features(domid)));
                 // C xenstored ends a connection at a read that would block.
                 let result =
-                    inherit::set_waiting(&through, true).and_then(|()| exec(command, &through));
+                    inherit::set_blocking(&through, true).and_then(|()| exec(command, &through));
                 guard.stop();
                 result
             });
-            let _ = inherit::set_waiting(&through, false);
+            let _ = inherit::set_blocking(&through, false);
             self.offer(features);
             if let Some(Err(error)) = bound.map(Bound::bind_domain_exc) {
                 error!(%error, "VIRQ_DOM_EXC cannot be bound again");
@@ -454,9 +454,11 @@ impl Source<'_> {
             };
             let io = &mut connection.io;
             match held.place {
-                Place::Descriptor(number) => io.fd = Some(number),
-                Place::Ring(indices) => io.indices = Some((indices.req_cons, indices.rsp_prod)),
-                Place::Nowhere | Place::Over => {}
+                ResumePoint::Descriptor(number) => io.fd = Some(number),
+                ResumePoint::Ring(indices) => {
+                    io.indices = Some((indices.req_cons, indices.rsp_prod))
+                }
+                ResumePoint::None | ResumePoint::Closed => {}
             }
             (io.input, io.output) = (held.input, held.output);
             // A message is at most 4,112 bytes.
@@ -492,9 +494,9 @@ fn descriptors(state: &State) -> Vec<RawFd> {
 /// Runs a program in place of this one, which is to have these descriptors. Comes back only if that
 /// cannot be done, with everything as it was.
 fn exec(mut command: Command, through: &[RawFd]) -> io::Result<()> {
-    inherit::let_through(through, true)?;
+    inherit::set_inheritable(through, true)?;
     crate::log::flush(LOG_LIMIT);
     let error = command.exec();
-    inherit::let_through(through, false)?;
+    inherit::set_inheritable(through, false)?;
     Err(error)
 }

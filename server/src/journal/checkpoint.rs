@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use xenstore_protocol::stream::Sink;
-use xenstore_sys::mapped_file::Spare;
+use xenstore_sys::mapped_file::Recycled;
 use xenstore_sys::{crash, mapped_file};
 
 use super::FULL;
@@ -18,7 +18,7 @@ pub(crate) struct Checkpoint {
     pub(super) boot: [u8; 16],
     pub(super) number: u64,
     /// The previous file, which the next one overwrites.
-    pub(super) spare: Option<Spare>,
+    pub(super) spare: Option<Recycled>,
     /// Bytes that the file needs. They are allocated before anything is written, so that records
     /// appended meanwhile do not use them up.
     pub(super) room: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Retired {
 
 impl Retired {
     /// Releases the bytes that the next file does not reuse. This can take long.
-    pub(crate) fn trim(self) -> Option<Spare> {
+    pub(crate) fn trim(self) -> Option<Recycled> {
         let spare = self.segment.close(self.keep);
         files::watch_room(&self.dir, self.keep);
         spare.ok()

@@ -38,7 +38,7 @@ use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, Operation};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
-use xenstore_sys::mapped_file::Spare;
+use xenstore_sys::mapped_file::Recycled;
 use xenstore_sys::own_file::{self, Access, Others};
 use xenstore_sys::{crash, mapped_file};
 
@@ -85,7 +85,7 @@ pub(crate) struct Journal {
     next: Option<Segment>,
     seen: usize,
     /// The mapping of the file before this one.
-    spare: Option<Spare>,
+    spare: Option<Recycled>,
     /// When the failed write may be retried, and how often it has failed.
     rests_until: Instant,
     failures: u32,
@@ -379,7 +379,7 @@ impl Journal {
     }
 
     /// Keeps a retired file, which the next one overwrites.
-    pub(crate) fn recycle(&mut self, spare: Option<Spare>) {
+    pub(crate) fn recycle(&mut self, spare: Option<Recycled>) {
         self.spare = spare;
     }
 

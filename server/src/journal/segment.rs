@@ -19,7 +19,7 @@ use std::ops::Deref;
 
 use xenstore_protocol::stream::Sink;
 use xenstore_sys::Sealed;
-use xenstore_sys::mapped_file::{MappedFile, Spare};
+use xenstore_sys::mapped_file::{MappedFile, Recycled};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: [u8; 8] = *b"xsjourn\x05";
@@ -124,7 +124,7 @@ impl Segment {
     /// has.
     pub(super) fn create(
         mut file: File,
-        spare: Option<Spare>,
+        spare: Option<Recycled>,
         boot: &[u8; 16],
         number: u64,
         full: usize,
@@ -141,7 +141,7 @@ impl Segment {
         });
         written?;
         let (start, prepared, full) = (place(len), full, full.max(len / PART));
-        let mut file = MappedFile::of(file, start + prepared, spare)?;
+        let mut file = MappedFile::map(file, start + prepared, spare)?;
         let (head, check) = head(boot, number, len, low_half(sum.digest()));
         file.write(0, &head)?;
         file.write(start, &END)?;
@@ -153,7 +153,7 @@ impl Segment {
 
     /// Closes the file, and keeps `keep` bytes of it for the next file to overwrite. The rest is released to
     /// the system.
-    pub(super) fn close(self, keep: usize) -> io::Result<Spare> {
+    pub(super) fn close(self, keep: usize) -> io::Result<Recycled> {
         self.file.close(keep)
     }
 

@@ -58,7 +58,7 @@ enum Ended {
 fn passed_on(number: RawFd) -> RawFd {
     let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
     let copy = pidfd_getfd(own, number, PidfdGetfdFlags::empty()).unwrap().into_raw_fd();
-    inherit::let_through(&[copy], true).unwrap();
+    inherit::set_inheritable(&[copy], true).unwrap();
     copy
 }
 
@@ -96,7 +96,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
         // The kernel closes also what it has not come to.
         let connections = incoming.iter().flat_map(|incoming| &incoming.state.connections);
         let sockets = connections.filter_map(|connection| connection.io.fd);
-        sockets.for_each(|number| drop(inherit::any(number)));
+        sockets.for_each(|number| drop(inherit::adopt(number)));
         return Ended::Killed;
     }
     let found = found.unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use xenstore_protocol::ring::{SIZE, Side, Word};
 use xenstore_protocol::{DomId, Errno};
 use xenstore_store::{DomainInfo, Host};
-use xenstore_transport::ring::{Doorbell, Line, Page, Ring};
+use xenstore_transport::ring::{Doorbell, Page, Ring, RingChannel};
 
 /// What the words of a page may be set to.
 const VALUES: [u32; 12] =
@@ -146,12 +146,12 @@ impl Page for Shared {
     }
 }
 
-/// A bell that counts.
+/// A doorbell that counts.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bell(pub(super) Rc<Cell<u32>>);
+pub(super) struct CountingDoorbell(pub(super) Rc<Cell<u32>>);
 
-impl Doorbell for Bell {
-    fn ring(&self) {
+impl Doorbell for CountingDoorbell {
+    fn notify(&self) {
         self.0.set(self.0.get() + 1);
     }
 }
@@ -161,9 +161,9 @@ impl Doorbell for Bell {
 pub(super) struct Machine {
     pub(super) domains: BTreeMap<u16, DomainInfo>,
     pub(super) pages: BTreeMap<u16, Shared>,
-    pub(super) lines: BTreeMap<u16, Arc<Line<Shared, Bell>>>,
+    pub(super) channels: BTreeMap<u16, Arc<RingChannel<Shared, CountingDoorbell>>>,
     /// Rings that somebody has to serve.
-    pub(super) fresh: Vec<Ring<Shared, Bell>>,
+    pub(super) fresh: Vec<Ring<Shared, CountingDoorbell>>,
     last_id: u64,
 }
 
@@ -178,9 +178,9 @@ impl Machine {
 
     pub(super) fn connect(&mut self, domid: u16, features: u32) {
         let page = self.pages[&domid].clone();
-        let line = Line::new(page, Bell::default(), features);
-        self.fresh.push(Ring::new(line.clone(), domid));
-        self.lines.insert(domid, line);
+        let channel = RingChannel::new(page, CountingDoorbell::default(), features);
+        self.fresh.push(Ring::new(channel.clone(), domid));
+        self.channels.insert(domid, channel);
     }
 }
 
@@ -190,16 +190,16 @@ impl Host for Machine {
     }
 
     fn introduce(&mut self, domid: DomId, _: u64, _: u32, features: u32) -> Result<(), Errno> {
-        match self.lines.get(&domid.0) {
-            Some(line) => line.start(),
+        match self.channels.get(&domid.0) {
+            Some(channel) => channel.start(),
             None => self.connect(domid.0, features),
         }
         Ok(())
     }
 
     fn release(&mut self, domid: DomId) {
-        if let Some(line) = self.lines.remove(&domid.0) {
-            line.close();
+        if let Some(channel) = self.channels.remove(&domid.0) {
+            channel.close();
         }
     }
 

@@ -243,8 +243,8 @@ impl<'a> World<'a> {
 
     fn ring_for(&mut self, domid: u16) {
         self.server.with(|_, machine| {
-            if let Some(line) = machine.lines.get(&domid) {
-                line.rang();
+            if let Some(channel) = machine.channels.get(&domid) {
+                channel.notify();
             }
         });
         self.settle();

@@ -124,7 +124,7 @@ fn ports_stay_as_they_are() {
         assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
         host.goes_on();
     }
-    host.expect("event channels were kept taken=4");
+    host.expect("event channels were stored adopted=4");
     host.daemon.stop().unwrap();
     assert_eq!(table(&host.daemon.xen()), Table::new());
     assert!(!host.is_kept());
@@ -149,7 +149,7 @@ fn what_is_bound_is_looked_at() {
     assert_eq!(after[&six], [INTERDOMAIN, 6, 9]);
     assert_ne!(port_of(&after, 5), five);
     assert!(after.values().any(|entry| *entry == VIRQ));
-    host.expect("event channels were kept taken=3");
+    host.expect("event channels were stored adopted=3");
     // The pretend domain 6 rings at its old port.
     host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
 }
@@ -183,7 +183,7 @@ fn another_descriptor_is_not_taken() {
     let before = host.killed();
     host.again();
     assert_eq!(table(&host.daemon.xen()), before);
-    host.expect("event channels were kept taken=4");
+    host.expect("event channels were stored adopted=4");
     host.goes_on();
 }
 
@@ -203,7 +203,7 @@ fn without_a_journal_nothing_is_kept() {
     let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
     assert_eq!(others.count(), 0, "{after:?}");
     // Nor VIRQ_DOM_EXC: whoever binds it anew is told of all domains.
-    host.expect("event channels were kept taken=0");
+    host.expect("event channels were stored adopted=0");
     for domid in [5, 6] {
         // Whoever is bound already is refused.
         host.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();

@@ -141,7 +141,7 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
 fn nothing_is_lost_when_its_descriptors_are_kept() {
     let (log, ends) = kill_often(Daemon::start_kept().unwrap());
     // Of dom0's kernel, three guests, and VIRQ_DOM_EXC.
-    let (all, kept) = (log.matches("event channels were kept"), log.matches("kept taken=5"));
+    let (all, kept) = (log.matches("event channels were stored"), log.matches("stored adopted=5"));
     let (all, kept) = (all.count() as u64, kept.count() as u64);
     // Not after a stop, nor after a kill so soon after it that nothing had been kept yet.
     assert!(all == kept && kept * 2 > ends, "{kept} of {all}, {ends} ends\n{log}");

@@ -78,7 +78,7 @@ impl Page for Model {
 }
 
 impl Doorbell for Model {
-    fn ring(&self) {
+    fn notify(&self) {
         self.0.to_guest.notify();
     }
 }
@@ -143,7 +143,7 @@ fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
 }
 
 // Fails if the server reads a request before it is there, or says that it has read one before it
-// has; or if the bell does not make up for having looked too early.
+// has; or if the doorbell does not make up for having looked too early.
 #[test]
 fn requests_are_ordered() {
     loom::model(|| {
@@ -152,8 +152,9 @@ fn requests_are_ordered() {
             let page = page.clone();
             move || guest_sends(&page)
         });
-        let line = Line::resume(page.clone(), page.clone(), 0);
-        let (mut ring, mut got) = (Ring::resume(line, 5, Indices::default()).unheard(), Vec::new());
+        let channel = RingChannel::resume(page.clone(), page.clone(), 0);
+        let (mut ring, mut got) =
+            (Ring::resume(channel, 5, Indices::default()).notify_on_flush(), Vec::new());
         let woken = std::sync::Arc::<Woken>::default();
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
@@ -175,7 +176,7 @@ fn requests_are_ordered() {
 }
 
 // Fails if the guest finds a reply before it is there, or one is written over before it has been
-// read; or if the bell does not make up for having looked too early.
+// read; or if the doorbell does not make up for having looked too early.
 #[test]
 fn replies_are_ordered() {
     loom::model(|| {
@@ -205,8 +206,8 @@ fn replies_are_ordered() {
 fn a_reconnect_is_ordered() {
     loom::model(|| {
         let page = Model::new([0; 4]);
-        let line = Line::new(page.clone(), page.clone(), 0);
-        let mut ring = Ring::new(line, 5);
+        let channel = RingChannel::new(page.clone(), page.clone(), 0);
+        let mut ring = Ring::new(channel, 5);
         let guest = thread::spawn({
             let page = page.clone();
             move || {
@@ -256,8 +257,8 @@ fn zeros_are_ordered() {
         few_switches.preemption_bound = Some(3);
         few_switches.check(move || {
             let page = Model::new([FULL; 4]);
-            let line = Line::resume(page.clone(), page.clone(), 0);
-            let mut ring = Ring::resume(line, 5, Indices { req_cons: FULL, rsp_prod: FULL });
+            let channel = RingChannel::resume(page.clone(), page.clone(), 0);
+            let mut ring = Ring::resume(channel, 5, Indices { req_cons: FULL, rsp_prod: FULL });
             let guest = thread::spawn({
                 let page = page.clone();
                 move || {

@@ -1,4 +1,4 @@
-//! The ring with a page in memory, a bell that counts, and a guest that does what a test says.
+//! The ring with a page in memory, a doorbell that counts, and a guest that does what a test says.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -85,7 +85,7 @@ impl Page for InMemory {
 struct Count(Arc<AtomicU32>);
 
 impl Doorbell for Count {
-    fn ring(&self) {
+    fn notify(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -102,7 +102,7 @@ impl Wake for Woken {
 /// Both ends of a ring, and whoever serves it.
 struct Ends {
     page: InMemory,
-    line: Arc<Line<InMemory, Count>>,
+    channel: Arc<RingChannel<InMemory, Count>>,
     ring: Ring<InMemory, Count>,
     woken: Arc<Woken>,
     waker: Waker,
@@ -110,10 +110,10 @@ struct Ends {
 
 fn ends_offering(features: u32) -> Ends {
     let page = InMemory::new();
-    let line = Line::new(page.clone(), Count::default(), features);
-    let ring = Ring::new(line.clone(), 5);
+    let channel = RingChannel::new(page.clone(), Count::default(), features);
+    let ring = Ring::new(channel.clone(), 5);
     let woken = Arc::<Woken>::default();
-    Ends { page, line, ring, waker: woken.clone().into(), woken }
+    Ends { page, channel, ring, waker: woken.clone().into(), woken }
 }
 
 fn ends() -> Ends {
@@ -144,7 +144,7 @@ impl Ends {
     }
 
     fn rings(&self) -> u32 {
-        self.line.doorbell().0.load(Ordering::Relaxed)
+        self.channel.doorbell().0.load(Ordering::Relaxed)
     }
 
     fn wakes(&self) -> usize {
@@ -216,7 +216,7 @@ fn a_full_ring_takes_no_more_until_the_guest_has_read() {
     assert_eq!(ends.write(&sent[1024..]), Poll::Pending);
     assert_eq!(ends.page.take(100), sent[..100]);
     let before = ends.wakes();
-    ends.line.rang();
+    ends.channel.notify();
     assert_eq!(ends.wakes(), before + 1);
     assert_eq!(ends.write(&sent[1024..]), Poll::Ready(Ok(100)));
     assert_eq!(ends.write(&sent[1124..]), Poll::Pending);
@@ -232,7 +232,7 @@ fn requests_are_taken_as_they_come() {
     assert_eq!(ends.read(10), Poll::Pending);
     let sent = some_bytes(1024);
     ends.page.send(&sent);
-    ends.line.rang();
+    ends.channel.notify();
     assert_eq!(ends.wakes(), 1);
     assert_eq!(ends.read(1000), Poll::Ready(Ok(sent[..1000].to_vec())));
     assert_eq!(ends.page.load(Word::ReqCons), 0);
@@ -275,11 +275,11 @@ impl Page for Late {
 #[test]
 fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
     let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
-    let line = Line::new(Late(page.clone(), then.clone()), Count::default(), 0);
-    let mut ring = Ring::new(line.clone(), 5);
+    let channel = RingChannel::new(Late(page.clone(), then.clone()), Count::default(), 0);
+    let mut ring = Ring::new(channel.clone(), 5);
     *then.borrow_mut() = Some(Box::new(move || {
         page.send(b"late");
-        line.rang();
+        channel.notify();
     }));
     let mut bytes = [0; 8];
     let read = Pin::new(&mut ring).poll_read(&mut Context::from_waker(Waker::noop()), &mut bytes);
@@ -372,7 +372,7 @@ fn a_guest_may_set_its_idle_ring_to_zero() {
         assert_eq!(ends.page.take(100), b"again");
         ends.page.zero();
         ends.finds_zeros();
-        assert_eq!(ends.ring.place(), Place::Ring(Indices::default()));
+        assert_eq!(ends.ring.resume_point(), ResumePoint::Ring(Indices::default()));
         assert_eq!(ends.write(b"event"), Poll::Ready(Ok(5)));
         assert_eq!(ends.page.take(100), b"event");
     }
@@ -400,11 +400,11 @@ fn a_flush_leaves_zeros_alone() {
 fn zeros_are_found_by_the_next_server() {
     let mut ends = ends();
     ends.exchange(b"request", b"reply");
-    let Place::Ring(place) = ends.ring.place() else { panic!("not on a ring") };
+    let ResumePoint::Ring(place) = ends.ring.resume_point() else { panic!("not on a ring") };
     ends.page.zero();
     ends.page.send(b"next");
-    let line = || Line::resume(ends.page.clone(), Count::default(), feature::ALL);
-    let (ours, from_page) = (line(), line());
+    let channel = || RingChannel::resume(ends.page.clone(), Count::default(), feature::ALL);
+    let (ours, from_page) = (channel(), channel());
     ends.ring = Ring::resume(ours, 5, place);
     ends.finds_zeros();
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
@@ -484,7 +484,7 @@ fn the_guest_may_reconnect_at_any_time() {
     ends.page.send(b"half a requ");
     assert!(ends.read(4).is_ready() && ends.write(b"half an ans").is_ready());
     ends.page.store(Word::Connection, connection::RECONNECT);
-    ends.line.rang();
+    ends.channel.notify();
     assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
     assert_eq!(ends.write(b"old"), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
     assert_eq!(
@@ -512,8 +512,8 @@ fn a_reconnect_ends_an_error() {
     assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
     let before = ends.wakes();
     ends.page.store(Word::Connection, connection::RECONNECT);
-    ends.line.rang();
-    assert_eq!(ends.wakes(), before + 1, "an error waits for the bell");
+    ends.channel.notify();
+    assert_eq!(ends.wakes(), before + 1, "an error waits for the doorbell");
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
     assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
     assert!(ends.read(10).is_pending());
@@ -534,7 +534,7 @@ fn being_introduced_again_starts_anew() {
             assert!(ends.recover(Failure::Protocol).is_pending());
         }
         let before = ends.wakes();
-        ends.line.start();
+        ends.channel.start();
         assert_eq!(ends.wakes(), before + 1);
         assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
         assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
@@ -550,9 +550,9 @@ fn a_page_that_waits_is_let_in() {
     let page = InMemory::new();
     page.store(Word::Connection, connection::RECONNECT);
     page.store(Word::ReqProd, 77);
-    let line = Line::new(page.clone(), Count::default(), feature::ALL);
+    let channel = RingChannel::new(page.clone(), Count::default(), feature::ALL);
     assert_eq!(page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
-    assert_eq!(line.doorbell().0.load(Ordering::Relaxed), 1);
+    assert_eq!(channel.doorbell().0.load(Ordering::Relaxed), 1);
 }
 
 // Fails if the page of a domain that is gone is looked at or kept, also by somebody who begins to
@@ -563,9 +563,9 @@ fn a_closed_line_ends_its_ring() {
     ends.page.send(b"too late");
     assert!(ends.recover(Failure::Transport).is_pending());
     let (before, words) = (ends.wakes(), ends.page.words());
-    ends.line.close();
+    ends.channel.close();
     assert_eq!(ends.wakes(), before + 1);
-    ends.ring = Ring::new(ends.line.clone(), 5);
+    ends.ring = Ring::new(ends.channel.clone(), 5);
     assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
     assert_eq!(ends.write(b"x"), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(false));

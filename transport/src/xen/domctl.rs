@@ -10,7 +10,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::hypercall::{Hypercalls, named};
-use super::{DomainState, Domains};
+use super::{DomainStatus, Domains};
 
 /// `__HYPERVISOR_domctl`.
 const DOMCTL: u32 = 36;
@@ -144,11 +144,11 @@ fn info(answer: &[u8; DOMCTL_SIZE]) -> Option<(u16, u32)> {
 }
 
 /// State and unique id of `struct xen_domctl_get_domain_state`.
-fn state(answer: &[u8; DOMCTL_SIZE]) -> Option<DomainState> {
+fn state(answer: &[u8; DOMCTL_SIZE]) -> Option<DomainStatus> {
     let state = half(answer, 16);
     let id = answer[24..32].try_into().map(u64::from_le_bytes).unwrap_or_default();
     let alive = state & STATE_EXISTS != 0 && state & STATE_DEAD == 0;
-    alive.then_some(DomainState { unique_id: Some(id), shutdown: state & STATE_SHUTDOWN != 0 })
+    alive.then_some(DomainStatus { unique_id: Some(id), shutdown: state & STATE_SHUTDOWN != 0 })
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {
@@ -156,7 +156,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 }
 
 impl Domains for Hypervisor {
-    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>> {
+    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainStatus>> {
         match self.way {
             Way::State => match self.domctl(GET_DOMAIN_STATE, 0, domid) {
                 Ok(answer) => Ok(state(&answer)),
@@ -169,7 +169,7 @@ impl Domains for Hypervisor {
                 let flags = found.filter(|(found, _)| *found == domid).map(|(_, flags)| flags);
                 let alive = flags.filter(|flags| flags & INFO_DYING == 0);
                 let shutdown = |flags: u32| flags & INFO_SHUTDOWN != 0;
-                Ok(alive.map(|flags| DomainState { unique_id: None, shutdown: shutdown(flags) }))
+                Ok(alive.map(|flags| DomainStatus { unique_id: None, shutdown: shutdown(flags) }))
             }
         }
     }
@@ -218,9 +218,9 @@ mod tests {
     // u16, pad u32, unique_id u64, from byte 16 of the argument on), or a dead domain is alive.
     #[test]
     fn domain_state_is_read_from_its_place() {
-        let living = DomainState { unique_id: Some(0x0102), shutdown: false };
+        let living = DomainStatus { unique_id: Some(0x0102), shutdown: false };
         assert_eq!(state(&answer(&[(16, 1), (24, 2), (25, 1)])), Some(living));
-        let shut = DomainState { unique_id: Some(7), shutdown: true };
+        let shut = DomainStatus { unique_id: Some(7), shutdown: true };
         assert_eq!(state(&answer(&[(16, 1 | 2), (18, 0xff), (24, 7)])), Some(shut));
         assert!(state(&answer(&[(16, 1 | 2 | 4), (24, 7)])).is_some(), "dying is not dead");
         assert_eq!(state(&answer(&[(16, 1 | 2 | 4 | 8), (24, 7)])), None);

@@ -8,10 +8,10 @@
 mod domctl;
 mod evtchn;
 mod hypercall;
-mod kept;
 mod memory;
 #[cfg(any(test, feature = "test-doubles"))]
 pub mod pretend;
+mod stored_ports;
 
 use std::fmt::Debug;
 use std::io;
@@ -24,7 +24,7 @@ use xenstore_protocol::ring::{Side, Word};
 use xenstore_sys::{Mapping, crash};
 
 use crate::driver::Driver;
-use crate::ring::{self, Doorbell, Line, Page, Ring};
+use crate::ring::{self, Doorbell, Page, Ring, RingChannel};
 
 pub use xenstore_sys::inherit::EVTCHN_DEVICE;
 
@@ -62,7 +62,7 @@ pub trait Memory: Debug {
 
 /// What is known of a domain that exists and is not dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DomainState {
+pub struct DomainStatus {
     /// Tells it from an earlier one with this domid; none if this version of Xen does not say.
     pub unique_id: Option<u64>,
     /// It has shut down, for whatever reason.
@@ -72,7 +72,7 @@ pub struct DomainState {
 /// Which domains there are.
 pub trait Domains: Debug {
     /// Looks at a domain; none if there is no such domain or it is dead.
-    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>>;
+    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainStatus>>;
     /// The domids of all domains, in any order. To be asked once `VIRQ_DOM_EXC` is bound.
     fn all(&mut self) -> io::Result<Vec<u16>>;
 }
@@ -87,38 +87,37 @@ pub struct Machine {
     /// Domains.
     pub domains: Box<dyn Domains>,
     /// What is bound already, if that is to be found out.
-    pub kept: Option<Kept>,
+    pub stored_ports: Option<StoredPorts>,
 }
 
 pub use domctl::{Roles, roles};
-pub use kept::{Channel, Kept};
+pub use stored_ports::{Channel, Released, StoredPorts};
 
-/// The descriptor of event channels that a program before this one has left; all ports that it has
-/// bound are still bound.
+/// An event channel device from an earlier process. All ports that it has bound are still bound.
 #[derive(Debug)]
-pub enum Left {
-    /// By a program that says what they are.
+pub enum Inherited {
+    /// From a process that says which ports are bound.
     HandedOver(OwnedFd),
-    /// By one that has ended without a word.
-    Kept(OwnedFd),
+    /// From the descriptor store of systemd: the bound ports have to be found out.
+    Stored(OwnedFd),
 }
 
 /// The Xen that this machine runs on: with all ports free, or with those of a program before this
 /// one. An error says which device is missing or refuses.
-pub fn host(driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
-    let is_kept = matches!(left, Some(Left::Kept(_)));
-    let evtchn = match left {
-        Some(Left::HandedOver(device) | Left::Kept(device)) => {
+pub fn host(driver: &Driver, inherited: Option<Inherited>) -> io::Result<Machine> {
+    let is_stored = matches!(inherited, Some(Inherited::Stored(_)));
+    let evtchn = match inherited {
+        Some(Inherited::HandedOver(device) | Inherited::Stored(device)) => {
             evtchn::Device::adopt(device, driver)?
         }
         None => evtchn::Device::open(driver)?,
     };
-    let kept = is_kept.then(|| Kept::find(&evtchn));
+    let stored_ports = is_stored.then(|| StoredPorts::find(&evtchn));
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(memory::Devices::open()?),
         domains: Box::new(domctl::Hypervisor::open()?),
-        kept,
+        stored_ports,
     })
 }
 
@@ -164,21 +163,21 @@ impl Page for SharedPage {
 /// The doorbell of a domain: our end of an event channel to it, which may change or be gone. It is
 /// given back when this is dropped.
 #[derive(Debug)]
-pub struct Bell {
+pub struct EvtchnDoorbell {
     evtchn: Arc<dyn Evtchn>,
     /// 0, which is no port, if there is no channel.
     port: AtomicU32,
 }
 
-impl Bell {
+impl EvtchnDoorbell {
     /// Connects to the port of a domain.
-    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<Bell> {
-        Ok(Bell::adopt(evtchn, Some(evtchn.bind(domid, remote)?)))
+    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<EvtchnDoorbell> {
+        Ok(EvtchnDoorbell::adopt(evtchn, Some(evtchn.bind(domid, remote)?)))
     }
 
     /// At the end of a channel that is connected already, at this port of ours, or for now of none.
-    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: Option<u32>) -> Bell {
-        Bell { evtchn: evtchn.clone(), port: port.unwrap_or(0).into() }
+    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: Option<u32>) -> EvtchnDoorbell {
+        EvtchnDoorbell { evtchn: evtchn.clone(), port: port.unwrap_or(0).into() }
     }
 
     /// The port at our end, if there is a channel.
@@ -204,21 +203,21 @@ impl Bell {
     }
 }
 
-impl Drop for Bell {
+impl Drop for EvtchnDoorbell {
     fn drop(&mut self) {
         self.unbind();
     }
 }
 
-impl Doorbell for Bell {
-    fn ring(&self) {
+impl Doorbell for EvtchnDoorbell {
+    fn notify(&self) {
         if let Some(port) = self.port() {
             let _ = self.evtchn.notify(port);
         }
     }
 }
 
-/// The line to a domain.
-pub type XenLine = Line<SharedPage, Bell>;
+/// The channel to a domain.
+pub type XenRingChannel = RingChannel<SharedPage, EvtchnDoorbell>;
 /// The ring of a domain.
-pub type XenRing = Ring<SharedPage, Bell>;
+pub type XenRing = Ring<SharedPage, EvtchnDoorbell>;

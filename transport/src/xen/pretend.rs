@@ -20,8 +20,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 use xenstore_sys::{Mapping, crash};
 
-use super::kept::OtherEnd;
-use super::{DomainState, Domains, Evtchn, Kept, Left, Machine, Memory, SharedPage, VIRQ_DOM_EXC};
+use super::stored_ports::RemoteEnd;
+use super::{
+    DomainStatus, Domains, Evtchn, Inherited, Machine, Memory, SharedPage, StoredPorts,
+    VIRQ_DOM_EXC,
+};
 use crate::driver::{Driver, Source};
 
 const PAGE_SIZE: usize = 4096;
@@ -42,12 +45,13 @@ const RECORDS: usize = 4096;
 
 /// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
 /// of a program before this one, which has left its FIFO.
-pub fn open(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machine> {
+pub fn open(dir: &Path, driver: &Driver, inherited: Option<Inherited>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
-    let (is_kept, is_new) = (matches!(left, Some(Left::Kept(_))), left.is_none());
-    let fifo = match left {
-        Some(Left::HandedOver(fifo) | Left::Kept(fifo)) => fifo_of(fifo)?,
+    let (is_stored, is_new) =
+        (matches!(inherited, Some(Inherited::Stored(_))), inherited.is_none());
+    let fifo = match inherited {
+        Some(Inherited::HandedOver(fifo) | Inherited::Stored(fifo)) => fifo_of(fifo)?,
         None => files.fifo("events")?,
     };
     rustix::io::ioctl_fionbio(&fifo, true)?;
@@ -61,11 +65,11 @@ pub fn open(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machi
     let size = PORTS as usize * ENTRY;
     table.set_len(size as u64)?;
     let ports = Ports::load(&table)?;
-    let kept = is_kept.then(|| ports.kept());
+    let stored_ports = is_stored.then(|| ports.stored());
     let ports = Mutex::new(ports);
     let table = Mapping::shared(&table, 0, size)?;
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
-    if is_kept {
+    if is_stored {
         evtchn.forget_events();
     }
     let ids = BTreeMap::new();
@@ -73,7 +77,7 @@ pub fn open(dir: &Path, driver: &Driver, left: Option<Left>) -> io::Result<Machi
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
         domains: Box::new(Lives { files, dir: dir.to_owned(), ids }),
-        kept,
+        stored_ports,
     })
 }
 
@@ -212,16 +216,16 @@ impl Ports {
     }
 
     /// All of them, for whoever does not know them.
-    fn kept(&self) -> Kept {
-        let mut kept = Kept::default();
+    fn stored(&self) -> StoredPorts {
+        let mut found = StoredPorts::default();
         for (port, Port { kind, domid, remote, .. }) in &self.by_number {
             let end = match u16::try_from(*domid) {
-                Ok(domid) if *kind == INTERDOMAIN => OtherEnd::Domain(domid, *remote),
-                _ => OtherEnd::DomainExc,
+                Ok(domid) if *kind == INTERDOMAIN => RemoteEnd::Domain(domid, *remote),
+                _ => RemoteEnd::DomainExc,
             };
-            kept.add(*port, Some(end));
+            found.add(*port, Some(end));
         }
-        kept
+        found
     }
 }
 
@@ -398,7 +402,7 @@ fn fresh_id() -> u64 {
 }
 
 impl Domains for Lives {
-    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainState>> {
+    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainStatus>> {
         let state = match self.files.text(&format!("{domid}/state")) {
             Ok(state) => state,
             Err(_) if self.files.exists(&domid.to_string()) => "running".into(),
@@ -410,7 +414,7 @@ impl Domains for Lives {
             return Ok(None);
         }
         let shutdown = ["shutdown", "crashed"].iter().any(|word| state.starts_with(word));
-        Ok(Some(DomainState { unique_id: Some(self.id(domid)?), shutdown }))
+        Ok(Some(DomainStatus { unique_id: Some(self.id(domid)?), shutdown }))
     }
 
     fn all(&mut self) -> io::Result<Vec<u16>> {

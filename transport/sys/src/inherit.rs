@@ -13,8 +13,8 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
 
 /// Lets descriptors through to the next program, or no longer. All or none.
-pub fn let_through(numbers: &[RawFd], through: bool) -> io::Result<()> {
-    all_or_none(numbers, through, crate::raw::let_through)
+pub fn set_inheritable(numbers: &[RawFd], through: bool) -> io::Result<()> {
+    all_or_none(numbers, through, crate::raw::set_inheritable)
 }
 
 /// Changes something of each descriptor; if one cannot be changed, those before it are changed back.
@@ -36,12 +36,12 @@ fn all_or_none(
 
 /// Has reads and writes of descriptors wait, for a program that does not make them so itself; or no
 /// longer. All or none.
-pub fn set_waiting(numbers: &[RawFd], waits: bool) -> io::Result<()> {
-    all_or_none(numbers, waits, crate::raw::set_waiting)
+pub fn set_blocking(numbers: &[RawFd], waits: bool) -> io::Result<()> {
+    all_or_none(numbers, waits, crate::raw::set_blocking)
 }
 
 /// Takes any descriptor that was let through, by its number, once.
-pub fn any(number: RawFd) -> io::Result<OwnedFd> {
+pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     crate::raw::take(number)
 }
 
@@ -51,8 +51,8 @@ fn wrong(descriptor: &OwnedFd, what: &str) -> io::Error {
 }
 
 /// Takes a unix socket: one that listens, or one that is connected.
-pub fn socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
-    let taken = any(number)?;
+pub fn adopt_socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
+    let taken = adopt(number)?;
     let what = if listens { "listening unix socket" } else { "connected unix socket" };
     let is_unix =
         socket_domain(&taken).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX);

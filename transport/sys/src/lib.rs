@@ -19,7 +19,7 @@ mod raw;
 
 #[cfg(xenstore_loom)]
 pub use raw::Byte;
-pub use raw::{Mapping, Sealed, give_back_free_memory};
+pub use raw::{Mapping, Sealed, trim_heap};
 
 /// Calls of the Xen devices `evtchn`, `gntdev` and `privcmd`.
 pub mod ioctl {

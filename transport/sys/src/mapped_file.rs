@@ -36,7 +36,7 @@ struct Mapped {
 /// What is left of a file that has been closed: its mapping, for when it is written over. To make one
 /// costs more than to fill it.
 #[derive(Debug)]
-pub struct Spare {
+pub struct Recycled {
     mapped: Mapped,
     of: Id,
 }
@@ -79,14 +79,14 @@ impl MappedFile {
     /// Maps a file with what has been written to it, which for much is cheaper than
     /// [`MappedFile::write`]. It is at least `len` bytes long then. The bytes after the written
     /// ones are 0 or old contents of the file.
-    pub fn of(mut file: File, len: usize, spare: Option<Spare>) -> io::Result<MappedFile> {
+    pub fn map(mut file: File, len: usize, spare: Option<Recycled>) -> io::Result<MappedFile> {
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
         let there = file.metadata()?;
         // Not if somebody has cut it: to touch what is not there is a signal.
-        let fits = |Spare { mapped, of }: &Spare| {
+        let fits = |Recycled { mapped, of }: &Recycled| {
             *of == id(&there) && mapped.mapping.len() as u64 <= there.len()
         };
-        if let Some(Spare { mut mapped, .. }) = spare.filter(fits) {
+        if let Some(Recycled { mut mapped, .. }) = spare.filter(fits) {
             if mapped.mapping.len() < len {
                 set_len(&file, len)?;
                 mapped.mapping.resize(len)?;
@@ -100,7 +100,7 @@ impl MappedFile {
     }
 
     /// Closes the file, of which the first `keep` bytes are worth to be written over.
-    pub fn close(mut self, keep: usize) -> io::Result<Spare> {
+    pub fn close(mut self, keep: usize) -> io::Result<Recycled> {
         // Which closing does not do: the mapping has the file as well.
         flock(&self.file, FlockOperation::Unlock)?;
         let keep = keep.next_multiple_of(PAGE).max(PAGE);
@@ -109,7 +109,7 @@ impl MappedFile {
             set_len(&self.file, keep)?;
             self.mapped.room = self.mapped.room.min(keep);
         }
-        Ok(Spare { of: id(&self.file.metadata()?), mapped: self.mapped })
+        Ok(Recycled { of: id(&self.file.metadata()?), mapped: self.mapped })
     }
 
     /// How many bytes from the start on can be written without anything that may fail.
@@ -145,7 +145,7 @@ impl MappedFile {
             mapped.mapping.resize(room)?;
         }
         let page = mapped.room.next_multiple_of(PAGE).min(room);
-        mapped.mapping.have_at_hand(page, room - page);
+        mapped.mapping.populate(page, room - page);
         mapped.room = room;
         Ok(())
     }
@@ -246,14 +246,14 @@ mod tests {
     fn a_file_that_is_written_over_keeps_its_mapping() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
+        let mut mapped = MappedFile::map(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(PAGE, b"kept").unwrap();
         for len in [2 * PAGE, 3 * PAGE, 4 * PAGE, PAGE] {
             let spare = mapped.close(3 * PAGE).unwrap();
             assert_eq!(path.metadata().unwrap().len(), 3 * PAGE as u64);
             let mut file = create(&path).unwrap();
             file.write_all(b"begun").unwrap();
-            mapped = MappedFile::of(file, len, Some(spare)).unwrap();
+            mapped = MappedFile::map(file, len, Some(spare)).unwrap();
             assert_eq!(mapped.room(), 3 * PAGE);
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!((bytes.len(), &bytes[..5]), (len.max(3 * PAGE), &b"begun"[..]));
@@ -267,7 +267,7 @@ mod tests {
         std::fs::rename(&path, dir.path().join("other")).unwrap();
         let another = create(&path).unwrap();
         another.set_len(PAGE as u64).unwrap();
-        let mut mapped = MappedFile::of(another, PAGE, Some(spare)).unwrap();
+        let mut mapped = MappedFile::map(another, PAGE, Some(spare)).unwrap();
         mapped.write(0, b"another").unwrap();
         assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
     }
@@ -290,7 +290,7 @@ mod tests {
         ];
         for put in put {
             put();
-            let mut mapped = MappedFile::of(create(&path).unwrap(), PAGE, None).unwrap();
+            let mut mapped = MappedFile::map(create(&path).unwrap(), PAGE, None).unwrap();
             mapped.write(0, b"a value").unwrap();
             let found = std::fs::symlink_metadata(&path).unwrap();
             assert!(found.is_file() && found.nlink() == 1 && found.mode() & 0o777 == 0o600);
@@ -305,12 +305,12 @@ mod tests {
     fn a_file_that_was_cut_is_mapped_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut mapped = MappedFile::of(create(&path).unwrap(), 3 * PAGE, None).unwrap();
+        let mut mapped = MappedFile::map(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(2 * PAGE, b"first").unwrap();
         let spare = mapped.close(3 * PAGE).unwrap();
         let file = create(&path).unwrap();
         file.set_len(0).unwrap();
-        let mut mapped = MappedFile::of(file, 3 * PAGE, Some(spare)).unwrap();
+        let mut mapped = MappedFile::map(file, 3 * PAGE, Some(spare)).unwrap();
         mapped.write(2 * PAGE, b"again").unwrap();
         assert!(std::fs::read(&path).unwrap()[2 * PAGE..].starts_with(b"again"));
     }
@@ -323,7 +323,7 @@ mod tests {
         let path = dir.path().join("file");
         let mut file = create(&path).unwrap();
         file.write_all(b"first").unwrap();
-        let mut mapped = MappedFile::of(file, 8192, None).unwrap();
+        let mut mapped = MappedFile::map(file, 8192, None).unwrap();
         mapped.write(4093, b"abcdef").unwrap();
         mapped.publish(8, [0x0102_0304, 5]).unwrap();
         mapped.write(3 * STEP - 1, b"xyz").unwrap();

@@ -10,7 +10,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use xenstore_protocol::{DomId, HEADER_LEN};
 use xenstore_store::Caller;
 use xenstore_transport::memory::{self, Pipe};
-use xenstore_transport::{Failure, Peer, Place};
+use xenstore_transport::{Failure, Peer, ResumePoint};
 
 use super::super::*;
 use super::{Kept, frame, kept};
@@ -208,8 +208,8 @@ impl xenstore_transport::Transport for Broken {
     fn peer(&self) -> Peer {
         self.0.peer()
     }
-    fn place(&self) -> Place {
-        self.0.place()
+    fn resume_point(&self) -> ResumePoint {
+        self.0.resume_point()
     }
     fn restarts_at_zero(&mut self) -> bool {
         self.0.restarts_at_zero()

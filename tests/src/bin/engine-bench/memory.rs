@@ -33,7 +33,7 @@ pub(crate) fn report(nodes: usize) {
     let full = resident();
     store.ok(store.dom0, op::RM, 0, b"/n\0");
     if store.engine.has_shrunk() {
-        xenstore_sys::give_back_free_memory();
+        xenstore_sys::trim_heap();
     }
     let after = resident();
     let each = (full - before) / nodes;

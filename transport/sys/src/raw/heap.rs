@@ -12,7 +12,7 @@ mod glibc {
 /// Gives memory that is free back to the system. The allocator of glibc keeps it otherwise, as long
 /// as anything is in use behind it. Does nothing with other C libraries. Takes some milliseconds for
 /// each 100,000 pieces that have been freed.
-pub fn give_back_free_memory() {
+pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
     glibc::malloc_trim(0);
 }

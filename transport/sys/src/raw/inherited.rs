@@ -29,7 +29,7 @@ pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
 
 /// Lets a descriptor through to the next program, or no longer. Nobody takes it in this program: who
 /// has it here keeps it.
-pub(crate) fn let_through(number: RawFd, through: bool) -> io::Result<()> {
+pub(crate) fn set_inheritable(number: RawFd, through: bool) -> io::Result<()> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -40,7 +40,7 @@ pub(crate) fn let_through(number: RawFd, through: bool) -> io::Result<()> {
 }
 
 /// Has reads and writes of a descriptor wait, or not.
-pub(crate) fn set_waiting(number: RawFd, waits: bool) -> io::Result<()> {
+pub(crate) fn set_blocking(number: RawFd, waits: bool) -> io::Result<()> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -61,7 +61,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let number = file.as_raw_fd();
         assert!(take(number).is_err(), "one of our own");
-        let_through(number, true).unwrap();
+        set_inheritable(number, true).unwrap();
         // Like one that has been inherited: nobody here answers for it.
         std::mem::forget(file);
         let taken = take(number).unwrap();

@@ -54,7 +54,7 @@ impl Mapping {
 
     /// Asks the kernel to have this range at hand, which must be of whole pages and inside: cheaper at
     /// once than page by page when they are touched. Kernels before 5.14 do not.
-    pub fn have_at_hand(&self, offset: usize, len: usize) {
+    pub fn populate(&self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
         for at in (offset..offset + len).step_by(PIECE) {
             let piece = PIECE.min(offset + len - at);

@@ -19,8 +19,8 @@ mod mapping;
 mod model;
 mod sealed;
 
-pub use heap::give_back_free_memory;
-pub(crate) use inherited::{let_through, set_waiting, take};
+pub use heap::trim_heap;
+pub(crate) use inherited::{set_blocking, set_inheritable, take};
 pub use ioctl::{call, hypercall, map_frame};
 pub use mapping::Mapping;
 #[cfg(xenstore_loom)]
