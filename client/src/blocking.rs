@@ -17,7 +17,7 @@ use std::path::Path;
 
 use futures_lite::future::block_on;
 use futures_lite::{AsyncRead, AsyncWrite};
-use xenstore_protocol::{DomId, Perm};
+use xenstore_protocol::{DomId, EvtchnPort, Gfn, Perm};
 
 use crate::error::Error;
 use crate::tree::Tree as _;
@@ -105,7 +105,7 @@ impl Client {
     }
 
     /// See [`crate::Client::introduce`].
-    pub fn introduce(&self, domid: DomId, gfn: u64, port: u32) -> Result<(), Error> {
+    pub fn introduce(&self, domid: DomId, gfn: Gfn, port: EvtchnPort) -> Result<(), Error> {
         block_on(self.0.introduce(domid, gfn, port))
     }
 

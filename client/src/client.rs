@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use xenstore_protocol::{Control, DomId, Errno, Operation, Quota, Reply, Request};
+use xenstore_protocol::{
+    Control, DomId, Errno, EvtchnPort, Features, Gfn, Operation, Quota, Reply, Request, RequestId,
+    TxId,
+};
 
 use crate::error::Error;
 use crate::io::{Answer, Shared, reply};
@@ -30,7 +33,7 @@ impl std::fmt::Debug for Client {
 /// Forgets a request when whoever waited for it is dropped.
 struct Waiting<'a> {
     shared: &'a Shared,
-    id: u32,
+    id: RequestId,
 }
 
 impl Drop for Waiting<'_> {
@@ -61,21 +64,21 @@ impl Client {
     }
 
     /// Sends a request, in transaction `tx_id` or in none (0), and waits for the answer.
-    pub(crate) async fn answer(&self, tx_id: u32, request: &Request<'_>) -> Result<Answer, Error> {
+    pub(crate) async fn answer(&self, tx_id: TxId, request: &Request<'_>) -> Result<Answer, Error> {
         let id = self.shared.start(tx_id, request)?;
         let _waiting = Waiting { shared: &self.shared, id };
         poll_fn(|cx| self.shared.poll_answer(cx, id)).await
     }
 
     async fn number(&self, request: Request<'_>) -> Result<u32, Error> {
-        let answer = self.answer(0, &request).await?;
+        let answer = self.answer(TxId::NONE, &request).await?;
         match reply(request.operation(), &answer)? {
             Reply::Number(number) => Ok(number),
             _ => Err(Error::Protocol("a list where a number belongs".into())),
         }
     }
 
-    pub(crate) async fn done(&self, tx_id: u32, request: Request<'_>) -> Result<(), Error> {
+    pub(crate) async fn done(&self, tx_id: TxId, request: Request<'_>) -> Result<(), Error> {
         let answer = self.answer(tx_id, &request).await?;
         reply(request.operation(), &answer).map(|_| ())
     }
@@ -88,12 +91,12 @@ impl Client {
 
     /// Ends all watches and transactions of this connection.
     pub async fn reset_watches(&self) -> Result<(), Error> {
-        self.done(0, Request::ResetWatches).await
+        self.done(TxId::NONE, Request::ResetWatches).await
     }
 
     /// Opens a transaction. Mostly [`Client::transaction`] is what is wanted.
     pub async fn begin(&self) -> Result<Transaction, Error> {
-        let answer = self.answer(0, &Request::TransactionStart).await?;
+        let answer = self.answer(TxId::NONE, &Request::TransactionStart).await?;
         match reply(Operation::TransactionStart, &answer)? {
             Reply::Transaction(id) => Ok(Transaction::new(self.clone(), id)),
             _ => Err(Error::Protocol("no transaction id".into())),
@@ -128,7 +131,7 @@ impl Client {
 
     /// Where the nodes of a domain are.
     pub async fn domain_path(&self, domid: DomId) -> Result<String, Error> {
-        let answer = self.answer(0, &Request::GetDomainPath(domid)).await?;
+        let answer = self.answer(TxId::NONE, &Request::GetDomainPath(domid)).await?;
         match reply(Operation::GetDomainPath, &answer)? {
             Reply::DomainPath(path) => Ok(path),
             _ => Err(Error::Protocol("no path".into())),
@@ -137,44 +140,48 @@ impl Client {
 
     /// Is a domain introduced?
     pub async fn is_introduced(&self, domid: DomId) -> Result<bool, Error> {
-        let answer = self.answer(0, &Request::IsDomainIntroduced(domid)).await?;
+        let answer = self.answer(TxId::NONE, &Request::IsDomainIntroduced(domid)).await?;
         Ok(reply(Operation::IsDomainIntroduced, &answer)? == Reply::Introduced(true))
     }
 
     /// Connects a domain: its ring page is its frame `gfn`, its event channel port is `port`.
-    pub async fn introduce(&self, domid: DomId, gfn: u64, port: u32) -> Result<(), Error> {
-        self.done(0, Request::Introduce { domid, gfn, port }).await
+    pub async fn introduce(&self, domid: DomId, gfn: Gfn, port: EvtchnPort) -> Result<(), Error> {
+        self.done(TxId::NONE, Request::Introduce { domid, gfn, port }).await
     }
 
     /// Disconnects a domain and removes what it owns.
     pub async fn release(&self, domid: DomId) -> Result<(), Error> {
-        self.done(0, Request::Release(domid)).await
+        self.done(TxId::NONE, Request::Release(domid)).await
     }
 
     /// A domain runs again after it was suspended.
     pub async fn resume(&self, domid: DomId) -> Result<(), Error> {
-        self.done(0, Request::Resume(domid)).await
+        self.done(TxId::NONE, Request::Resume(domid)).await
     }
 
     /// Gives `domid` the rights of `target` as well.
     pub async fn set_target(&self, domid: DomId, target: DomId) -> Result<(), Error> {
-        self.done(0, Request::SetTarget { domid, target }).await
+        self.done(TxId::NONE, Request::SetTarget { domid, target }).await
     }
 
     /// Feature bits that a domain, or this connection, is offered.
-    pub async fn features(&self, domid: Option<DomId>) -> Result<u32, Error> {
-        self.number(Request::GetFeature(domid)).await
+    pub async fn features(&self, domid: Option<DomId>) -> Result<Features, Error> {
+        let answer = self.answer(TxId::NONE, &Request::GetFeature(domid)).await?;
+        match reply(Operation::GetFeature, &answer)? {
+            Reply::Features(features) => Ok(features),
+            _ => Err(Error::Protocol("no features".into())),
+        }
     }
 
     /// Chooses the feature bits of a domain before it is introduced.
-    pub async fn set_features(&self, domid: DomId, value: u32) -> Result<(), Error> {
-        self.done(0, Request::SetFeature { domid, value }).await
+    pub async fn set_features(&self, domid: DomId, features: Features) -> Result<(), Error> {
+        self.done(TxId::NONE, Request::SetFeature { domid, features }).await
     }
 
     /// Names of the quotas that the server has.
     pub async fn quota_names(&self) -> Result<Vec<String>, Error> {
         let request = Request::GetQuota { domid: None, quota: None };
-        let answer = self.answer(0, &request).await?;
+        let answer = self.answer(TxId::NONE, &request).await?;
         match reply(Operation::GetQuota, &answer)? {
             Reply::QuotaNames(names) => Ok(names.split(' ').map(String::from).collect()),
             _ => Err(Error::Protocol("no names of quotas".into())),
@@ -193,7 +200,7 @@ impl Client {
         quota: Quota,
         value: u32,
     ) -> Result<(), Error> {
-        self.done(0, Request::SetQuota { domid, quota, value }).await
+        self.done(TxId::NONE, Request::SetQuota { domid, quota, value }).await
     }
 
     /// Gives the server a command; its output.
@@ -204,7 +211,7 @@ impl Client {
         }
         let strings = words.fold(String::new(), |text, word| text + word + "\0");
         let control = Control::new(strings.as_bytes()).expect("at least one string");
-        let answer = self.answer(0, &Request::Control(control)).await?;
+        let answer = self.answer(TxId::NONE, &Request::Control(control)).await?;
         reply(Operation::Control, &answer)?;
         Ok(answer.payload)
     }
@@ -215,7 +222,7 @@ impl Tree for Client {
         self
     }
 
-    fn tx_id(&self) -> u32 {
-        0
+    fn tx_id(&self) -> TxId {
+        TxId::NONE
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use xenstore_protocol::client::{Connection, Incoming};
-use xenstore_protocol::{Operation, Request};
+use xenstore_protocol::{Operation, Request, RequestId, TxId};
 
 use crate::error::Error;
 
@@ -67,7 +67,7 @@ struct State {
     stream: Box<dyn ByteStream>,
     connection: Connection,
     /// Requests that somebody waits for; with their answer once it is there.
-    answers: BTreeMap<u32, Option<Answer>>,
+    answers: BTreeMap<RequestId, Option<Answer>>,
     mailboxes: BTreeMap<Vec<u8>, Mailbox>,
     last_token: u64,
     buffer: Vec<u8>,
@@ -95,7 +95,7 @@ impl Shared {
     }
 
     /// Starts a request whose answer will be waited for.
-    pub(crate) fn start(&self, tx_id: u32, request: &Request<'_>) -> Result<u32, Error> {
+    pub(crate) fn start(&self, tx_id: TxId, request: &Request<'_>) -> Result<RequestId, Error> {
         let mut state = self.lock();
         let id = state.send(tx_id, request)?;
         state.answers.insert(id, None);
@@ -103,13 +103,17 @@ impl Shared {
     }
 
     /// Starts a request whose answer nobody wants; it goes out with the next that somebody does.
-    pub(crate) fn start_and_forget(&self, tx_id: u32, request: &Request<'_>) {
+    pub(crate) fn start_and_forget(&self, tx_id: TxId, request: &Request<'_>) {
         // Nothing can be done about it here, and the next request will tell.
         let _ = self.lock().send(tx_id, request);
     }
 
     /// The answer to a request, once.
-    pub(crate) fn poll_answer(&self, cx: &mut Context<'_>, id: u32) -> Poll<Result<Answer, Error>> {
+    pub(crate) fn poll_answer(
+        &self,
+        cx: &mut Context<'_>,
+        id: RequestId,
+    ) -> Poll<Result<Answer, Error>> {
         self.poll(cx, |state| {
             let answer = state.answers.get_mut(&id)?.take()?;
             state.answers.remove(&id);
@@ -118,7 +122,7 @@ impl Shared {
     }
 
     /// Nobody waits for this answer any more.
-    pub(crate) fn forget(&self, id: u32) {
+    pub(crate) fn forget(&self, id: RequestId) {
         let mut state = self.lock();
         if let Some(Some(answer)) = state.answers.remove(&id) {
             state.abandon(&answer);
@@ -175,7 +179,7 @@ impl Shared {
 }
 
 impl State {
-    fn send(&mut self, tx_id: u32, request: &Request<'_>) -> Result<u32, Error> {
+    fn send(&mut self, tx_id: TxId, request: &Request<'_>) -> Result<RequestId, Error> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }

@@ -36,4 +36,4 @@ pub use path::socket_path;
 pub use transaction::Transaction;
 pub use tree::Tree;
 pub use watch::Watch;
-pub use xenstore_protocol::{Access, DomId, Errno, Perm, Quota};
+pub use xenstore_protocol::{Access, DomId, Errno, EvtchnPort, Features, Gfn, Perm, Quota};

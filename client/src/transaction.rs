@@ -1,6 +1,6 @@
 //! Transactions.
 
-use xenstore_protocol::Request;
+use xenstore_protocol::{Request, TxId};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -12,11 +12,11 @@ use crate::tree::Tree;
 pub struct Transaction {
     client: Client,
     /// 0 once it has ended.
-    id: u32,
+    id: TxId,
 }
 
 impl Transaction {
-    pub(crate) fn new(client: Client, id: u32) -> Transaction {
+    pub(crate) fn new(client: Client, id: TxId) -> Transaction {
         Transaction { client, id }
     }
 
@@ -39,7 +39,7 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if self.id != 0 {
+        if self.id != TxId::NONE {
             let end = Request::TransactionEnd { commit: false };
             self.client.shared.start_and_forget(self.id, &end);
         }
@@ -51,7 +51,7 @@ impl Tree for Transaction {
         &self.client
     }
 
-    fn tx_id(&self) -> u32 {
+    fn tx_id(&self) -> TxId {
         self.id
     }
 }

@@ -1,6 +1,6 @@
 //! Requests on nodes, inside and outside of transactions.
 
-use xenstore_protocol::{Errno, Operation, Path, Perm, Perms, Reply, Request};
+use xenstore_protocol::{Errno, Operation, Path, Perm, Perms, Reply, Request, TxId};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -23,7 +23,7 @@ pub trait Tree {
 
     /// The transaction, or 0.
     #[doc(hidden)]
-    fn tx_id(&self) -> u32;
+    fn tx_id(&self) -> TxId;
 
     /// The value of a node.
     async fn read(&self, text: &str) -> Result<Vec<u8>, Error> {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_lite::Stream;
-use xenstore_protocol::{Path, Request};
+use xenstore_protocol::{Path, Request, TxId};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -29,7 +29,7 @@ impl Watch {
         let token = client.shared.open_mailbox(path.as_str().as_bytes());
         // From here on dropping it, also half-way, ends the watch at the server.
         let watch = Watch { client, path: path.as_str().into(), token, broken: false };
-        watch.client.done(0, Request::Watch { path, token: &watch.token, depth }).await?;
+        watch.client.done(TxId::NONE, Request::Watch { path, token: &watch.token, depth }).await?;
         Ok(watch)
     }
 
@@ -62,7 +62,7 @@ impl Drop for Watch {
         self.client.shared.close_mailbox(&self.token);
         if let Some(path) = Path::parse(self.path.as_bytes()) {
             let request = Request::Unwatch { path, token: &self.token };
-            self.client.shared.start_and_forget(0, &request);
+            self.client.shared.start_and_forget(TxId::NONE, &request);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The client against the embedded store, and against a server that misbehaves.
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use xenstore_client::{Client, DomId, Errno, Error, Quota, Tree, blocking};
+use xenstore_client::{
+    Client, DomId, Errno, Error, EvtchnPort, Features, Gfn, Quota, Tree, blocking,
+};
 use xenstore_transport::Peer;
 use xenstore_transport::fault::{Fault, Faulty, rough};
 use xenstore_transport::memory::{Pipe, pair};
@@ -29,10 +31,10 @@ fn every_request() {
         assert!(dom0.read("/a").await.unwrap_err().is_not_found());
         assert_eq!(dom0.domain_path(DomId(5)).await?, "/local/domain/5");
         assert!(!dom0.is_introduced(DomId(5)).await?);
-        dom0.set_features(DomId(5), 3).await?;
-        assert_eq!(dom0.features(Some(DomId(5))).await?, 3);
-        dom0.introduce(DomId(5), 1, 1).await?;
-        dom0.introduce(DomId(6), 1, 1).await?;
+        dom0.set_features(DomId(5), Features::RECONNECT | Features::ERROR).await?;
+        assert_eq!(dom0.features(Some(DomId(5))).await?, Features::RECONNECT | Features::ERROR);
+        dom0.introduce(DomId(5), Gfn(1), EvtchnPort(1)).await?;
+        dom0.introduce(DomId(6), Gfn(1), EvtchnPort(1)).await?;
         assert!(dom0.is_introduced(DomId(5)).await?);
         dom0.set_target(DomId(6), DomId(5)).await?;
         dom0.resume(DomId(5)).await?;

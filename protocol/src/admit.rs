@@ -1,6 +1,6 @@
 //! The order in which a request is checked before it is looked at.
 
-use crate::{Errno, Frame, Operation, Request};
+use crate::{Errno, Frame, Operation, Request, TxId};
 
 /// Decides whether a frame is a request that may go on, in the order of C xenstored, which can be
 /// seen in the name of the error:
@@ -12,7 +12,7 @@ use crate::{Errno, Frame, Operation, Request};
 pub fn admit<'a>(
     frame: &Frame<'a>,
     privileged: bool,
-    has_transaction: impl FnOnce(u32) -> bool,
+    has_transaction: impl FnOnce(TxId) -> bool,
 ) -> Result<Request<'a>, Errno> {
     let op =
         Operation::from_wire(frame.header.ty).filter(|op| op.is_request()).ok_or(Errno::Enosys)?;
@@ -20,7 +20,7 @@ pub fn admit<'a>(
         return Err(Errno::Eacces);
     }
     let tx_id = frame.header.tx_id;
-    if tx_id != 0 && !op.ignores_transaction_id() && !has_transaction(tx_id) {
+    if tx_id != TxId::NONE && !op.ignores_transaction_id() && !has_transaction(tx_id) {
         return Err(Errno::Enoent);
     }
     Request::parse(op, frame.payload)
@@ -32,8 +32,9 @@ mod tests {
     use crate::Header;
 
     fn try_it(ty: u32, tx_id: u32, payload: &[u8], privileged: bool) -> Option<Errno> {
-        let frame = Frame { header: Header { ty, tx_id, ..Header::default() }, payload };
-        admit(&frame, privileged, |id| id == 1).err()
+        let frame =
+            Frame { header: Header { ty, tx_id: TxId(tx_id), ..Header::default() }, payload };
+        admit(&frame, privileged, |id| id == TxId(1)).err()
     }
 
     // Fails if a later check answers before an earlier one.

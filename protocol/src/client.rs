@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
-    Deframer, Frame, FrameTooLong, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Request, WatchEvent,
+    Deframer, Frame, FrameTooLong, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Request, RequestId,
+    TxId, WatchEvent,
 };
 
 /// What a server sent, in order.
@@ -14,7 +15,7 @@ pub enum Incoming<'a> {
     /// The answer to a request; read it with [`crate::Reply::parse`].
     Reply {
         /// Which request.
-        req_id: u32,
+        req_id: RequestId,
         /// What it asked.
         op: Operation,
         /// Is it an ERROR?
@@ -32,7 +33,7 @@ pub enum ProtocolError {
     /// A payload over the limit.
     TooLong(FrameTooLong),
     /// A reply to nothing that is being waited for.
-    UnknownRequest(u32),
+    UnknownRequest(RequestId),
     /// A reply of another type than its request.
     WrongType {
         /// What was asked.
@@ -67,15 +68,19 @@ pub struct RequestTooLong;
 #[derive(Debug, Default)]
 pub struct Connection {
     deframer: Deframer,
-    waiting: BTreeMap<u32, Operation>,
-    last_id: u32,
+    waiting: BTreeMap<RequestId, Operation>,
+    last_id: RequestId,
     out: Vec<u8>,
 }
 
 impl Connection {
     /// Appends a request to the bytes to be written and gives it an id. Any number may be under
     /// way; a server answers them in order, but nobody should rely on it.
-    pub fn request(&mut self, tx_id: u32, request: &Request<'_>) -> Result<u32, RequestTooLong> {
+    pub fn request(
+        &mut self,
+        tx_id: TxId,
+        request: &Request<'_>,
+    ) -> Result<RequestId, RequestTooLong> {
         let start = self.out.len();
         self.out.resize(start + HEADER_LEN, 0);
         request.emit(&mut self.out);
@@ -86,8 +91,8 @@ impl Connection {
         }
         // 0 is left to events; an id that is still waited for is not used twice.
         loop {
-            self.last_id = self.last_id.wrapping_add(1);
-            if self.last_id != 0 && !self.waiting.contains_key(&self.last_id) {
+            self.last_id.0 = self.last_id.0.wrapping_add(1);
+            if self.last_id != RequestId::EVENT && !self.waiting.contains_key(&self.last_id) {
                 break;
             }
         }
@@ -128,7 +133,7 @@ impl Connection {
 }
 
 fn incoming<'a>(
-    waiting: &mut BTreeMap<u32, Operation>,
+    waiting: &mut BTreeMap<RequestId, Operation>,
     frame: Frame<'a>,
 ) -> Result<Incoming<'a>, ProtocolError> {
     let Header { ty, req_id, .. } = frame.header;
@@ -158,8 +163,8 @@ mod tests {
     #[test]
     fn replies_are_matched_by_id_with_events_in_between() {
         let mut client = Connection::default();
-        let first = client.request(0, &read(b"/a")).unwrap();
-        let second = client.request(0, &read(b"/b")).unwrap();
+        let first = client.request(TxId::NONE, &read(b"/a")).unwrap();
+        let second = client.request(TxId::NONE, &read(b"/b")).unwrap();
         assert_ne!(first, second);
         let mut stream = Vec::new();
         let header = |req_id| Header { ty: 2, req_id, ..Header::default() };
@@ -183,7 +188,7 @@ mod tests {
     #[test]
     fn foreign_replies_are_protocol_errors() {
         let mut client = Connection::default();
-        let id = client.request(0, &read(b"/a")).unwrap();
+        let id = client.request(TxId::NONE, &read(b"/a")).unwrap();
         let mut reply = Vec::new();
         Reply::Ok.emit(&Header { ty: 11, req_id: id, ..Header::default() }, &mut reply);
         let expected = Operation::Read;
@@ -200,9 +205,12 @@ mod tests {
         let mut client = Connection::default();
         let value = [0; PAYLOAD_MAX - 2];
         let path = Path::parse(b"/a").unwrap();
-        assert_eq!(client.request(0, &Request::Write { path, value: &value }), Err(RequestTooLong));
+        assert_eq!(
+            client.request(TxId::NONE, &Request::Write { path, value: &value }),
+            Err(RequestTooLong)
+        );
         assert!(client.unsent().is_empty());
-        assert!(client.request(0, &Request::Write { path, value: &value[1..] }).is_ok());
+        assert!(client.request(TxId::NONE, &Request::Write { path, value: &value[1..] }).is_ok());
         assert_eq!(client.unsent().len(), HEADER_LEN + PAYLOAD_MAX);
     }
 }

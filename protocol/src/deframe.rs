@@ -125,7 +125,7 @@ mod tests {
 
     fn frame(ty: u32, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
-        let mut bytes = Header { ty, req_id: 1, tx_id: 2, len }.emit().to_vec();
+        let mut bytes = Header { ty, len, ..Header::default() }.emit().to_vec();
         bytes.extend_from_slice(payload);
         bytes
     }
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn too_long_is_an_error_as_soon_as_the_header_is_there() {
         for len in [4097, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
-            let header = Header { ty: 2, req_id: 0, tx_id: 0, len }.emit();
+            let header = Header { ty: 2, len, ..Header::default() }.emit();
             let mut deframer = Deframer::default();
             assert_eq!(deframer.next(&mut &header[..15]), Ok(None));
             assert_eq!(deframer.next(&mut &header[15..]), Err(FrameTooLong(len)));

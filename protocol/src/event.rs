@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{HEADER_LEN, Header, Operation, PAYLOAD_MAX, Strings};
+use crate::{HEADER_LEN, Header, Operation, PAYLOAD_MAX, RequestId, Strings, TxId};
 
 /// "Something changed at `path`, which the watch with `token` is about."
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,12 @@ impl<'a> WatchEvent<'a> {
         }
         #[allow(clippy::cast_possible_truncation)] // at most PAYLOAD_MAX
         let len = self.len() as u32;
-        let header = Header { ty: Operation::WatchEvent.as_wire(), req_id: 0, tx_id: 0, len };
+        let header = Header {
+            ty: Operation::WatchEvent.as_wire(),
+            req_id: RequestId::EVENT,
+            tx_id: TxId::NONE,
+            len,
+        };
         out.reserve(HEADER_LEN + self.len());
         out.extend_from_slice(&header.emit());
         for text in [self.path, self.token] {

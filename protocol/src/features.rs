@@ -5,7 +5,8 @@ use core::ops::{BitAnd, BitOr, Not};
 
 /// A set of server features (`XENSTORE_SERVER_FEATURE_*`).
 ///
-/// A set holds only the bits in [`Features::ALL`]; [`Features::from_bits`] refuses any other.
+/// A set can hold bits that this crate has no name for, since a newer peer may send them. A server
+/// offers a subset of [`Features::ALL`].
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Features(u32);
 
@@ -29,22 +30,17 @@ impl Features {
         self.0
     }
 
-    /// Reads the word; returns `None` if it has a bit outside [`Features::ALL`].
-    #[inline]
-    pub const fn from_bits(bits: u32) -> Option<Features> {
-        if bits & !Self::ALL.0 == 0 { Some(Features(bits)) } else { None }
-    }
-
-    /// Reads the word and drops the bits outside [`Features::ALL`].
-    #[inline]
-    pub const fn from_bits_truncate(bits: u32) -> Features {
-        Features(bits & Self::ALL.0)
-    }
-
     /// Returns true if this set has every feature of `other`.
     #[inline]
     pub const fn contains(self, other: Features) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The features of this set and those of `other`; `|` in constants.
+    #[inline]
+    #[must_use]
+    pub const fn union(self, other: Features) -> Features {
+        Features(self.0 | other.0)
     }
 
     /// Returns true if this set has no feature.
@@ -66,6 +62,13 @@ impl fmt::Display for Features {
     }
 }
 
+impl From<u32> for Features {
+    #[inline]
+    fn from(bits: u32) -> Features {
+        Features(bits)
+    }
+}
+
 impl From<Features> for u32 {
     #[inline]
     fn from(features: Features) -> u32 {
@@ -78,7 +81,7 @@ impl BitOr for Features {
 
     #[inline]
     fn bitor(self, other: Features) -> Features {
-        Features(self.0 | other.0)
+        self.union(other)
     }
 }
 
@@ -94,10 +97,9 @@ impl BitAnd for Features {
 impl Not for Features {
     type Output = Features;
 
-    /// The features of [`Features::ALL`] that are not in this set.
     #[inline]
     fn not(self) -> Features {
-        Features(!self.0 & Self::ALL.0)
+        Features(!self.0)
     }
 }
 
@@ -105,15 +107,15 @@ impl Not for Features {
 mod tests {
     use super::*;
 
-    // Fails if a bit differs from xs_wire.h, or a set takes a bit that has no name.
+    // Fails if a bit differs from xs_wire.h, or a bit without a name counts as known.
     #[test]
     fn bits_are_those_of_xs_wire_h() {
         let all =
             [Features::RECONNECT, Features::ERROR, Features::WATCH_DEPTH, Features::DOMID_ANY];
         assert_eq!(all.map(Features::bits), [1, 2, 4, 8]);
         assert_eq!(all.into_iter().fold(Features::NONE, Features::bitor), Features::ALL);
-        assert_eq!(Features::from_bits(16), None);
-        assert_eq!(Features::from_bits_truncate(0x1f), Features::ALL);
+        assert!(!Features::ALL.contains(Features::from(16)));
+        assert_eq!(Features::from(0x1f) & Features::ALL, Features::ALL);
         assert!((!Features::ERROR).contains(Features::RECONNECT | Features::DOMID_ANY));
         assert!((Features::ERROR & !Features::ERROR).is_empty());
     }

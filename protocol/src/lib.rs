@@ -48,7 +48,7 @@ pub use quota::Quota;
 pub use reply::{MalformedReply, Reply};
 pub use request::{Control, Request};
 pub use text::{Strings, decimal};
-pub use wire::{Header, feature};
+pub use wire::Header;
 
 /// Bytes of a frame before its payload.
 pub const HEADER_LEN: usize = 16;

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
-    DomId, Errno, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Perms, Quota, Strings, decimal,
+    DomId, Errno, Features, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Perms, Quota, Strings,
+    TxId, decimal,
 };
 
 /// The answer to one request.
@@ -33,12 +34,14 @@ pub enum Reply<'a> {
     /// Permission list (GET_PERMS).
     Perms(Perms),
     /// Id of the transaction opened (TRANSACTION_START).
-    Transaction(u32),
+    Transaction(TxId),
     /// Where a domain's nodes are (GET_DOMAIN_PATH).
     DomainPath(String),
     /// Is the domain connected? (IS_DOMAIN_INTRODUCED)
     Introduced(bool),
-    /// Feature bits or a quota.
+    /// The features that a domain is offered (GET_FEATURE).
+    Features(Features),
+    /// The value of a quota (GET_QUOTA).
     Number(u32),
     /// Names of all quotas that the server has (GET_QUOTA).
     QuotaNames(Cow<'a, str>),
@@ -103,7 +106,9 @@ impl<'a> Reply<'a> {
                 }
             }
             Reply::Perms(perms) => perms.emit(out),
-            Reply::Transaction(number) | Reply::Number(number) => string(&format!("{number}")),
+            Reply::Transaction(id) => string(&format!("{id}")),
+            Reply::Features(features) => string(&format!("{features}")),
+            Reply::Number(number) => string(&format!("{number}")),
             Reply::DomainPath(path) => string(path),
             Reply::Introduced(yes) => string(if *yes { "T" } else { "F" }),
             Reply::QuotaNames(names) => string(names),
@@ -140,7 +145,7 @@ impl<'a> Reply<'a> {
             Operation::GetPerms => {
                 payload.ends_with(b"\0").then_some(Reply::Perms(Perms::parse(payload)?))?
             }
-            Operation::TransactionStart => Reply::Transaction(decimal(text()?)?),
+            Operation::TransactionStart => Reply::Transaction(TxId(decimal(text()?)?)),
             Operation::GetDomainPath => {
                 Reply::DomainPath(core::str::from_utf8(text()?).ok()?.into())
             }
@@ -149,7 +154,7 @@ impl<'a> Reply<'a> {
                 b"F" => false,
                 _ => return None,
             }),
-            Operation::GetFeature => Reply::Number(decimal(text()?)?),
+            Operation::GetFeature => Reply::Features(Features::from(decimal::<u32>(text()?)?)),
             Operation::GetQuota => match decimal(text()?) {
                 Some(number) => Reply::Number(number),
                 None => Reply::QuotaNames(Cow::Borrowed(core::str::from_utf8(text()?).ok()?)),
@@ -175,8 +180,9 @@ fn parse_part(payload: &[u8]) -> Option<Reply<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RequestId;
 
-    const REQUEST: Header = Header { ty: 0, req_id: 7, tx_id: 3, len: 99 };
+    const REQUEST: Header = Header { ty: 0, req_id: RequestId(7), tx_id: TxId(3), len: 99 };
 
     fn emit(reply: &Reply<'_>, op: Operation) -> (Header, Vec<u8>) {
         let mut out = Vec::new();
@@ -201,11 +207,11 @@ mod tests {
             (Operation::DirectoryPart, part(12, b"a\0b\0", false), b"12\0a\0b\0"),
             (Operation::DirectoryPart, part(1, b"", true), b"1\0\0"),
             (Operation::GetPerms, Reply::Perms(Perms::parse(b"n0\0r5\0").unwrap()), b"n0\0r5\0"),
-            (Operation::TransactionStart, Reply::Transaction(17), b"17\0"),
+            (Operation::TransactionStart, Reply::Transaction(TxId(17)), b"17\0"),
             (Operation::GetDomainPath, Reply::domain_path(DomId(5)), b"/local/domain/5\0"),
             (Operation::IsDomainIntroduced, Reply::Introduced(true), b"T\0"),
             (Operation::IsDomainIntroduced, Reply::Introduced(false), b"F\0"),
-            (Operation::GetFeature, Reply::Number(15), b"15\0"),
+            (Operation::GetFeature, Reply::Features(Features::ALL), b"15\0"),
             (
                 Operation::GetQuota,
                 Reply::QuotaNames(Cow::Borrowed("nodes watches")),
@@ -224,7 +230,7 @@ mod tests {
     #[test]
     fn errors_are_their_name_with_a_nul() {
         let (header, out) = emit(&Reply::Error(Errno::Enoent), Operation::Read);
-        assert_eq!((header.ty, header.req_id, header.tx_id), (16, 7, 3));
+        assert_eq!((header.ty, header.req_id, header.tx_id), (16, REQUEST.req_id, REQUEST.tx_id));
         assert_eq!(out, b"ENOENT\0");
         assert_eq!(
             Reply::parse(Operation::Read, true, b"EQUOTA\0"),

@@ -2,7 +2,9 @@
 
 use alloc::vec::Vec;
 
-use crate::{DomId, Errno, Operation, Path, Perms, Quota, Strings, decimal};
+use crate::{
+    DomId, Errno, EvtchnPort, Features, Gfn, Operation, Path, Perms, Quota, Strings, decimal,
+};
 
 /// A request without its header. The text of paths, tokens and values is borrowed from the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +46,9 @@ pub enum Request<'a> {
         /// Which.
         domid: DomId,
         /// Frame of its ring page; only a fallback for the grant table.
-        gfn: u64,
+        gfn: Gfn,
         /// Its event channel port, never 0.
-        port: u32,
+        port: EvtchnPort,
     },
     /// Disconnect a domain.
     Release(DomId),
@@ -96,8 +98,8 @@ pub enum Request<'a> {
     SetFeature {
         /// Which domain.
         domid: DomId,
-        /// Feature bits.
-        value: u32,
+        /// The features to offer.
+        features: Features,
     },
     /// Names of all quotas, or the value of one, global or of a domain.
     GetQuota {
@@ -201,8 +203,8 @@ impl<'a> Request<'a> {
             Operation::Introduce => {
                 let mut strings = Strings::new(payload);
                 let domid = domid(strings.next()?)?;
-                let gfn = decimal(strings.next()?)?;
-                let port = decimal(strings.next()?).filter(|port| *port != 0)?;
+                let gfn = Gfn(decimal(strings.next()?)?);
+                let port = EvtchnPort(decimal(strings.next()?).filter(|port| *port != 0)?);
                 Request::Introduce { domid, gfn, port }
             }
             Operation::Release => Request::Release(one_domid()?),
@@ -234,7 +236,8 @@ impl<'a> Request<'a> {
             Operation::GetFeature => Request::GetFeature(Some(one_domid()?)),
             Operation::SetFeature => {
                 let [who, value] = exactly(payload)?;
-                Request::SetFeature { domid: domid(who)?, value: decimal(value)? }
+                let features = Features::from(decimal::<u32>(value)?);
+                Request::SetFeature { domid: domid(who)?, features }
             }
             Operation::GetQuota => parse_get_quota(payload)?,
             Operation::SetQuota => parse_set_quota(payload)?,
@@ -299,7 +302,7 @@ impl<'a> Request<'a> {
             Request::TransactionStart | Request::ResetWatches => strings(&[b""]),
             Request::TransactionEnd { commit } => strings(&[if *commit { b"T" } else { b"F" }]),
             Request::Introduce { domid, gfn, port } => {
-                strings(&[&dom(*domid), &text(*gfn), &text((*port).into())]);
+                strings(&[&dom(*domid), &text(gfn.0), &text(port.0.into())]);
             }
             Request::Release(domid)
             | Request::GetDomainPath(domid)
@@ -318,8 +321,8 @@ impl<'a> Request<'a> {
                 strings(&[path.as_str().as_bytes(), &text(*offset)]);
             }
             Request::GetFeature(domid) => domid.iter().for_each(|d| strings(&[&dom(*d)])),
-            Request::SetFeature { domid, value } => {
-                strings(&[&dom(*domid), &text((*value).into())]);
+            Request::SetFeature { domid, features } => {
+                strings(&[&dom(*domid), &text(features.bits().into())]);
             }
             Request::GetQuota { domid, quota } => {
                 domid.iter().for_each(|d| strings(&[&dom(*d)]));

@@ -1,20 +1,6 @@
-//! The header of a frame, and the feature bits.
+//! The header of a frame.
 
-use crate::HEADER_LEN;
-
-/// Bits of the feature word that a server offers (`XENSTORE_SERVER_FEATURE_*`).
-pub mod feature {
-    /// A guest may ask for a fresh connection through the ring page.
-    pub const RECONNECT: u32 = 1;
-    /// The server writes the `error` field of the ring page.
-    pub const ERROR: u32 = 2;
-    /// WATCH takes a depth.
-    pub const WATCH_DEPTH: u32 = 4;
-    /// `DOMID_ANY` in permission entries means every domain.
-    pub const DOMID_ANY: u32 = 8;
-    /// All of the above.
-    pub const ALL: u32 = RECONNECT | ERROR | WATCH_DEPTH | DOMID_ANY;
-}
+use crate::{HEADER_LEN, RequestId, TxId};
 
 /// The first 16 bytes of every frame (`struct xsd_sockmsg`): four little-endian words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,9 +8,9 @@ pub struct Header {
     /// Message type; see [`crate::Operation`].
     pub ty: u32,
     /// Chosen by the client, echoed in the reply.
-    pub req_id: u32,
+    pub req_id: RequestId,
     /// Transaction that the request belongs to, or 0.
-    pub tx_id: u32,
+    pub tx_id: TxId,
     /// Bytes of payload that follow.
     pub len: u32,
 }
@@ -34,13 +20,13 @@ impl Header {
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Header {
         let word =
             |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
-        Header { ty: word(0), req_id: word(4), tx_id: word(8), len: word(12) }
+        Header { ty: word(0), req_id: RequestId(word(4)), tx_id: TxId(word(8)), len: word(12) }
     }
 
     /// Writes a header.
     pub fn emit(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        for (at, word) in [self.ty, self.req_id, self.tx_id, self.len].into_iter().enumerate() {
+        for (at, word) in [self.ty, self.req_id.0, self.tx_id.0, self.len].into_iter().enumerate() {
             bytes[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
         }
         bytes
@@ -56,7 +42,7 @@ mod tests {
     fn header_layout_is_that_of_xsd_sockmsg() {
         let bytes = [2, 0, 0, 0, 7, 1, 0, 0, 9, 0, 0, 0, 0, 16, 0, 0];
         let header = Header::parse(&bytes);
-        assert_eq!(header, Header { ty: 2, req_id: 263, tx_id: 9, len: 4096 });
+        assert_eq!(header, Header { ty: 2, req_id: RequestId(263), tx_id: TxId(9), len: 4096 });
         assert_eq!(header.emit(), bytes);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, Errno};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn};
 use xenstore_store::{DomainInfo, Host};
 
 use crate::log::Trace;
@@ -51,7 +51,7 @@ impl Host for Standalone {
         Some(*self.info(domid))
     }
 
-    fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, domid: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         self.info(domid);
         Ok(())
     }

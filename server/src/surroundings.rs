@@ -151,7 +151,7 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
             port: io.port,
             remote: io.remote_port,
             gfn: io.gfn.unwrap_or(0),
-            features: domain.map_or(xenstore_protocol::feature::ALL, |domain| domain.features),
+            features: domain.map_or(xenstore_protocol::Features::ALL, |domain| domain.features),
             indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),
             tail: state.io.evtchn.is_none().then_some(io.output.len()),
             taken: &io.taken,

@@ -13,7 +13,7 @@ use smol::Timer;
 use smol::channel::Sender;
 use tracing::{error, info, warn};
 use xenstore_protocol::ring::{Side, Word};
-use xenstore_protocol::{DomId, Errno, Operation, feature};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Operation};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Indices, Page, RingChannel};
 use xenstore_transport::xen::{
@@ -60,8 +60,8 @@ pub(crate) struct Ringed {
 
 impl Ringed {
     /// Tells the guest what it may use.
-    pub(crate) fn offer(&self, features: u32) {
-        self.channel.page().store(Word::ServerFeatures, features);
+    pub(crate) fn offer(&self, features: Features) {
+        self.channel.page().store(Word::ServerFeatures, features.bits());
     }
 
     /// Gives the event channel back, if there is one.
@@ -116,7 +116,7 @@ pub(crate) struct Progress<'a> {
     /// The frame of the page; 0 if that is not known.
     pub(crate) gfn: u64,
     /// What the guest was offered.
-    pub(crate) features: u32,
+    pub(crate) features: Features,
     /// Where it was; otherwise what the page says.
     pub(crate) indices: Option<Indices>,
     /// Nobody has written down how much of the answers had gone at the end: so many bytes are known
@@ -155,7 +155,7 @@ impl Xen {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
         let doorbell = EvtchnDoorbell::bind(&self.machine.evtchn, domid.0, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        let channel = self.add(domid, page, doorbell, feature::ALL, (0, remote));
+        let channel = self.add(domid, page, doorbell, Features::ALL, (0, remote));
         let _ = self.fresh.try_send(XenRing::new(channel, domid.0).notify_on_flush());
         Ok(())
     }
@@ -249,7 +249,7 @@ impl Xen {
         domid: DomId,
         page: SharedPage,
         doorbell: EvtchnDoorbell,
-        features: u32,
+        features: Features,
         (gfn, remote): (u64, u32),
     ) -> Arc<XenRingChannel> {
         let port = doorbell.port();
@@ -305,7 +305,13 @@ impl Host for Xen {
         Some(info)
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        Gfn(gfn): Gfn,
+        EvtchnPort(port): EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
         if self.rings.borrow().contains_key(&domid) {
             self.again(domid, port);
             return Ok(());
@@ -467,7 +473,7 @@ mod tests {
         let (mut xen, events) = Xen::new(machine, fresh, Trace::new(), None).unwrap();
         for domid in [1, 2] {
             std::fs::create_dir(dir.path().join(domid.to_string())).unwrap();
-            xen.introduce(DomId(domid), 0, 1, 0).unwrap();
+            xen.introduce(DomId(domid), Gfn(0), EvtchnPort(1), Features::NONE).unwrap();
         }
         let host: Box<dyn Host> = Box::new(Standalone::default());
         let server = Server::new(&Config::default(), host, Clock::Manual(0.into()));

@@ -5,7 +5,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use core::fmt;
 
-use xenstore_protocol::DomId;
+use xenstore_protocol::{DomId, TxId};
 
 use crate::transaction::Transaction;
 use crate::watch::WatchId;
@@ -45,8 +45,8 @@ pub(crate) type WatchKey = (Box<str>, Box<[u8]>);
 pub(crate) struct Connection {
     pub(crate) caller: Caller,
     /// Shared with states that are being written: each request takes its own out and puts it back.
-    pub(crate) transactions: BTreeMap<u32, triomphe::Arc<Transaction>>,
-    pub(crate) last_transaction: u32,
+    pub(crate) transactions: BTreeMap<TxId, triomphe::Arc<Transaction>>,
+    pub(crate) last_transaction: TxId,
     /// A bit for each of the last commits, set for those that failed with EAGAIN.
     pub(crate) failures: u16,
     pub(crate) watches: BTreeMap<WatchKey, WatchId>,
@@ -60,7 +60,7 @@ impl Connection {
         Connection {
             caller,
             transactions: BTreeMap::new(),
-            last_transaction: 0,
+            last_transaction: TxId::NONE,
             failures: 0,
             watches: BTreeMap::new(),
             events: VecDeque::new(),
@@ -87,11 +87,11 @@ impl Connection {
     }
 
     /// An id for a new transaction: never 0, and none that is open.
-    pub(crate) fn next_transaction(&mut self) -> u32 {
+    pub(crate) fn next_transaction(&mut self) -> TxId {
         loop {
-            self.last_transaction = self.last_transaction.wrapping_add(1);
+            self.last_transaction.0 = self.last_transaction.0.wrapping_add(1);
             let id = self.last_transaction;
-            if id != 0 && !self.transactions.contains_key(&id) {
+            if id != TxId::NONE && !self.transactions.contains_key(&id) {
                 return id;
             }
         }

@@ -5,7 +5,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Errno, Quota, feature};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Quota};
 
 use crate::access::Era;
 use crate::charge::Charge;
@@ -34,7 +34,13 @@ pub trait Host {
 
     /// Makes the ring of a domain usable, with the features that it is offered; called again for a
     /// domain that is introduced again, whose ring starts anew.
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno>;
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno>;
 
     /// Lets the ring of a domain go.
     fn release(&mut self, domid: DomId);
@@ -52,7 +58,13 @@ impl<T: Host + ?Sized> Host for Box<T> {
         (**self).domain(domid)
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
         (**self).introduce(domid, gfn, port, features)
     }
 
@@ -146,7 +158,7 @@ pub(crate) struct Domain {
     /// Its shutdown has been told; reset by RESUME.
     pub(crate) shutdown: bool,
     pub(crate) target: Option<DomId>,
-    pub(crate) features: u32,
+    pub(crate) features: Features,
     pub(crate) quotas: Quotas,
     pub(crate) usage: Usage,
     pub(crate) peak: Usage,
@@ -263,7 +275,7 @@ impl Domains {
                 introduced: false,
                 shutdown: false,
                 target: None,
-                features: feature::ALL,
+                features: Features::ALL,
                 quotas: self.defaults,
                 usage: Usage::default(),
                 peak: Usage::default(),

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use xenstore_protocol::{
-    DomId, Errno, Frame, Header, Quota, Reply, Request, WatchEvent, admit, feature,
+    DomId, Errno, Features, Frame, Header, Quota, Reply, Request, TxId, WatchEvent, admit,
 };
 
 use crate::access::{Era, Rights};
@@ -264,7 +264,7 @@ impl Engine {
                 return Ok(Answer::Later(until));
             }
             return match tx_id {
-                0 => self.run(conn, request, now, host),
+                TxId::NONE => self.run(conn, request, now, host),
                 _ => self.run_in_transaction(conn, tx_id, request, frame.payload, host),
             };
         }
@@ -280,7 +280,7 @@ impl Engine {
             Request::Release(domid) => self.release(*domid, host)?,
             Request::Resume(domid) => self.resume(*domid)?,
             Request::SetTarget { domid, target } => self.set_target(*domid, *target)?,
-            Request::SetFeature { domid, value } => self.set_feature(*domid, *value, host)?,
+            Request::SetFeature { domid, features } => self.set_feature(*domid, *features, host)?,
             Request::SetQuota { domid, quota, value } => {
                 self.set_quota(*domid, *quota, *value, host)?;
             }
@@ -293,13 +293,13 @@ impl Engine {
     fn ask(
         &mut self,
         conn: ConnId,
-        tx_id: u32,
+        tx_id: TxId,
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
     ) -> Result<Reply<'static>, Errno> {
         match request {
-            Request::TransactionStart if tx_id != 0 => Err(Errno::Ebusy),
+            Request::TransactionStart if tx_id != TxId::NONE => Err(Errno::Ebusy),
             Request::TransactionStart => self.start(conn, now),
             Request::GetDomainPath(domid) => Ok(Reply::domain_path(*domid)),
             Request::IsDomainIntroduced(domid) => {
@@ -348,7 +348,7 @@ impl Engine {
     }
 
     /// What a connection may use.
-    pub(crate) fn features(&self, conn: ConnId) -> u32 {
+    pub(crate) fn features(&self, conn: ConnId) -> Features {
         let caller = self.caller(conn);
         features_of(caller, self.domains.get(self.domid_of(caller)))
     }
@@ -365,7 +365,7 @@ impl Engine {
         let domid = self.domid_of(caller);
         let domain = self.domains.get(domid);
         let rights = self.rights_of(domid, domain);
-        let any_domid = features_of(caller, domain) & feature::DOMID_ANY != 0;
+        let any_domid = features_of(caller, domain).contains(Features::DOMID_ANY);
         let usage = domain.map(|domain| domain.usage).unwrap_or_default();
         let quotas = domain.map_or(self.domains.defaults, |domain| domain.quotas);
         let domains = RefCell::new(&mut self.domains);
@@ -485,9 +485,9 @@ impl Engine {
 }
 
 /// A socket has no ring page, but may use what a ring may.
-fn features_of(caller: Option<Caller>, domain: Option<&Domain>) -> u32 {
+fn features_of(caller: Option<Caller>, domain: Option<&Domain>) -> Features {
     match (caller, domain) {
         (Some(Caller::Domain(_)), Some(domain)) => domain.features,
-        _ => feature::ALL,
+        _ => Features::ALL,
     }
 }

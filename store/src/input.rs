@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Errno, Frame, HEADER_LEN};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, HEADER_LEN};
 
 use crate::connection::{Caller, ConnId};
 use crate::domain::{DomainInfo, Host};
@@ -183,7 +183,13 @@ impl<H: Host + ?Sized> Host for Recorded<'_, H> {
         info
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
         let result = self.host.introduce(domid, gfn, port, features);
         put_error(result.err(), self.answers);
         result
@@ -219,7 +225,7 @@ pub struct Replayed<'a> {
     /// It was asked for more, or for something else, than was written down.
     pub astray: bool,
     /// Domains that were introduced, with gfn and port of the guest, in order.
-    pub introduced: Vec<(DomId, u64, u32)>,
+    pub introduced: Vec<(DomId, Gfn, EvtchnPort)>,
     /// Commands that the machine of this server knows.
     pub commands: &'static [(&'static str, &'static str)],
 }
@@ -250,7 +256,13 @@ impl Host for Replayed<'_> {
         (flags & 1 != 0).then_some(DomainInfo { unique_id, shutdown: flags & 2 != 0 })
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        _: Features,
+    ) -> Result<(), Errno> {
         match self.error() {
             Some(error) => Err(error),
             None => {
@@ -290,7 +302,7 @@ mod tests {
     // something behind it is taken for another.
     #[test]
     fn inputs_survive_being_bytes() {
-        let one = [&Header { ty: 2, req_id: 7, tx_id: 9, len: 3 }.emit()[..], b"/a\0"].concat();
+        let one = [&Header { ty: 2, len: 3, ..Header::default() }.emit()[..], b"/a\0"].concat();
         let (conn, now) = (ConnId(0x1_0000_0005), 0x1234_5678_9abc);
         let inputs = [
             Input::Connect(Caller::Socket),
@@ -327,7 +339,13 @@ mod tests {
             let unique_id = 1 << 40 | u64::from(domid.0);
             exists.then_some(DomainInfo { unique_id, shutdown: domid.0 == 3 })
         }
-        fn introduce(&mut self, domid: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+        fn introduce(
+            &mut self,
+            domid: DomId,
+            _: Gfn,
+            _: EvtchnPort,
+            _: Features,
+        ) -> Result<(), Errno> {
             if domid.0 == 3 { Err(Errno::Einval) } else { Ok(()) }
         }
         fn release(&mut self, _: DomId) {}
@@ -349,7 +367,8 @@ mod tests {
     fn answers_of_the_machine_are_given_again() {
         fn ask(host: &mut dyn Host) -> String {
             let domains = [1, 2, 3].map(|domid| host.domain(DomId(domid)));
-            let introduced = [1, 3].map(|domid| host.introduce(DomId(domid), 5, 6, 7));
+            let introduced = [1, 3]
+                .map(|domid| host.introduce(DomId(domid), Gfn(5), EvtchnPort(6), Features::NONE));
             let said = [&b"a"[..], b"b", b"c"].map(|name| host.control(name, &[]));
             format!("{:?}", (domains, introduced, said))
         }
@@ -358,7 +377,7 @@ mod tests {
         let mut replayed = Replayed::new(&answers);
         assert_eq!(ask(&mut replayed), first);
         assert!(!replayed.astray && replayed.answers.is_empty());
-        assert_eq!(replayed.introduced, [(DomId(1), 5, 6)]);
+        assert_eq!(replayed.introduced, [(DomId(1), Gfn(5), EvtchnPort(6))]);
         replayed.domain(DomId(1));
         assert!(replayed.astray);
     }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Errno, Request};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, Request};
 
 use crate::change::{Change, Readers};
 use crate::connection::ConnId;
@@ -18,8 +18,8 @@ impl Engine {
     pub(crate) fn introduce(
         &mut self,
         domid: DomId,
-        gfn: u64,
-        port: u32,
+        gfn: Gfn,
+        port: EvtchnPort,
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         if !domid.is_ordinary() {

@@ -4,6 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use xenstore_protocol::TxId;
+
 use crate::check::Violation;
 use crate::connection::ConnId;
 use crate::domain::Host;
@@ -39,7 +41,7 @@ impl Engine {
     pub fn check_commit(
         &mut self,
         conn: ConnId,
-        tx_id: u32,
+        tx_id: TxId,
         host: &mut dyn Host,
     ) -> Result<(), Violation> {
         let connection = self.conns.get_mut(&conn);

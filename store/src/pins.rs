@@ -12,7 +12,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Errno, Quota};
+use xenstore_protocol::{DomId, Errno, Quota, TxId};
 
 use crate::connection::ConnId;
 use crate::engine::Engine;
@@ -119,7 +119,7 @@ impl Engine {
     }
 
     /// Transactions of a domain that have a snapshot, the oldest first.
-    fn snapshots_of(&self, domid: DomId) -> Vec<(u64, ConnId, u32)> {
+    fn snapshots_of(&self, domid: DomId) -> Vec<(u64, ConnId, TxId)> {
         let mut found = Vec::new();
         for (conn, connection) in self.conns.iter() {
             if connection.transactions.is_empty() || self.rights(*conn).domid != domid {

@@ -26,7 +26,7 @@ use crate::execute::Work;
 use crate::footprint::looks_at;
 use crate::recent::Recent;
 use crate::tree::{Tree, parent};
-use xenstore_protocol::Request;
+use xenstore_protocol::{Request, TxId};
 
 /// Failures after which the transactions of a connection are protected. A retry loop on a
 /// connection of its own so commits at the third try, if it takes less than [`PROTECTED_FOR`] and
@@ -53,9 +53,9 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Protection {
     /// Protected transactions, and when that ends.
-    pub(crate) open: Vec<(ConnId, u32, Millis)>,
+    pub(crate) open: Vec<(ConnId, TxId, Millis)>,
     /// Paths of the requests of protected transactions.
-    pub(crate) footprints: BTreeMap<(ConnId, u32), BTreeSet<Box<str>>>,
+    pub(crate) footprints: BTreeMap<(ConnId, TxId), BTreeSet<Box<str>>>,
     /// Connections whose request has been put off, and for how long at the most.
     pub(crate) held: BTreeMap<ConnId, Millis>,
     /// How many transactions were protected, and requests put off.
@@ -71,12 +71,12 @@ impl Protection {
     }
 
     /// The protected transactions of a connection.
-    pub(crate) fn of(&self, conn: ConnId) -> impl Iterator<Item = (u32, Millis)> {
+    pub(crate) fn of(&self, conn: ConnId) -> impl Iterator<Item = (TxId, Millis)> {
         self.open.iter().filter(move |(of, ..)| *of == conn).map(|(_, id, end)| (*id, *end))
     }
 
     /// Until when a transaction is protected.
-    pub(crate) fn end_of(&self, conn: ConnId, tx_id: u32) -> Option<Millis> {
+    pub(crate) fn end_of(&self, conn: ConnId, tx_id: TxId) -> Option<Millis> {
         let entry = self.open.iter().find(|(c, id, _)| (*c, *id) == (conn, tx_id));
         entry.map(|(.., end)| *end)
     }
@@ -95,7 +95,7 @@ impl Protection {
 
 impl Engine {
     /// A transaction has been opened on a connection that has had these failures.
-    pub(crate) fn protect(&mut self, conn: ConnId, tx_id: u32, failures: u32, now: Millis) {
+    pub(crate) fn protect(&mut self, conn: ConnId, tx_id: TxId, failures: u32, now: Millis) {
         if failures >= FAILURES && self.rights(conn).privileged {
             self.protection.open.push((conn, tx_id, now + PROTECTED_FOR));
             self.protection.protected_count += 1;
@@ -125,7 +125,7 @@ impl Engine {
     }
 
     /// Records that a protected transaction has a request about this path.
-    pub(crate) fn add_footprint(&mut self, conn: ConnId, id: u32, request: &Request<'_>) {
+    pub(crate) fn add_footprint(&mut self, conn: ConnId, id: TxId, request: &Request<'_>) {
         let Some((path, ..)) = looks_at(request) else { return };
         if let Some(path) = path.resolve(self.rights(conn).domid) {
             let footprint = self.protection.footprints.entry((conn, id)).or_default();
@@ -160,7 +160,7 @@ impl Engine {
             footprint
                 .is_some_and(|footprint| self.work.changes.iter().any(|c| concerns(c, footprint)))
         };
-        let in_force = |(conn, id, end): &&(ConnId, u32, Millis)| *end > now && near(*conn, *id);
+        let in_force = |(conn, id, end): &&(ConnId, TxId, Millis)| *end > now && near(*conn, *id);
         let open: Vec<_> = self.protection.open.iter().filter(in_force).copied().collect();
         let broken = open.into_iter().find(|(conn, id, _)| {
             !self.could_commit(*conn, *id, &after, host)
@@ -176,7 +176,7 @@ impl Engine {
     }
 
     /// Would the answers that a transaction has given still be given on `tree`?
-    fn could_commit(&mut self, conn: ConnId, id: u32, tree: &Tree, host: &mut dyn Host) -> bool {
+    fn could_commit(&mut self, conn: ConnId, id: TxId, tree: &Tree, host: &mut dyn Host) -> bool {
         let take =
             |conns: &mut Recent<ConnId, Connection>| conns.get_mut(&conn)?.transactions.remove(&id);
         let Some(transaction) = take(&mut self.conns) else { return false };

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use triomphe::Arc;
-use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path, Request};
+use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path, Request, TxId};
 
 use crate::charge::{Charge, event_cost};
 use crate::config::{Config, Quotas};
@@ -289,7 +289,7 @@ impl Engine {
     fn restore_transaction(
         &mut self,
         conn: ConnId,
-        id: u32,
+        id: TxId,
         transaction: &Arc<Transaction>,
     ) -> Result<()> {
         let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
@@ -299,7 +299,7 @@ impl Engine {
         let domid = self.rights(conn).domid;
         let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
         let old = connection.transactions.insert(id, transaction.clone());
-        if id == 0 || !fits || old.is_some() {
+        if id == TxId::NONE || !fits || old.is_some() {
             return Err(wrong());
         }
         if transaction.lost {

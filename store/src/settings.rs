@@ -1,6 +1,6 @@
 //! Features and quotas, global and of domains.
 
-use xenstore_protocol::{DomId, Errno, Quota, Reply, feature};
+use xenstore_protocol::{DomId, Errno, Features, Quota, Reply};
 
 use crate::connection::ConnId;
 use crate::domain::Host;
@@ -13,29 +13,29 @@ impl Engine {
         domid: Option<DomId>,
         host: &mut dyn Host,
     ) -> Result<Reply<'static>, Errno> {
-        let Some(domid) = domid else { return Ok(Reply::Number(self.features(conn))) };
+        let Some(domid) = domid else { return Ok(Reply::Features(self.features(conn))) };
         if !self.rights(conn).privileged {
             return Err(Errno::Eacces);
         }
         let domain = self.domains.find(domid, host).ok_or(Errno::Enoent)?;
-        Ok(Reply::Number(domain.features))
+        Ok(Reply::Features(domain.features))
     }
 
     /// Features cannot change once a guest may have seen them.
     pub(crate) fn set_feature(
         &mut self,
         domid: DomId,
-        value: u32,
+        features: Features,
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         let domain = self.domains.find(domid, host).ok_or(Errno::Enoent)?;
         if domain.introduced {
             return Err(Errno::Ebusy);
         }
-        if value & !feature::ALL != 0 {
+        if !Features::ALL.contains(features) {
             return Err(Errno::Einval);
         }
-        domain.features = value;
+        domain.features = features;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! TRANSACTION_START and TRANSACTION_END, and requests in transactions.
 
 use triomphe::Arc;
-use xenstore_protocol::{DomId, Errno, Quota, Reply, Request};
+use xenstore_protocol::{DomId, Errno, Quota, Reply, Request, TxId};
 
 use crate::answer::Answer;
 use crate::connection::ConnId;
@@ -31,7 +31,7 @@ impl Engine {
     pub(crate) fn run_in_transaction(
         &mut self,
         conn: ConnId,
-        tx_id: u32,
+        tx_id: TxId,
         request: &Request<'_>,
         payload: &[u8],
         host: &mut dyn Host,
@@ -68,7 +68,7 @@ impl Engine {
     pub(crate) fn end(
         &mut self,
         conn: ConnId,
-        tx_id: u32,
+        tx_id: TxId,
         commit: bool,
         now: Millis,
         host: &mut dyn Host,
@@ -131,7 +131,7 @@ impl Engine {
     }
 
     /// Charges a transaction and stores it.
-    fn open_transaction(&mut self, conn: ConnId, id: u32, transaction: Arc<Transaction>) {
+    fn open_transaction(&mut self, conn: ConnId, id: TxId, transaction: Arc<Transaction>) {
         let domid = self.rights(conn).domid;
         self.domains.count(domid, |usage| {
             usage.transactions += 1;

@@ -4,7 +4,7 @@ use alloc::borrow::Cow;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{Access, DomId, Errno, Path, PathKind, Quota, WatchEvent, feature};
+use xenstore_protocol::{Access, DomId, Errno, Features, Path, PathKind, Quota, WatchEvent};
 
 use crate::access::{Acl, Rights};
 use crate::change::{Change, Readers};
@@ -28,7 +28,7 @@ impl Engine {
         depth: Option<u32>,
     ) -> Result<(), Errno> {
         let rights = self.rights(conn);
-        if depth.is_some() && self.features(conn) & feature::WATCH_DEPTH == 0 {
+        if depth.is_some() && !self.features(conn).contains(Features::WATCH_DEPTH) {
             return Err(Errno::Einval);
         }
         let resolved = self.resolve(&rights, path)?;

@@ -9,7 +9,7 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use harness::Machine;
-use xenstore_protocol::{DomId, Header};
+use xenstore_protocol::{DomId, Header, TxId};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Outcome};
 
 const WATCH: u32 = 4;
@@ -66,7 +66,8 @@ impl Host {
     /// Sends a frame, again until it is answered, with deferred work between; its type and payload.
     fn ask(&mut self, conn: ConnId, tx_id: u32, ty: u32, payload: &str) -> (u32, String) {
         let payload = payload.replace('|', "\0");
-        let header = Header { ty, req_id: 1, tx_id, len: payload.len() as u32 };
+        let header =
+            Header { ty, tx_id: TxId(tx_id), len: payload.len() as u32, ..Header::default() };
         loop {
             let mut out = Vec::new();
             let outcome = self.step(|engine, machine| {

@@ -241,7 +241,7 @@ fn streams_of_newer_c_xenstored_are_read() {
     let guest = |name| {
         let state = state(name);
         let guest = state.domains.iter().find(|domain| domain.domid == DomId(77)).unwrap();
-        (guest.features, guest.quotas.unwrap().get(Quota::Nodes))
+        (guest.features.bits(), guest.quotas.unwrap().get(Quota::Nodes))
     };
     assert_eq!(state("gquota").quotas.unwrap().get(Quota::Watches), 99);
     assert_eq!(guest("dom"), (0xe, 1000));
@@ -340,7 +340,7 @@ fn what_c_xenstored_does_not_take_is_named() {
         let quotas = read.quotas.map(|quotas| quotas.get(Quota::Watches));
         let guest = read.domains.iter().find(|domain| domain.domid == DomId(5)).unwrap();
         let nodes = guest.quotas.map(|quotas| quotas.get(Quota::Nodes));
-        (quotas, nodes, guest.features, lost)
+        (quotas, nodes, guest.features.bits(), lost)
     };
     let reconnection = "feature reconnection: no longer offered to domains 0, 6".to_owned();
     let expected = (Some(99), Some(33), 6, vec![reconnection.clone()]);

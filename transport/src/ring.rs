@@ -23,6 +23,7 @@ use atomic_waker::AtomicWaker;
 use futures_io::{AsyncRead, AsyncWrite};
 #[cfg(all(test, xenstore_loom))]
 use loom::sync::atomic::fence;
+use xenstore_protocol::Features;
 use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
 
 use crate::{Failure, Peer, ResumePoint, Transport};
@@ -126,16 +127,16 @@ pub struct RingChannel<P, D> {
 impl<P: Page, D: Doorbell> RingChannel<P, D> {
     /// A page as a domain builder leaves it, with empty rings and the features that the guest is
     /// offered.
-    pub fn new(page: P, doorbell: D, features: u32) -> Arc<Self> {
+    pub fn new(page: P, doorbell: D, features: Features) -> Arc<Self> {
         let channel = RingChannel::resume(page, doorbell, features);
         channel.start();
         channel
     }
 
     /// A page that another server has served so far, as it is.
-    pub fn resume(page: P, doorbell: D, features: u32) -> Arc<Self> {
-        page.store(Word::ServerFeatures, features);
-        let tells_errors = features & xenstore_protocol::feature::ERROR != 0;
+    pub fn resume(page: P, doorbell: D, features: Features) -> Arc<Self> {
+        page.store(Word::ServerFeatures, features.bits());
+        let tells_errors = features.contains(Features::ERROR);
         let (starts, closed, waker) = (0.into(), false.into(), AtomicWaker::new());
         Arc::new(RingChannel { page, doorbell, tells_errors, starts, closed, waker })
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, HEADER_LEN, Header, Operation};
 use xenstore_store::{ConnId, DomainInfo, Host};
 
 use super::quiesce::Quiesce;
@@ -257,7 +257,13 @@ impl Host for UpdatableHost {
         self.host.domain(domid)
     }
 
-    fn introduce(&mut self, domid: DomId, gfn: u64, port: u32, features: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
         self.host.introduce(domid, gfn, port, features)
     }
 

@@ -8,8 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use xenstore_protocol::Header;
 use xenstore_protocol::stream::Sink;
+use xenstore_protocol::{Header, RequestId, TxId};
 use xenstore_store::{ConnId, Millis};
 
 /// Memory as a descriptor that is close-on-exec, to be filled and then sealed.
@@ -98,7 +98,8 @@ impl Envelope {
         let mut texts = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut number = || std::str::from_utf8(texts.next()?).ok()?.parse::<i64>().ok();
         let (stopped, clock, previous, asker) = (number()?, number()?, number()?, number()?);
-        let (req_id, tx_id) = (u32::try_from(number()?).ok()?, u32::try_from(number()?).ok()?);
+        let mut word = || u32::try_from(number()?).ok();
+        let (req_id, tx_id) = (RequestId(word()?), TxId(word()?));
         let failed = String::from_utf8_lossy(texts.next()?).into_owned();
         let header = Header { req_id, tx_id, ..Header::default() };
         Some(Envelope {
@@ -120,7 +121,7 @@ mod tests {
     // for it.
     #[test]
     fn an_errand_arrives_as_it_was_sent() {
-        let header = Header { req_id: u32::MAX, tx_id: 7, ..Header::default() };
+        let header = Header { req_id: RequestId(u32::MAX), tx_id: TxId(7), ..Header::default() };
         let errand = Envelope {
             stopped: Duration::from_nanos(1_234_567_890_123_456_789),
             previous: Some(9),

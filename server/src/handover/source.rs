@@ -16,7 +16,7 @@ use futures_lite::future;
 use smol::Timer;
 use smol::lock::Mutex;
 use tracing::{debug, error, info, warn};
-use xenstore_protocol::{DomId, Operation, feature};
+use xenstore_protocol::{DomId, Features, Operation};
 use xenstore_store::{Base, Caller, ConnId, Host, State};
 use xenstore_sys::{inherit, own_file};
 use xenstore_transport::ResumePoint;
@@ -391,7 +391,7 @@ impl Source<'_> {
         let path = run_dir().join("state_dump");
         let features = |domid| {
             let domain = state.domains.iter().find(|domain| domain.domid == domid);
-            domain.map_or(feature::ALL, |domain| domain.features)
+            domain.map_or(Features::ALL, |domain| domain.features)
         };
         let run = || -> io::Result<()> {
             write_private(&path, &stream)?;
@@ -428,7 +428,7 @@ impl Source<'_> {
     }
 
     /// Tells all guests what they may use.
-    fn offer(&self, features: impl Fn(DomId) -> u32) {
+    fn offer(&self, features: impl Fn(DomId) -> Features) {
         let Some((_, rings)) = &self.xen else { return };
         rings.borrow().iter().for_each(|(domid, ring)| ring.offer(features(*domid)));
     }

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 use xenstore_protocol::stream::Sink;
-use xenstore_protocol::{Header, Operation};
+use xenstore_protocol::{Header, Operation, TxId};
 use xenstore_store::{Config, ConnId, Engine, Input, State};
 use xenstore_sys::mapped_file::Recycled;
 use xenstore_sys::own_file::{self, Access, Others};
@@ -583,5 +583,5 @@ pub(crate) fn only_reads(header: &Header) -> bool {
         Operation::from_wire(header.ty),
         Some(Directory | DirectoryPart | GetDomainPath | GetPerms | IsDomainIntroduced | Read)
     );
-    asks && header.tx_id == 0
+    asks && header.tx_id == TxId::NONE
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tracing::error;
-use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header, Operation, Reply};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
     Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
 };
@@ -144,7 +144,7 @@ impl Recovery {
             _ => {}
         }
         // The page of a ring that is introduced again is empty from then on.
-        for (domid, gfn, port) in host.introduced {
+        for (domid, Gfn(gfn), EvtchnPort(port)) in host.introduced {
             self.introduced.insert(domid, (gfn, Some(port)));
             for (conn, way) in &mut self.ways {
                 if self.engine.caller(*conn) == Some(Caller::Domain(domid)) {

@@ -1,7 +1,7 @@
 //! What everybody does, step by step.
 
 use xenstore_protocol::Operation::{self, *};
-use xenstore_protocol::{HEADER_LEN, Header};
+use xenstore_protocol::{HEADER_LEN, Header, RequestId, TxId};
 
 use super::clients::PORT;
 
@@ -41,7 +41,7 @@ pub(super) struct Job {
 /// Bytes of a request, in whose payload `|` is a NUL.
 pub(super) fn frame(op: Operation, req_id: u32, tx_id: u32, payload: &str) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
-    let header = Header { ty: op.as_wire(), req_id, tx_id, len };
+    let header = Header { ty: op.as_wire(), req_id: RequestId(req_id), tx_id: TxId(tx_id), len };
     [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
 }
 
@@ -151,7 +151,7 @@ impl Script {
         self.steps.push(Step::Reset(LATE));
         self.send(LATE, Write, 1, "x|no such transaction");
         self.send(KERNEL, Write, 0, "/w/n|not heard of");
-        let broken = Header { ty: Read.as_wire(), req_id: 1, tx_id: 0, len: 5000 };
+        let broken = Header { ty: Read.as_wire(), len: 5000, ..Header::default() };
         self.steps.push(Step::Send(LATE, broken.emit().to_vec()));
         // While it has failed, and is not heard.
         self.send(LATE, Write, 0, "w|1");

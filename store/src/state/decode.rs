@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, Reader, StreamError, kind};
-use xenstore_protocol::{DomId, Path, Quota, feature};
+use xenstore_protocol::{DomId, Features, Path, Quota, TxId};
 
 use super::difference::take_difference;
 use super::nodes::Grower;
@@ -63,7 +63,7 @@ pub(super) struct Decoder {
     /// What is known of watches whose records are still to come, the last first.
     pending: BTreeMap<usize, Vec<WatchDetail>>,
     /// Transactions of which only the number is known so far.
-    announced: BTreeSet<(u32, u32)>,
+    announced: BTreeSet<(u32, TxId)>,
 }
 
 impl State {
@@ -238,7 +238,7 @@ impl Decoder {
             kind::WATCH_DATA => self.take_watch(body, false)?,
             kind::WATCH_DATA_EXTENDED => self.take_watch(body, true)?,
             kind::TRANSACTION_DATA => {
-                self.announced.insert((body.u32()?, body.u32()?));
+                self.announced.insert((body.u32()?, TxId(body.u32()?)));
             }
             kind::DOMAIN_DATA => {
                 let domid = DomId(body.u16()?);
@@ -248,7 +248,7 @@ impl Decoder {
                 let has_features = self.version > 1;
                 let domain = self.domain(domid);
                 if has_features {
-                    domain.features = features & feature::ALL;
+                    domain.features = Features::from(features) & Features::ALL;
                 }
                 domain.quotas = (count > 0).then_some(quotas);
             }
@@ -297,7 +297,7 @@ impl Decoder {
             introduced: false,
             shutdown: false,
             target: None,
-            features: feature::ALL,
+            features: Features::ALL,
             quotas: None,
             peak: Usage::default(),
             largest: Largest::default(),
@@ -366,7 +366,7 @@ impl Decoder {
         io.gfn = Some(body.u64()?).filter(|_| flags & 4 != 0);
         io.remote_port = Some(remote).filter(|port| *port != 0);
         connection.id = ConnId(body.u64()?);
-        connection.last_transaction = body.u32()?;
+        connection.last_transaction = TxId(body.u32()?);
         connection.domid = Some(DomId(body.u16()?)).filter(|_| flags & 8 != 0);
         connection.failures = body.u16()?;
         connection.held = Some(body.u64()?).filter(|until| *until != NEVER);
@@ -390,7 +390,7 @@ impl Decoder {
             connection.events.push(EventState { watch, path });
         }
         for _ in 0..body.u32()? {
-            connection.protected.push((body.u32()?, body.u64()?));
+            connection.protected.push((TxId(body.u32()?), body.u64()?));
         }
         self.pending.insert(at, pending);
         Ok(())
@@ -448,7 +448,7 @@ impl Decoder {
     fn take_transaction(&mut self, body: &mut Cursor<'_>) -> Result<()> {
         let number = body.clone().u32()?;
         let at = self.connection(body)?;
-        let id = body.u32()?;
+        let id = TxId(body.u32()?);
         let (Some(counters), Some(tree)) = (&self.counters, &self.tree) else {
             return Err(body.error("a transaction without counters"));
         };

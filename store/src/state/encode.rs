@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use xenstore_protocol::Quota;
 use xenstore_protocol::stream::{Sink, VERSION, Writer, kind};
+use xenstore_protocol::{Features, Quota};
 
 use super::difference::put_difference;
 use super::transactions::put_transaction;
@@ -175,10 +175,10 @@ impl State {
             // For those who do not know what follows.
             writer.begin(kind::TRANSACTION_DATA);
             writer.u32(number);
-            writer.u32(id);
+            writer.u32(id.0);
             writer.begin(kind::TRANSACTION_DETAIL);
             writer.u32(number);
-            writer.u32(id);
+            writer.u32(id.0);
             put_transaction(writer, transaction, base, domid);
             if !transaction.is_given_up() {
                 base = &transaction.snapshot;
@@ -210,7 +210,7 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     }
     writer.u64(io.gfn.unwrap_or(0));
     writer.u64(connection.id.0);
-    writer.u32(connection.last_transaction);
+    writer.u32(connection.last_transaction.0);
     writer.u16(connection.domid.unwrap_or_default().0);
     writer.u16(connection.failures);
     writer.u64(connection.held.unwrap_or(NEVER));
@@ -231,7 +231,7 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     }
     writer.len32(connection.protected.len());
     for (id, end) in &connection.protected {
-        writer.u32(*id);
+        writer.u32(id.0);
         writer.u64(*end);
     }
 }
@@ -271,14 +271,14 @@ fn put_quotas(writer: &mut Writer, quotas: &Quotas) {
 pub(super) fn put_domain(
     writer: &mut Writer,
     domain: &DomainState,
-    features: u32,
+    features: Features,
     with_quotas: bool,
 ) {
     let quotas = domain.quotas.as_ref().filter(|_| with_quotas);
     writer.begin(kind::DOMAIN_DATA);
     writer.u16(domain.domid.0);
     writer.len16(if quotas.is_some() { Quota::ALL.len() } else { 0 });
-    writer.u32(features);
+    writer.u32(features.bits());
     if let Some(quotas) = quotas {
         put_quotas(writer, quotas);
     }

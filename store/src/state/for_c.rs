@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use xenstore_protocol::stream::{VERSION, Writer};
-use xenstore_protocol::{DomId, Quota, WatchEvent, feature};
+use xenstore_protocol::{DomId, Features, Quota, WatchEvent};
 
 use super::encode::{put_domain, put_global_quotas, put_watch, split_input};
 use super::nodes::put_nodes;
@@ -16,11 +16,11 @@ use crate::config::Quotas;
 use crate::connection::Caller;
 
 /// The names of the features, for the operator.
-const FEATURES: [(u32, &str); 4] = [
-    (feature::RECONNECT, "reconnection"),
-    (feature::ERROR, "error field"),
-    (feature::WATCH_DEPTH, "watch depth"),
-    (feature::DOMID_ANY, "DOMID_ANY"),
+const FEATURES: [(Features, &str); 4] = [
+    (Features::RECONNECT, "reconnection"),
+    (Features::ERROR, "error field"),
+    (Features::WATCH_DEPTH, "watch depth"),
+    (Features::DOMID_ANY, "DOMID_ANY"),
 ];
 
 /// What a C xenstored reads of a migration stream.
@@ -29,27 +29,27 @@ pub struct CFormat {
     /// The newest version that it reads; it refuses newer ones, and ends.
     pub version: u32,
     /// The features that it has for its guests.
-    pub features: u32,
+    pub features: Features,
     /// True if it takes quotas from the stream.
     pub quotas: bool,
 }
 
 impl CFormat {
     /// C xenstored up to Xen 4.20.
-    pub const XEN_4_20: CFormat = CFormat { version: 1, features: 0, quotas: false };
+    pub const XEN_4_20: CFormat = CFormat { version: 1, features: Features::NONE, quotas: false };
     /// C xenstored of Xen 4.21.
     pub const XEN_4_21: CFormat =
-        CFormat { version: VERSION, features: feature::ERROR, quotas: false };
+        CFormat { version: VERSION, features: Features::ERROR, quotas: false };
     /// C xenstored of Xen 4.22 and 4.23.
     pub const XEN_4_22: CFormat = CFormat {
         version: VERSION,
-        features: feature::ERROR | feature::WATCH_DEPTH | feature::DOMID_ANY,
+        features: Features::ERROR.union(Features::WATCH_DEPTH).union(Features::DOMID_ANY),
         quotas: true,
     };
 
     /// The features that a guest is offered by it when it has read a stream of `version`, if the
     /// stream says `features`. A stream of version 1 has none, and each guest gets all.
-    pub fn offered(&self, version: u32, features: u32) -> u32 {
+    pub fn offered(&self, version: u32, features: Features) -> Features {
         if version > 1 { features & self.features } else { self.features }
     }
 }
@@ -94,7 +94,8 @@ impl State {
             // C xenstored ends at a domain that it has met neither at a connection nor at a node.
             met.extend(crate::node::descend(self.tree.root()).map(|node| node.acl().owner()));
             for domain in self.domains.iter().filter(|domain| met.contains(&domain.domid)) {
-                let features = if version > 1 { domain.features & format.features } else { 0 };
+                let features =
+                    if version > 1 { domain.features & format.features } else { Features::NONE };
                 put_domain(&mut writer, domain, features, format.quotas);
             }
         }
@@ -112,7 +113,7 @@ impl State {
         for domain in self.domains.iter().filter(|domain| domain.introduced) {
             let offered = format.offered(version, domain.features);
             for (bit, name) in FEATURES {
-                let change = match (domain.features & bit != 0, offered & bit != 0) {
+                let change = match (domain.features.contains(bit), offered.contains(bit)) {
                     (true, false) => "no longer offered to",
                     (false, true) => "offered again to",
                     _ => continue,
@@ -127,7 +128,7 @@ impl State {
 
     /// Adds a text if nodes have permissions for all domains, which the other daemon does not heed.
     fn lose_permissions(&self, format: &CFormat, lost: &mut Vec<String>) {
-        if format.features & feature::DOMID_ANY != 0 {
+        if format.features.contains(Features::DOMID_ANY) {
             return;
         }
         let (mut first, mut more) = (None, 0_u64);

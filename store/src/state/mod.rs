@@ -37,7 +37,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Perms};
+use xenstore_protocol::{DomId, Features, Perms, TxId};
 
 use crate::access::Era;
 use crate::config::Quotas;
@@ -71,7 +71,7 @@ pub struct DomainState {
     /// The domain whose rights it has as well.
     pub target: Option<DomId>,
     /// Feature bits that it is offered.
-    pub features: u32,
+    pub features: Features,
     /// Its quotas; if they are not known, those of a new domain.
     pub quotas: Option<Quotas>,
     pub(crate) peak: Usage,
@@ -165,7 +165,7 @@ pub struct ConnectionState {
     pub watches: Vec<WatchState>,
     /// The domain whose relative paths it means; unknown if another daemon wrote the state.
     pub(crate) domid: Option<DomId>,
-    pub(crate) last_transaction: u32,
+    pub(crate) last_transaction: TxId,
     /// A bit for each of the last commits; see `Connection`.
     pub(crate) failures: u16,
     /// Until when a request of it may be put off, if one has been; see `protect.rs`.
@@ -173,9 +173,9 @@ pub struct ConnectionState {
     /// In the order in which they go out.
     pub(crate) events: Vec<EventState>,
     /// By number.
-    pub(crate) transactions: Vec<(u32, triomphe::Arc<Transaction>)>,
+    pub(crate) transactions: Vec<(TxId, triomphe::Arc<Transaction>)>,
     /// Which of them are protected, and until when.
-    pub(crate) protected: Vec<(u32, Millis)>,
+    pub(crate) protected: Vec<(TxId, Millis)>,
 }
 
 impl ConnectionState {
@@ -187,7 +187,7 @@ impl ConnectionState {
             io: IoState::default(),
             watches: Vec::new(),
             domid: None,
-            last_transaction: 0,
+            last_transaction: TxId::NONE,
             failures: 0,
             held: None,
             events: Vec::new(),
@@ -197,7 +197,7 @@ impl ConnectionState {
     }
 
     /// Numbers of its open transactions.
-    pub fn transactions(&self) -> impl Iterator<Item = u32> {
+    pub fn transactions(&self) -> impl Iterator<Item = TxId> {
         self.transactions.iter().map(|(id, _)| *id)
     }
 

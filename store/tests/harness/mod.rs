@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{Deframer, Quota};
+use xenstore_protocol::{Deframer, EvtchnPort, Features, Gfn, Quota, RequestId, TxId};
 use xenstore_protocol::{DomId, Errno, Frame, Header, Operation, Reply, WatchEvent};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
@@ -20,7 +20,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, _: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         self.refuse_introduce.map_or(Ok(()), Err)
     }
     fn release(&mut self, domid: DomId) {
@@ -113,14 +113,19 @@ impl Store {
         assert_eq!(outcome, Outcome::Answered);
         let frames = frames(&out);
         for frame in frames.iter().filter(|(header, _)| header.ty != 15) {
-            assert_eq!((frame.0.req_id, frame.0.tx_id), (77, tx), "ids are echoed");
+            assert_eq!(
+                (frame.0.req_id, frame.0.tx_id),
+                (RequestId(77), TxId(tx)),
+                "ids are echoed"
+            );
         }
         frames.into_iter().map(|(header, payload)| (header.ty, payload)).collect()
     }
 
     /// Sends a frame that may be put off: what became of it, and the bytes that came back.
     pub fn offer(&mut self, conn: ConnId, tx: u32, ty: u32, payload: &[u8]) -> (Outcome, Vec<u8>) {
-        let header = Header { ty, req_id: 77, tx_id: tx, len: payload.len() as u32 };
+        let header =
+            Header { ty, req_id: RequestId(77), tx_id: TxId(tx), len: payload.len() as u32 };
         let mut out = Vec::new();
         let (machine, now) = (&mut self.machine, self.now);
         let outcome = self.engine.handle(conn, &header, payload, now, machine, &mut out);

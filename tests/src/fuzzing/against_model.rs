@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{Deframer, DomId, Errno, Header, Quota, WatchEvent};
+use xenstore_protocol::{
+    Deframer, DomId, Errno, EvtchnPort, Features, Gfn, Header, Quota, RequestId, TxId, WatchEvent,
+};
 use xenstore_store::{Base, Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
 use crate::model::Model;
@@ -129,7 +131,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.domains.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, _: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
@@ -362,13 +364,13 @@ impl Pair {
         self.notice_ended();
         let Some((conn, model)) = self.slots[slot].conn else { return };
         let len = u32::try_from(payload.len()).expect("short");
-        let header = Header { ty, req_id: 5, tx_id: tx, len };
+        let header = Header { ty, req_id: RequestId(5), tx_id: TxId(tx), len };
         // Past conflicts are not carried.
         let twin = self.twin.take_if(|_| ty == op::CONTROL && payload.starts_with(b"conflicts"));
         let out = self.each(|engine, machine| {
             let mut out = Vec::new();
             if ty == op::TRANSACTION_END {
-                engine.check_commit(conn, tx, machine).expect("as by replay");
+                engine.check_commit(conn, TxId(tx), machine).expect("as by replay");
             }
             // One that is put off is as if it had come when it does not have to wait any longer.
             let mut now = 0;

@@ -1,6 +1,6 @@
 //! Dump and restore.
 
-use xenstore_protocol::{DomId, Errno, Header, Operation};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Header, Operation, TxId};
 use xenstore_store::{CFormat, Config, ConnId, DomainInfo, Engine, Host, State};
 
 use super::against_model::twins;
@@ -52,7 +52,7 @@ impl Host for Empty {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         None
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, _: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         Err(Errno::Enosys)
     }
     fn release(&mut self, _: DomId) {}
@@ -69,17 +69,17 @@ fn ends(mut engine: Engine, state: &State) {
     let sound = |engine: &Engine| engine.check().expect("it stays sound");
     let request = |engine: &mut Engine, conn: ConnId, op: Operation, tx_id, payload: &[u8]| {
         let len = u32::try_from(payload.len()).expect("short");
-        let header = Header { ty: op.as_wire(), req_id: 0, tx_id, len };
+        let header = Header { ty: op.as_wire(), tx_id, len, ..Header::default() };
         let _ = engine.handle(conn, &header, payload, 0, &mut Empty, &mut Vec::new());
         engine.check().expect("it stays sound");
     };
     for connection in &state.connections {
-        request(&mut engine, connection.id, Operation::Write, 0, b"/local/domain/0/x\0y");
+        request(&mut engine, connection.id, Operation::Write, TxId::NONE, b"/local/domain/0/x\0y");
         for id in connection.transactions() {
             request(&mut engine, connection.id, Operation::Write, id, b"/tool/x\0y");
             request(&mut engine, connection.id, Operation::TransactionEnd, id, b"T\0");
         }
-        request(&mut engine, connection.id, Operation::Rm, 0, b"/tool\0");
+        request(&mut engine, connection.id, Operation::Rm, TxId::NONE, b"/tool\0");
         engine.emit_events(connection.id, usize::MAX, &mut Vec::new());
     }
     engine.domains_changed(&mut Empty);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, Errno, Header};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Header, RequestId, TxId};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
 use crate::raw::op;
@@ -14,7 +14,7 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.0.get(&domid.0).copied()
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, _: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
@@ -104,7 +104,7 @@ impl Guests {
     /// Sends a request of `who`; events that come along are dropped.
     pub fn ask(&mut self, who: usize, tx_id: u32, ty: u32, payload: &[u8]) -> Answer {
         let len = u32::try_from(payload.len()).expect("short");
-        let header = Header { ty, req_id: 1, tx_id, len };
+        let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
         let (conn, machine, now) = (self.conns[who], &mut self.machine, self.now);
         self.out.clear();
         match self.engine.handle(conn, &header, payload, now, machine, &mut self.out) {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use xenstore_protocol::ring::{SIZE, Side, Word};
-use xenstore_protocol::{DomId, Errno};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Doorbell, Page, Ring, RingChannel};
 
@@ -176,7 +176,7 @@ impl Machine {
         self.pages.insert(domid, page);
     }
 
-    pub(super) fn connect(&mut self, domid: u16, features: u32) {
+    pub(super) fn connect(&mut self, domid: u16, features: Features) {
         let page = self.pages[&domid].clone();
         let channel = RingChannel::new(page, CountingDoorbell::default(), features);
         self.fresh.push(Ring::new(channel.clone(), domid));
@@ -189,7 +189,13 @@ impl Host for Machine {
         self.domains.get(&domid.0).copied()
     }
 
-    fn introduce(&mut self, domid: DomId, _: u64, _: u32, features: u32) -> Result<(), Errno> {
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        _: Gfn,
+        _: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
         match self.channels.get(&domid.0) {
             Some(channel) => channel.start(),
             None => self.connect(domid.0, features),

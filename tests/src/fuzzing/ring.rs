@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
 use xenstore_protocol::ring::{Word, connection};
-use xenstore_protocol::{Deframer, feature};
+use xenstore_protocol::{Deframer, Features};
 use xenstore_transport::ring::Page;
 use xenstored::{Clock, Server};
 
@@ -115,7 +115,7 @@ pub fn ring(data: &[u8]) {
         let hostile = (domid == HOSTILE).then(|| tape.clone());
         machine.create(domid, Shared::new(hostile));
     }
-    machine.connect(0, feature::ALL);
+    machine.connect(0, Features::ALL);
     let server = Server::new(&config(), machine, Clock::Manual(Cell::new(0)));
     let mut world = World::new(&server, tape);
     for _ in 0..200 {

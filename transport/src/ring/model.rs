@@ -152,7 +152,7 @@ fn requests_are_ordered() {
             let page = page.clone();
             move || guest_sends(&page)
         });
-        let channel = RingChannel::resume(page.clone(), page.clone(), 0);
+        let channel = RingChannel::resume(page.clone(), page.clone(), Features::NONE);
         let (mut ring, mut got) =
             (Ring::resume(channel, 5, Indices::default()).notify_on_flush(), Vec::new());
         let woken = std::sync::Arc::<Woken>::default();
@@ -206,7 +206,7 @@ fn replies_are_ordered() {
 fn a_reconnect_is_ordered() {
     loom::model(|| {
         let page = Model::new([0; 4]);
-        let channel = RingChannel::new(page.clone(), page.clone(), 0);
+        let channel = RingChannel::new(page.clone(), page.clone(), Features::NONE);
         let mut ring = Ring::new(channel, 5);
         let guest = thread::spawn({
             let page = page.clone();
@@ -257,7 +257,7 @@ fn zeros_are_ordered() {
         few_switches.preemption_bound = Some(3);
         few_switches.check(move || {
             let page = Model::new([FULL; 4]);
-            let channel = RingChannel::resume(page.clone(), page.clone(), 0);
+            let channel = RingChannel::resume(page.clone(), page.clone(), Features::NONE);
             let mut ring = Ring::resume(channel, 5, Indices { req_cons: FULL, rsp_prod: FULL });
             let guest = thread::spawn({
                 let page = page.clone();

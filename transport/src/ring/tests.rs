@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 
-use xenstore_protocol::feature;
+use xenstore_protocol::Features;
 
 use super::*;
 
@@ -108,7 +108,7 @@ struct Ends {
     waker: Waker,
 }
 
-fn ends_offering(features: u32) -> Ends {
+fn ends_offering(features: Features) -> Ends {
     let page = InMemory::new();
     let channel = RingChannel::new(page.clone(), Count::default(), features);
     let ring = Ring::new(channel.clone(), 5);
@@ -117,7 +117,7 @@ fn ends_offering(features: u32) -> Ends {
 }
 
 fn ends() -> Ends {
-    ends_offering(feature::ALL)
+    ends_offering(Features::ALL)
 }
 
 impl Ends {
@@ -275,7 +275,8 @@ impl Page for Late {
 #[test]
 fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
     let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
-    let channel = RingChannel::new(Late(page.clone(), then.clone()), Count::default(), 0);
+    let channel =
+        RingChannel::new(Late(page.clone(), then.clone()), Count::default(), Features::NONE);
     let mut ring = Ring::new(channel.clone(), 5);
     *then.borrow_mut() = Some(Box::new(move || {
         page.send(b"late");
@@ -403,7 +404,7 @@ fn zeros_are_found_by_the_next_server() {
     let ResumePoint::Ring(place) = ends.ring.resume_point() else { panic!("not on a ring") };
     ends.page.zero();
     ends.page.send(b"next");
-    let channel = || RingChannel::resume(ends.page.clone(), Count::default(), feature::ALL);
+    let channel = || RingChannel::resume(ends.page.clone(), Count::default(), Features::ALL);
     let (ours, from_page) = (channel(), channel());
     ends.ring = Ring::resume(ours, 5, place);
     ends.finds_zeros();
@@ -467,11 +468,13 @@ fn a_violation_is_told() {
 // offered.
 #[test]
 fn errors_are_told_only_to_those_who_were_offered_them() {
-    for features in [0, feature::ALL, feature::ALL & !feature::ERROR, feature::ERROR] {
+    for features in
+        [Features::NONE, Features::ALL, Features::ALL & !Features::ERROR, Features::ERROR]
+    {
         let mut ends = ends_offering(features);
-        assert_eq!(ends.page.load(Word::ServerFeatures), features);
+        assert_eq!(ends.page.load(Word::ServerFeatures), features.bits());
         assert_eq!(ends.recover(Failure::Protocol), Poll::Pending);
-        let expected = if features & feature::ERROR == 0 { 0 } else { 3 };
+        let expected = if features.contains(Features::ERROR) { 3 } else { 0 };
         assert_eq!((ends.page.load(Word::Error), ends.rings()), (expected, expected / 3));
     }
 }
@@ -493,7 +496,7 @@ fn the_guest_may_reconnect_at_any_time() {
         "not before it is recorded"
     );
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
-    assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    assert_eq!(ends.page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
     assert_eq!(ends.rings(), 1);
     ends.flush();
     assert_eq!((ends.rings(), ends.page.load(Word::Error)), (1, 0), "nothing is left to be told");
@@ -515,7 +518,7 @@ fn a_reconnect_ends_an_error() {
     ends.channel.notify();
     assert_eq!(ends.wakes(), before + 1, "an error waits for the doorbell");
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
-    assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    assert_eq!(ends.page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
     assert!(ends.read(10).is_pending());
 }
 
@@ -536,7 +539,7 @@ fn being_introduced_again_starts_anew() {
         let before = ends.wakes();
         ends.channel.start();
         assert_eq!(ends.wakes(), before + 1);
-        assert_eq!(ends.page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+        assert_eq!(ends.page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
         assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
         assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
         assert!(ends.read(10).is_pending());
@@ -550,8 +553,8 @@ fn a_page_that_waits_is_let_in() {
     let page = InMemory::new();
     page.store(Word::Connection, connection::RECONNECT);
     page.store(Word::ReqProd, 77);
-    let channel = RingChannel::new(page.clone(), Count::default(), feature::ALL);
-    assert_eq!(page.words(), [0, 0, 0, 0, feature::ALL, 0, 0]);
+    let channel = RingChannel::new(page.clone(), Count::default(), Features::ALL);
+    assert_eq!(page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
     assert_eq!(channel.doorbell().0.load(Ordering::Relaxed), 1);
 }
 

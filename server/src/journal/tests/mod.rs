@@ -7,7 +7,7 @@ mod traces;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
-use xenstore_protocol::{DomId, Errno, Frame};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, TxId};
 use xenstore_store::{DomainInfo, Host};
 
 use super::files::old_file;
@@ -24,10 +24,16 @@ impl Host for Machine {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.0.get(&domid).copied()
     }
-    fn introduce(&mut self, domid: DomId, _: u64, port: u32, _: u32) -> Result<(), Errno> {
-        let unique_id = u64::from(port) << 32 | u64::from(domid.0);
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        _: Gfn,
+        port: EvtchnPort,
+        _: Features,
+    ) -> Result<(), Errno> {
+        let unique_id = u64::from(port.0) << 32 | u64::from(domid.0);
         self.0.entry(domid).or_insert(DomainInfo { unique_id, shutdown: false });
-        if port == 0 { Err(Errno::Einval) } else { Ok(()) }
+        if port.0 == 0 { Err(Errno::Einval) } else { Ok(()) }
     }
     fn release(&mut self, domid: DomId) {
         assert_ne!(domid, DomId(4), "a mistake");
@@ -65,7 +71,7 @@ pub(super) fn kept() -> Kept {
 /// A request; `|` stands for NUL.
 pub(super) fn frame(op: Operation, tx_id: u32, payload: &str) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
-    let header = Header { ty: op.as_wire(), tx_id, len, ..Header::default() };
+    let header = Header { ty: op.as_wire(), tx_id: TxId(tx_id), len, ..Header::default() };
     [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
 }
 

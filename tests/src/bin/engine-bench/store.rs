@@ -1,6 +1,8 @@
 //! An engine to be measured, spoken to in frames.
 
-use xenstore_protocol::{DomId, Errno, HEADER_LEN, Header};
+use xenstore_protocol::{
+    DomId, Errno, EvtchnPort, Features, Gfn, HEADER_LEN, Header, RequestId, TxId,
+};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, Quotas};
 use xenstore_tests::raw::op;
 
@@ -11,7 +13,7 @@ impl Host for Everybody {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         Some(DomainInfo { unique_id: 1, shutdown: false })
     }
-    fn introduce(&mut self, _: DomId, _: u64, _: u32, _: u32) -> Result<(), Errno> {
+    fn introduce(&mut self, _: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
         Ok(())
     }
     fn release(&mut self, _: DomId) {}
@@ -56,7 +58,7 @@ impl Store {
     pub(crate) fn call(&mut self, conn: ConnId, ty: u32, tx_id: u32, payload: &[u8]) -> bool {
         self.out.clear();
         let len = u32::try_from(payload.len()).expect("short");
-        let header = Header { ty, req_id: 1, tx_id, len };
+        let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
         let outcome = self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
         assert_eq!(outcome, Outcome::Answered);
         self.engine.finish_work();
