@@ -1,5 +1,5 @@
-//! The part of systemd that keeps descriptors of a daemon while there is no process
-//! (`FileDescriptorStoreMax` of `systemd.service(5)`, `FDSTORE` of `sd_notify(3)`).
+//! A test double for the descriptor store of systemd (`FileDescriptorStoreMax` of `systemd.service(5)`,
+//! `FDSTORE` of `sd_notify(3)`).
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,38 +12,38 @@ use std::time::Duration;
 use rustix::fs::fstat;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// How many it keeps, as the unit says.
+/// `FileDescriptorStoreMax` of the unit.
 const MAX: usize = 2;
 
-/// What is told to it, and what it keeps.
+/// A notification socket and the stored descriptors.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct FdStore {
     path: PathBuf,
     notify: UnixDatagram,
-    /// Names and descriptors, in the order in which they came.
-    pub kept: Vec<(String, OwnedFd)>,
+    /// Names and descriptors, in the order of their arrival.
+    pub stored: Vec<(String, OwnedFd)>,
 }
 
-/// Do they refer to the same file?
+/// Returns true if both refer to the same file.
 fn is_same(a: &OwnedFd, b: &OwnedFd) -> bool {
-    let what = |descriptor| fstat(descriptor).map(|s| (s.st_dev, s.st_ino)).ok();
-    what(a) == what(b)
+    let inode = |descriptor| fstat(descriptor).map(|s| (s.st_dev, s.st_ino)).ok();
+    inode(a) == inode(b)
 }
 
-impl Keeper {
-    /// One whose socket is in this directory.
-    pub fn new(dir: &Path) -> io::Result<Keeper> {
+impl FdStore {
+    /// Creates a store whose notification socket is in `dir`.
+    pub fn new(dir: &Path) -> io::Result<FdStore> {
         let path = dir.join("notify");
-        Ok(Keeper { notify: UnixDatagram::bind(&path)?, path, kept: Vec::new() })
+        Ok(FdStore { notify: UnixDatagram::bind(&path)?, path, stored: Vec::new() })
     }
 
-    /// Waits for the next message, at most for so long; its text.
+    /// Waits at most `limit` for the next message, and returns its text.
     pub fn message(&mut self, limit: Duration) -> io::Result<String> {
         self.notify.set_read_timeout(Some(limit))?;
         self.receive(RecvFlags::empty())
     }
 
-    /// Takes all messages that are there; their texts.
+    /// Receives all queued messages, and returns their texts.
     pub fn messages(&mut self) -> io::Result<Vec<String>> {
         let mut texts = Vec::new();
         loop {
@@ -70,20 +70,20 @@ impl Keeper {
         let value = |name| text.lines().find_map(|line| line.strip_prefix(name));
         let name = value("FDNAME=").unwrap_or("stored").to_owned();
         if value("FDSTOREREMOVE=") == Some("1") {
-            self.kept.retain(|(kept, _)| *kept != name);
+            self.stored.retain(|(stored, _)| *stored != name);
         } else if let (Some("1"), Some(descriptor)) = (value("FDSTORE="), descriptor)
-            && self.kept.len() < MAX
-            && !self.kept.iter().any(|(_, kept)| is_same(kept, &descriptor))
+            && self.stored.len() < MAX
+            && !self.stored.iter().any(|(_, stored)| is_same(stored, &descriptor))
         {
-            self.kept.push((name, descriptor));
+            self.stored.push((name, descriptor));
         }
         Ok(text)
     }
 
-    /// Has a program be run with what is kept, as systemd does: from number 3 on, and with a variable
-    /// that says for which process. Both of its outputs go where its standard error does.
+    /// Returns a command that runs `command` with the stored descriptors, as systemd does: numbered from
+    /// 3, with `LISTEN_PID`. Its standard output goes to its standard error.
     pub fn run(&self, command: &Command) -> io::Result<Command> {
-        let names: Vec<&str> = self.kept.iter().map(|(name, _)| &**name).collect();
+        let names: Vec<&str> = self.stored.iter().map(|(name, _)| &**name).collect();
         // The shell's redirections take single digits only.
         let moves = ["", "3<&0", "3<&0 4<&1"][names.len()];
         let (count, names) = (names.len(), names.join(":"));
@@ -99,15 +99,15 @@ impl Keeper {
             };
         }
         outer.env("NOTIFY_SOCKET", &self.path);
-        let mut copies = self.kept.iter().map(|(_, kept)| kept.try_clone());
+        let mut copies = self.stored.iter().map(|(_, stored)| stored.try_clone());
         let mut next =
             || copies.next().transpose().map(|copy| copy.map_or(Stdio::null(), Stdio::from));
         outer.stdin(next()?).stdout(next()?);
         Ok(outer)
     }
 
-    /// The number here of what is kept by this name.
+    /// Returns the number in this process of the descriptor with this name.
     pub fn number(&self, name: &str) -> Option<i32> {
-        self.kept.iter().find(|(kept, _)| kept == name).map(|(_, kept)| kept.as_raw_fd())
+        self.stored.iter().find(|(stored, _)| stored == name).map(|(_, stored)| stored.as_raw_fd())
     }
 }

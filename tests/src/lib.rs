@@ -4,7 +4,7 @@
 //!   cannot share its mistakes.
 //! * [`peers`]: runs C xenstored, oxenstored and our own daemon, without Xen.
 //! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
-//! * [`keeper`]: keeps descriptors while there is no process, as systemd does.
+//! * [`fdstore`]: keeps descriptors while there is no process, as systemd does.
 //! * [`target`]: one face for all that can be tested.
 //! * [`attacks`]: what guests can do to keep others waiting.
 //! * [`conformance`]: the cases, and how they are run.
@@ -14,8 +14,8 @@
 pub mod attacks;
 pub mod conformance;
 pub mod fake_guest;
+pub mod fdstore;
 pub mod fuzzing;
-pub mod keeper;
 pub mod model;
 pub mod peers;
 pub mod raw;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::keeper::Keeper;
+use crate::fdstore::FdStore;
 use crate::raw::{Conn, op};
 
 /// Where Debian puts the programs of Xen 4.17.
@@ -63,7 +63,7 @@ pub struct Daemon {
     child: Child,
     dir: TempDir,
     /// What keeps its descriptors while it does not run.
-    pub keeper: Option<Keeper>,
+    pub fdstore: Option<FdStore>,
 }
 
 /// Why a daemon cannot be run here, if so.
@@ -213,12 +213,12 @@ impl Daemon {
 
     /// Starts ours in a directory of its own, with somebody who keeps its descriptors while it does
     /// not run.
-    pub fn start_kept() -> Result<Daemon, String> {
+    pub fn start_with_fdstore() -> Result<Daemon, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
-        let keeper = Keeper::new(dir.path()).map_err(|e| e.to_string())?;
+        let fdstore = FdStore::new(dir.path()).map_err(|e| e.to_string())?;
         let ours = (Kind::Ours, Quotas::Default);
-        let mut daemon = Daemon::spawn_in(dir, &[], ours, Vec::new(), Some(keeper))?;
+        let mut daemon = Daemon::spawn_in(dir, &[], ours, Vec::new(), Some(fdstore))?;
         daemon.wait().map(|()| daemon)
     }
 
@@ -227,11 +227,11 @@ impl Daemon {
         wrapper: &[String],
         (kind, quotas): (Kind, Quotas),
         args: Vec<String>,
-        mut keeper: Option<Keeper>,
+        mut fdstore: Option<FdStore>,
     ) -> Result<Daemon, String> {
-        let child = spawn(wrapper, (kind, quotas), &args, dir.path(), keeper.as_mut());
+        let child = spawn(wrapper, (kind, quotas), &args, dir.path(), fdstore.as_mut());
         let child = child.map_err(|e| e.to_string())?;
-        Ok(Daemon { kind, quotas, args, child, dir, keeper })
+        Ok(Daemon { kind, quotas, args, child, dir, fdstore })
     }
 
     /// Starts ours in a directory of its own, run by another program, and waits for nothing.
@@ -248,8 +248,8 @@ impl Daemon {
 
     /// Starts it again when it has ended, run by another program or by none.
     pub fn start_again(&mut self, wrapper: &[String]) -> Result<(), String> {
-        let (how, keeper) = ((self.kind, self.quotas), self.keeper.as_mut());
-        let child = spawn(wrapper, how, &self.args, self.dir.path(), keeper);
+        let (how, fdstore) = ((self.kind, self.quotas), self.fdstore.as_mut());
+        let child = spawn(wrapper, how, &self.args, self.dir.path(), fdstore);
         self.child = child.map_err(|e| e.to_string())?;
         Ok(())
     }
@@ -306,7 +306,7 @@ impl Daemon {
             false => UnixStream::connect(path).is_ok(),
             true => Conn::connect(path).is_ok_and(|mut conn| conn.ok(op::READ, "/|").is_ok()),
         };
-        while !answers(&self.socket(), self.keeper.is_some()) {
+        while !answers(&self.socket(), self.fdstore.is_some()) {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(format!("{} ended: {status}\n{}", self.kind.name(), self.log()));
             }
@@ -396,16 +396,16 @@ fn spawn(
     (kind, quotas): (Kind, Quotas),
     args: &[String],
     dir: &Path,
-    keeper: Option<&mut Keeper>,
+    fdstore: Option<&mut FdStore>,
 ) -> std::io::Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     let errors = log.try_clone()?;
     let mut command = under(wrapper, command(kind, quotas, dir)?);
     command.args(args).stdin(Stdio::null()).stdout(log);
-    if let Some(keeper) = keeper {
+    if let Some(fdstore) = fdstore {
         // What the last process has said.
-        keeper.messages()?;
-        command = keeper.run(&command)?;
+        fdstore.messages()?;
+        command = fdstore.run(&command)?;
     }
     command.stderr(errors).spawn()
 }

@@ -55,8 +55,8 @@ fn our_daemon() -> Result<PathBuf, String> {
 }
 
 /// What starts it again, and keeps its descriptors meanwhile.
-fn keeper() -> Result<PathBuf, String> {
-    built("xenstore-tests", "keeper")
+fn fdstore() -> Result<PathBuf, String> {
+    built("xenstore-tests", "fdstore")
 }
 
 fn built(package: &str, program: &str) -> Result<PathBuf, String> {
@@ -112,8 +112,8 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
     command.args(["-s", scenario.name]).envs(env.iter().copied());
     match scenario.start {
         Start::Ours => command.arg(daemon).args(OPTIONS),
-        Start::Restarted => match keeper() {
-            Ok(keeper) => command.arg("-r").arg("-d").arg(keeper).arg(daemon).args(OPTIONS),
+        Start::Restarted => match fdstore() {
+            Ok(fdstore) => command.arg("-r").arg("-d").arg(fdstore).arg(daemon).args(OPTIONS),
             Err(why) => return Verdict::Fail(why),
         },
         Start::Debian(program) => command.arg("-d").arg(daemon).args(program),
@@ -147,8 +147,8 @@ pub fn run(args: &[String]) -> ExitCode {
     while let Some(arg) = rest.next() {
         match arg.as_str() {
             "-i" => {}
-            "-r" => match keeper() {
-                Ok(keeper) => drop(command.arg("-d").arg(keeper)),
+            "-r" => match fdstore() {
+                Ok(fdstore) => drop(command.arg("-d").arg(fdstore)),
                 Err(why) => {
                     eprintln!("xtask: {why}");
                     return ExitCode::FAILURE;

@@ -5,7 +5,7 @@
 #![allow(clippy::print_stderr)] // figures
 
 mod calls;
-mod kept;
+mod stored;
 mod systemd;
 mod unit;
 
@@ -138,8 +138,8 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
 // Fails if the same is not so when the event channels and the socket are kept meanwhile, or if the
 // event channels are bound anew nevertheless.
 #[test]
-fn nothing_is_lost_when_its_descriptors_are_kept() {
-    let (log, ends) = kill_often(Daemon::start_kept().unwrap());
+fn nothing_is_lost_when_descriptors_are_stored() {
+    let (log, ends) = kill_often(Daemon::start_with_fdstore().unwrap());
     // Of dom0's kernel, three guests, and VIRQ_DOM_EXC.
     let (all, kept) = (log.matches("event channels were stored"), log.matches("stored adopted=5"));
     let (all, kept) = (all.count() as u64, kept.count() as u64);

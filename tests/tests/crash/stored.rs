@@ -10,7 +10,7 @@ use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
 
 /// What the daemon calls them.
-const KEPT: &str = "xenstored-evtchn";
+const STORED: &str = "xenstored-evtchn";
 
 /// Who is at the other end of each port that is bound: kind, domid and port (`tests/peers/README.md`).
 pub(super) type Table = BTreeMap<usize, [u32; 3]>;
@@ -52,7 +52,7 @@ struct Host {
 
 impl Host {
     fn new() -> Host {
-        let daemon = Daemon::start_kept().unwrap();
+        let daemon = Daemon::start_with_fdstore().unwrap();
         let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
         dom0.watch("@releaseDomain|gone|").unwrap();
         let guests = [4, 5, 6].map(|domid| {
@@ -85,7 +85,7 @@ impl Host {
     fn killed(&mut self) -> Table {
         let before = table(&self.daemon.xen());
         self.daemon.kill().unwrap();
-        self.daemon.keeper.as_mut().unwrap().messages().unwrap();
+        self.daemon.fdstore.as_mut().unwrap().messages().unwrap();
         before
     }
 
@@ -96,10 +96,10 @@ impl Host {
         self.dom0 = Conn::connect(&self.daemon.socket()).unwrap();
     }
 
-    fn is_kept(&mut self) -> bool {
-        let keeper = self.daemon.keeper.as_mut().unwrap();
-        keeper.messages().unwrap();
-        keeper.number(KEPT).is_some()
+    fn is_stored(&mut self) -> bool {
+        let fdstore = self.daemon.fdstore.as_mut().unwrap();
+        fdstore.messages().unwrap();
+        fdstore.number(STORED).is_some()
     }
 
     fn expect(&self, line: &str) {
@@ -127,7 +127,7 @@ fn ports_stay_as_they_are() {
     host.expect("event channels were stored adopted=4");
     host.daemon.stop().unwrap();
     assert_eq!(table(&host.daemon.xen()), Table::new());
-    assert!(!host.is_kept());
+    assert!(!host.is_stored());
     host.again();
     host.goes_on();
 }
@@ -173,13 +173,13 @@ fn another_descriptor_is_not_taken() {
     let mut host = Host::new();
     host.killed();
     let other = OwnedFd::from(tempfile::tempfile().unwrap());
-    let keeper = host.daemon.keeper.as_mut().unwrap();
-    let kept = keeper.kept.iter_mut().find(|(name, _)| name == KEPT).unwrap();
+    let fdstore = host.daemon.fdstore.as_mut().unwrap();
+    let kept = fdstore.stored.iter_mut().find(|(name, _)| name == STORED).unwrap();
     kept.1 = other;
     host.again();
     host.expect("systemd has not kept the event channels");
     host.goes_on();
-    assert!(host.is_kept());
+    assert!(host.is_stored());
     let before = host.killed();
     host.again();
     assert_eq!(table(&host.daemon.xen()), before);
@@ -190,7 +190,7 @@ fn another_descriptor_is_not_taken() {
 // Fails if a process that does not go on from the last one leaves its ports bound, or has event channels
 // kept without a journal.
 #[test]
-fn without_a_journal_nothing_is_kept() {
+fn nothing_is_stored_without_a_journal() {
     let mut host = Host::new();
     host.killed();
     std::fs::read_dir(host.daemon.socket().parent().unwrap()).unwrap().flatten().for_each(|file| {
@@ -208,11 +208,11 @@ fn without_a_journal_nothing_is_kept() {
         // Whoever is bound already is refused.
         host.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();
     }
-    assert!(host.is_kept());
+    assert!(host.is_stored());
     host.daemon.kill().unwrap();
     host.daemon.args = ["--journal", "none"].map(String::from).into();
     host.again();
-    assert!(!host.is_kept());
+    assert!(!host.is_stored());
 }
 
 // Fails if they are not kept any more when another program of ours has taken the place, or are when it
@@ -232,7 +232,7 @@ fn another_program_has_them_or_not() {
     }
     let c = host.daemon.stand_in(Kind::C).unwrap();
     update(&mut host.dom0, &c);
-    assert!(!host.is_kept());
+    assert!(!host.is_stored());
     host.goes_on();
 }
 

@@ -7,24 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use xenstore_tests::keeper::Keeper;
+use xenstore_tests::fdstore::FdStore;
 use xenstore_tests::peers;
 use xenstore_tests::raw::{Conn, op};
 
 /// What the daemon calls it.
-const KEPT: &str = "xenstored-listener";
+const STORED: &str = "xenstored-listener";
 
 /// A part of systemd, and the directory of a daemon.
 struct Systemd {
     dir: tempfile::TempDir,
-    keeper: Keeper,
+    fdstore: FdStore,
 }
 
 impl Systemd {
     fn new() -> Systemd {
         let dir = tempfile::tempdir().unwrap();
-        let keeper = Keeper::new(dir.path()).unwrap();
-        Systemd { dir, keeper }
+        let fdstore = FdStore::new(dir.path()).unwrap();
+        Systemd { dir, fdstore }
     }
 
     fn socket(&self) -> PathBuf {
@@ -35,12 +35,12 @@ impl Systemd {
     fn start(&self) -> Process {
         let mut command = Command::new(peers::program("xenstored").unwrap());
         command.args(["-N", "--journal"]).arg(self.dir.path()).arg("--socket").arg(self.socket());
-        Process(self.keeper.run(&command).unwrap().spawn().unwrap())
+        Process(self.fdstore.run(&command).unwrap().spawn().unwrap())
     }
 
     /// Waits until it is told this.
     fn told(&mut self, what: &str) {
-        while !self.keeper.message(Duration::from_secs(60)).unwrap().lines().any(|l| l == what) {}
+        while !self.fdstore.message(Duration::from_secs(60)).unwrap().lines().any(|l| l == what) {}
     }
 }
 
@@ -91,7 +91,7 @@ fn update(socket: &Path) {
 fn a_socket_of_systemd_is_its_own() {
     let mut systemd = Systemd::new();
     let socket = OwnedFd::from(UnixListener::bind(systemd.socket()).unwrap());
-    systemd.keeper.kept.push(("xenstored.socket".into(), socket));
+    systemd.fdstore.stored.push(("xenstored.socket".into(), socket));
     for updates in 0..2 {
         let mut child = systemd.start();
         assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
@@ -99,7 +99,7 @@ fn a_socket_of_systemd_is_its_own() {
         child.stop();
         assert!(systemd.socket().exists());
     }
-    for text in systemd.keeper.messages().unwrap() {
+    for text in systemd.fdstore.messages().unwrap() {
         assert!(!text.contains("FDSTORE=1"), "{text}");
     }
 }
@@ -112,7 +112,7 @@ fn a_client_that_comes_while_there_is_no_process_is_answered() {
     let mut systemd = Systemd::new();
     let first = systemd.start();
     systemd.told("FDSTORE=1");
-    assert!(systemd.keeper.number(KEPT).is_some());
+    assert!(systemd.fdstore.number(STORED).is_some());
     assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
     // Killed.
     drop(first);
@@ -124,8 +124,8 @@ fn a_client_that_comes_while_there_is_no_process_is_answered() {
     // Another program in its place has it as well, and stops like it.
     update(&systemd.socket());
     second.stop();
-    systemd.keeper.messages().unwrap();
-    assert_eq!(systemd.keeper.kept.len(), 0);
+    systemd.fdstore.messages().unwrap();
+    assert_eq!(systemd.fdstore.stored.len(), 0);
     assert!(!systemd.socket().exists());
 }
 
@@ -141,15 +141,15 @@ fn another_descriptor_is_not_taken() {
         elsewhere.unwrap().into(),
     ];
     for descriptor in wrong {
-        systemd.keeper.kept = vec![(KEPT.into(), descriptor)];
-        let wrong = systemd.keeper.kept[0].1.try_clone().unwrap();
+        systemd.fdstore.stored = vec![(STORED.into(), descriptor)];
+        let wrong = systemd.fdstore.stored[0].1.try_clone().unwrap();
         let mut child = systemd.start();
         systemd.told("FDSTORE=1");
         assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
-        let [(_, kept)] = &systemd.keeper.kept[..] else { panic!("{:?}", systemd.keeper) };
+        let [(_, kept)] = &systemd.fdstore.stored[..] else { panic!("{:?}", systemd.fdstore) };
         let inode = |descriptor| rustix::fs::fstat(descriptor).unwrap().st_ino;
         assert_ne!(inode(kept), inode(&wrong));
         child.stop();
-        systemd.keeper.messages().unwrap();
+        systemd.fdstore.messages().unwrap();
     }
 }

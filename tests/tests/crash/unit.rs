@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use xenstore_tests::fake_guest::{FakeGuest, PORT};
-use xenstore_tests::keeper::Keeper;
+use xenstore_tests::fdstore::FdStore;
 use xenstore_tests::peers;
 use xenstore_tests::raw::{Conn, frame, op};
 
-use crate::kept::{Table, port_of, table, update};
+use crate::stored::{Table, port_of, table, update};
 
 const UNIT: &str = "xenstored.service";
 /// Lines that look at the host, or that the manager of a user cannot do.
@@ -65,7 +65,7 @@ impl Systemd {
         // Where the project is may be hidden from services.
         let program = peers::program("xenstored").unwrap();
         fs::copy(program, dir.path().join("xenstored")).unwrap();
-        let mut keeper = Keeper::new(dir.path()).unwrap();
+        let mut fdstore = FdStore::new(dir.path()).unwrap();
         let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", script, "sh", MANAGER, "--user"]);
@@ -74,7 +74,7 @@ impl Systemd {
         command.env("XDG_CONFIG_HOME", dir.path()).env("NOTIFY_SOCKET", dir.path().join("notify"));
         let manager = command.spawn().map_err(|error| format!("unshare: {error}"))?;
         let systemd = Systemd { dir, manager, _alone: alone };
-        while !keeper
+        while !fdstore
             .message(Duration::from_secs(10))
             .map_err(|e| format!("no manager: {e}"))?
             .contains("READY=1")

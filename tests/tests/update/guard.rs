@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use xenstore_tests::keeper::Keeper;
+use xenstore_tests::fdstore::FdStore;
 use xenstore_tests::peers::{self, Daemon, Kind, Quotas};
 use xenstore_tests::raw::{Conn, op, text};
 use xenstore_tests::skip;
@@ -167,15 +167,15 @@ fn c_xenstored_that_does_not_serve_is_undone() {
 // program that fails, or not notice the end of the one that serves.
 #[test]
 fn systemd_knows_which_process_is_the_daemon() {
-    let daemon = Daemon::start_kept().unwrap();
+    let daemon = Daemon::start_with_fdstore().unwrap();
     let pid = daemon.pid();
     let dom0 = Conn::connect(&daemon.socket()).unwrap();
     let told = |daemon: &mut Daemon| {
-        let keeper: &mut Keeper = daemon.keeper.as_mut().unwrap();
+        let fdstore: &mut FdStore = daemon.fdstore.as_mut().unwrap();
         let mut pids = Vec::new();
         let limit = std::time::Duration::from_secs(10);
         while pids.last() != Some(&pid) {
-            let text = keeper.message(limit).unwrap();
+            let text = fdstore.message(limit).unwrap();
             let found = text.lines().find_map(|line| line.strip_prefix("MAINPID="));
             pids.extend(found.map(|number| number.parse::<u32>().unwrap()));
         }

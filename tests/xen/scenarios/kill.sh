@@ -39,7 +39,7 @@ wait_for 10 grep -q . /tmp/release
 counter_in_domu d1
 counter_here ring XENSTORED_PATH=/dev/xen/xenbus
 for n in $(seq "$kills"); do
-	[ "$n" != $((kills / 2 + 1)) ] || touch /run/keeper/forget
+	[ "$n" != $((kills / 2 + 1)) ] || touch /run/fdstore/forget
 	twice=
 	[ $((n % 5)) != 0 ] || twice=twice
 	hit "kill $n $twice" $twice
@@ -48,7 +48,7 @@ done
 check "xenstore-control check" eq "$(xenstore-control check)" OK
 tell "$(subject_fds) descriptors, $(subject_rss) KiB"
 
-rm -f /run/keeper/forget
+rm -f /run/fdstore/forget
 
 # xl may fail, and mostly does; the host may not.
 echo 'xenstore-write data/state ready; while :; do sleep 1; done' >/tmp/job
@@ -82,9 +82,9 @@ home=$(domu_home d2)
 check "xl destroy" xl destroy d2
 check "its home is gone" wait_for 20 fails xenstore-exists "$home"
 check "xenstore-control check at the end" eq "$(xenstore-control check)" OK
-grep -a "going on from\|taken over\|carried out this\|starts anew\|keeper\|were kept\|cannot" "$SUBJECT_LOG"
-kept() { grep -ac "event channels were kept taken=[2-9]" "$SUBJECT_LOG"; }
-if command -v keeper >/dev/null; then
-	check "event channels were kept in the first half of the kills" test "$(kept)" -ge $((kills / 2))
+grep -a "going on from\|taken over\|carried out this\|starts anew\|fdstore\|were stored\|cannot" "$SUBJECT_LOG"
+stored() { grep -ac "event channels were stored adopted=[2-9]" "$SUBJECT_LOG"; }
+if command -v fdstore >/dev/null; then
+	check "event channels were stored in the first half of the kills" test "$(stored)" -ge $((kills / 2))
 fi
 summary
