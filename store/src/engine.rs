@@ -11,7 +11,7 @@ use xenstore_protocol::{
 
 use crate::access::{Era, Rights};
 use crate::answer::{Answer, Lists};
-use crate::change::merge;
+use crate::change::{Change, merge};
 use crate::config::{Config, Quotas};
 use crate::connection::{Caller, ConnId, Connection};
 use crate::deferred::{BUDGET, Deferred, Removal};
@@ -452,16 +452,11 @@ impl Engine {
             self.domains.charge(domid, charge);
         }
         let mut changes = merge(core::mem::take(&mut self.work.changes));
-        let charged = core::mem::take(&mut self.work.uncounted);
-        let mut removal = Removal::default();
-        removal.charged = charged;
         let counted = core::mem::take(&mut self.work.counted);
-        // Freeing a node takes a fifth of a unit.
-        self.deferred.spend(counted / 4);
-        let frees_at_once = removal.charged.is_empty() && counted <= COUNTED_MAX;
-        for change in &changes {
-            let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
-            removal.indexed.extend(tops);
+        let mut removal = None;
+        // Most requests remove nothing.
+        if counted > 0 || !self.work.uncounted.is_empty() {
+            removal = Some(self.removal(&changes, counted));
         }
         for change in changes.iter().filter(|change| change.owned) {
             self.owners.follow(change, &self.work.tree);
@@ -469,7 +464,9 @@ impl Engine {
         self.fire(conn, &changes, old);
         for change in changes.drain(..) {
             self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
-            if !frees_at_once {
+            if let Some(removal) = &mut removal
+                && (counted > COUNTED_MAX || !removal.charged.is_empty())
+            {
                 removal.unused.extend(change.removed);
             }
         }
@@ -479,8 +476,25 @@ impl Engine {
         }
         let replaced =
             core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
-        self.retire(replaced);
-        self.forget_nodes(conn, removal);
+        if replaced > 0 {
+            self.retire(replaced);
+        }
+        if let Some(removal) = removal {
+            self.forget_nodes(conn, removal);
+        }
+    }
+
+    /// Returns what the removals in `changes`, of `counted` nodes so far, leave to be done.
+    fn removal(&mut self, changes: &[Change], counted: usize) -> Removal {
+        // Freeing a node takes a fifth of a unit.
+        self.deferred.spend(counted / 4);
+        let mut removal = Removal::default();
+        removal.charged = core::mem::take(&mut self.work.uncounted);
+        for change in changes {
+            let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
+            removal.indexed.extend(tops);
+        }
+        removal
     }
 }
 
