@@ -174,18 +174,18 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// Answers the frames in `input`, as far as the budget goes and as long as there is room for answers.
     /// How many bytes it has taken.
     fn answer(&mut self, input: &[u8], budget: &mut Budget) -> Result<usize, End> {
-        let mut run = RequestBatch::new(self.conn, self.now, input);
-        let taken = self.answer_run(&mut run, budget);
-        self.server.flush(&mut run);
+        let mut batch = RequestBatch::new(self.conn, self.now, input);
+        let taken = self.answer_batch(&mut batch, budget);
+        self.server.flush(&mut batch);
         taken
     }
 
-    fn answer_run(
+    fn answer_batch(
         &mut self,
-        run: &mut RequestBatch<'_>,
+        batch: &mut RequestBatch<'_>,
         budget: &mut Budget,
     ) -> Result<usize, End> {
-        let input = run.read();
+        let input = batch.bytes();
         let mut rest = input;
         while !budget.is_spent(self.server.cost())
             && !self.is_full()
@@ -201,7 +201,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                     self.unread += 1;
                     let at = start..input.len() - rest.len();
                     self.held = if at.len() == HEADER_LEN + frame.payload.len() {
-                        answer_frame(self.server, run, at, &frame, out)?
+                        answer_frame(self.server, batch, at, &frame, out)?
                     } else {
                         // The first, of which a part had come before.
                         let bytes = [&frame.header.emit()[..], frame.payload].concat();
@@ -256,22 +256,22 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     }
 }
 
-/// Executes one frame, which is at this position in the run. Returns `Some` if the frame is deferred.
+/// Executes one frame, which is at this position in the batch. Returns `Some` if the frame is deferred.
 /// A request that panics is refused with EIO. Fails, which ends the connection, if the request may
 /// have been executed in part.
 fn answer_frame<H: Host + 'static>(
     server: &Server<H>,
-    run: &mut RequestBatch<'_>,
+    batch: &mut RequestBatch<'_>,
     at: Range<usize>,
     frame: &Frame<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let start = out.len();
-    match server.handle(run, at.clone(), frame, out) {
+    match server.handle(batch, at.clone(), frame, out) {
         Ok(Outcome::Answered) => Ok(None),
         Ok(Outcome::Later(until)) => {
-            let timer = Timer::after(Duration::from_millis(until.saturating_sub(run.now())));
-            Ok(Some(Held { bytes: run.read()[at].into(), until, timer }))
+            let timer = Timer::after(Duration::from_millis(until.saturating_sub(batch.now())));
+            Ok(Some(Held { bytes: batch.bytes()[at].into(), until, timer }))
         }
         Err(Failed::Refused) => {
             out.truncate(start);
@@ -291,9 +291,9 @@ fn answer_alone<H: Host + 'static>(
     out: &mut Vec<u8>,
 ) -> Result<Option<Held>, End> {
     let Some((frame, _)) = Frame::split_first(bytes) else { return Ok(None) };
-    let mut run = RequestBatch::new(conn, now, bytes);
-    let held = answer_frame(server, &mut run, 0..bytes.len(), &frame, out);
-    server.flush(&mut run);
+    let mut batch = RequestBatch::new(conn, now, bytes);
+    let held = answer_frame(server, &mut batch, 0..bytes.len(), &frame, out);
+    server.flush(&mut batch);
     held
 }
 
@@ -336,7 +336,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         self.now = self.server.clock().now();
         let mut budget = Budget { steps: self.server.turn(), cost: self.server.cost() + TURN_COST };
         if let Some(bytes) = self.server.quiesce().take_reply_on_resume(self.conn) {
-            self.server.with_journal(|journal| journal.instead(self.conn, 0, &bytes));
+            self.server.with_journal(|journal| journal.replace_reply(self.conn, 0, &bytes));
             self.state.out().extend_from_slice(&bytes);
         }
         self.unread_max = self.server.outstanding(self.conn);

@@ -178,7 +178,10 @@ fn run(settings: Settings) -> Result<(), String> {
     }
     let journal = startup::journal_dir(&options, mode)?;
     let mut incoming = match (handed_over, &journal) {
-        (None, Some(dir)) => journal::recover(dir, &config)?.map(ReceivedState::recovered),
+        (None, Some(dir)) => {
+            let recovered = journal::recover(dir, &config).map_err(|error| error.to_string())?;
+            recovered.map(ReceivedState::recovered)
+        }
         (handed_over, _) => handed_over,
     };
     let resources = Resources::acquire(&options, mode)?;

@@ -272,9 +272,9 @@ impl<H: Host + 'static> Server<H> {
         // The machine does not wait: it is as if the time were up at once.
         let mut now = self.0.clock.now();
         loop {
-            let mut run = RequestBatch::new(conn, now, &bytes);
-            let outcome = self.handle(&mut run, 0..bytes.len(), &frame, &mut out);
-            self.flush(&mut run);
+            let mut batch = RequestBatch::new(conn, now, &bytes);
+            let outcome = self.handle(&mut batch, 0..bytes.len(), &frame, &mut out);
+            self.flush(&mut batch);
             match outcome {
                 Ok(Outcome::Later(until)) => {
                     now = until;
@@ -294,8 +294,8 @@ impl<H: Host + 'static> Server<H> {
 
     /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
     /// anybody hears of them.
-    pub(crate) fn flush(&self, run: &mut RequestBatch<'_>) {
-        self.with_journal(|journal| run.flush(journal));
+    pub(crate) fn flush(&self, batch: &mut RequestBatch<'_>) {
+        self.with_journal(|journal| batch.flush(journal));
     }
 
     /// What has happened so far is kept for the next process: to be called before anybody hears of it.
@@ -311,7 +311,7 @@ impl<H: Host + 'static> Server<H> {
         if let Some(journal) = self.0.journal.borrow_mut().as_mut()
             && matches!(self.0.engine.borrow().caller(conn), Some(Caller::Domain(_)))
         {
-            journal.left_over(conn, &bytes());
+            journal.unread(conn, &bytes());
         }
     }
 

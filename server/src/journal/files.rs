@@ -1,4 +1,4 @@
-//! The files of a journal.
+//! The files of a journal in its directory.
 
 use std::fs::File;
 use std::io;
@@ -9,53 +9,55 @@ use tracing::warn;
 use xenstore_sys::own_file::{self, Access, Others};
 use xenstore_sys::{crash, mapped_file};
 
-/// A file that begins with a state.
-pub(super) fn file(dir: &Path, number: u64) -> PathBuf {
+use super::error::RecoveryError;
+
+/// A segment that recovery reads.
+pub(super) fn segment_file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("journal.{number}"))
 }
 
-/// The next file, until it is complete.
+/// The next segment, until it is complete.
 pub(super) fn new_file(dir: &Path) -> PathBuf {
     dir.join("journal.new")
 }
 
-/// A recycled segment, which the next file overwrites. Its memory is allocated already: allocating
+/// The recycled segment, which the next one overwrites. Its memory is allocated already: allocating
 /// and mapping new memory would be a third of the cost of a record.
 pub(super) fn old_file(dir: &Path) -> PathBuf {
     dir.join("journal.old")
 }
 
-/// A file without a state.
+/// A segment without a snapshot.
 pub(super) fn carrier_file(dir: &Path) -> PathBuf {
     dir.join("journal.carrier")
 }
 
-/// Keeps this file for the next one to overwrite.
-pub(super) fn keep_for_later(dir: &Path, number: u64) {
-    let file = file(dir, number);
+/// Makes this segment the recycled one.
+pub(super) fn recycle(dir: &Path, number: u64) {
+    let file = segment_file(dir, number);
     if std::fs::rename(&file, old_file(dir)).is_err() {
         let _ = std::fs::remove_file(file);
     }
 }
 
-/// Keeps the files before file `number` that an earlier process has left and no longer locks, for the
-/// next file to overwrite: `keep` bytes of each.
-pub(super) fn keep_left(dir: &Path, number: u64, keep: usize) {
-    for left in numbers(dir).into_iter().filter(|left| *left < number) {
-        let path = file(dir, left);
+/// Recycles the segments before `number`, which an earlier process has written and no longer locks:
+/// `keep` bytes of each.
+pub(super) fn recycle_before(dir: &Path, number: u64, keep: usize) {
+    for old in numbers(dir).into_iter().filter(|old| *old < number) {
+        let path = segment_file(dir, old);
         let trim = |file: File| {
             mapped_file::lock(&file)?;
             let len = file.metadata()?.len().min(keep as u64);
             file.set_len(len)
         };
         match own_file::open(&path, Access::Write, Others::None).and_then(trim) {
-            Ok(()) => keep_for_later(dir, left),
+            Ok(()) => recycle(dir, old),
             Err(_) => drop(std::fs::remove_file(path)),
         }
     }
 }
 
-/// Numbers of the existing files, the newest first.
+/// Returns the numbers of the existing segments, the newest first.
 pub(super) fn numbers(dir: &Path) -> Vec<u64> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name());
     let number = |name: std::ffi::OsString| name.to_str()?.strip_prefix("journal.")?.parse().ok();
@@ -75,29 +77,25 @@ pub(super) fn remove(dir: &Path) {
     remove_file(&new_file(dir));
     remove_file(&old_file(dir));
     remove_file(&carrier_file(dir));
-    // The newest last: if this is interrupted, recovery still finds the newest file.
+    // The newest last: if this is interrupted, recovery still finds the newest segment.
     for number in numbers(dir).into_iter().rev() {
-        remove_file(&file(dir, number));
+        remove_file(&segment_file(dir, number));
     }
 }
 
-/// Why a journal cannot be locked, and what to do. Names the process that has it locked, if the
-/// kernel reports it.
-pub(super) fn in_use(path: &Path, left: &File, error: &io::Error) -> String {
-    let place = path.display();
+/// Returns why a journal cannot be locked.
+pub(super) fn lock_error(path: &Path, journal: &File, error: io::Error) -> RecoveryError {
+    let path = path.to_owned();
     if error.kind() != io::ErrorKind::WouldBlock {
-        return format!("journal {place} cannot be locked: {error}");
+        return RecoveryError::Lock { path, error };
     }
-    let pid = left.metadata().ok().and_then(|left| locked_by(left.ino()));
-    let pid = pid.map_or("another process".into(), |pid| format!("process {pid}"));
-    format!(
-        "journal {place}: {pid} has it locked and still runs; two daemons cannot share a journal: stop that process, or start this one with another --socket or --journal"
-    )
+    let pid = journal.metadata().ok().and_then(|journal| lock_holder(journal.ino()));
+    RecoveryError::InUse { path, pid }
 }
 
-/// The process that has locked this file. In the kernel's table the inode is the last of the numbers
-/// between colons.
-fn locked_by(inode: u64) -> Option<u32> {
+/// Returns the process that has locked this file. In the table of the kernel, the inode is the last of
+/// the numbers between colons.
+fn lock_holder(inode: u64) -> Option<u32> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -107,7 +105,7 @@ fn locked_by(inode: u64) -> Option<u32> {
     })
 }
 
-/// Bytes that the next file can take: the free ones, and those of the file that it overwrites.
+/// Returns the bytes that the next segment can take: the free ones, and those of the recycled segment.
 pub(super) fn available(dir: &Path) -> usize {
     let Ok(found) = rustix::fs::statvfs(dir) else { return usize::MAX };
     let old = std::fs::symlink_metadata(old_file(dir)).map_or(0, |old| old.blocks() * 512);
@@ -115,8 +113,8 @@ pub(super) fn available(dir: &Path) -> usize {
     usize::try_from(free).unwrap_or(usize::MAX)
 }
 
-/// Logs a warning if the file system has less room than the next file takes: `size` bytes.
-pub(super) fn watch_room(dir: &Path, size: usize) {
+/// Logs a warning if the file system has less than `size` bytes for the next segment.
+pub(super) fn warn_if_little_room(dir: &Path, size: usize) {
     let free = available(dir);
     if free < size {
         warn!(

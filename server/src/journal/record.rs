@@ -1,66 +1,62 @@
-//! What stands in a journal.
+//! The records of a journal. `docs/formats.md` describes them byte by byte.
 
 use xenstore_store::{ConnId, Input};
 
-/// A record. What belongs to an input comes right after it.
+/// A record. The records that belong to an input follow it immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record<'a> {
-    /// Something that is done to the engine.
+    /// An input of the engine.
     Input(Input<'a>),
-    /// What the machine answered meanwhile, to the last request if there are more than one.
-    Answers(&'a [u8]),
+    /// Replies of the hypervisor, to the last request of the input.
+    HostReplies(&'a [u8]),
     /// The input, at most one request, was refused: see [`Recovery::refuse`](super::recovery::Recovery::refuse).
     Refused,
-    /// All that was taken from a ring and not executed.
-    LeftOver {
-        /// Whose.
+    /// All bytes that were read from a ring and not executed.
+    Unread {
         conn: ConnId,
         /// Whole requests, then a part of one.
         bytes: &'a [u8],
     },
-    /// The last reply of a connection is not written, or another one is: that of a live update, which is
-    /// known later.
-    Instead {
-        /// Whose.
+    /// Replaces the end of the replies of a connection. The reply to a live update is known later.
+    ReplaceReply {
         conn: ConnId,
-        /// Bytes of the last reply, which is not written.
+        /// Bytes at the end of the replies that are not sent.
         withheld: u32,
-        /// What is written.
+        /// Bytes that are sent.
         bytes: &'a [u8],
     },
     /// A guest has set the indices of its ring to 0.
     Zeroed {
-        /// Whose.
         conn: ConnId,
-        /// Number of bytes at the end of the replies that are still to be written.
+        /// Bytes at the end of the replies that are not sent yet.
         unsent: u32,
     },
 }
 
-// Inputs have small numbers.
-const ANSWERS: u8 = 0x80;
+// Numbers below are kinds of inputs.
+const HOST_REPLIES: u8 = 0x80;
 const REFUSED: u8 = 0x81;
-const LEFT_OVER: u8 = 0x82;
+const UNREAD: u8 = 0x82;
 const ZEROED: u8 = 0x83;
-const INSTEAD: u8 = 0x84;
+const REPLACE_REPLY: u8 = 0x84;
 
 impl<'a> Record<'a> {
-    /// Appends it as bytes.
+    /// Appends the body of the record.
     pub(super) fn emit(&self, out: &mut Vec<u8>) {
         match self {
             Record::Input(input) => input.emit(out),
-            Record::Answers(answers) => {
-                out.push(ANSWERS);
-                out.extend_from_slice(answers);
+            Record::HostReplies(replies) => {
+                out.push(HOST_REPLIES);
+                out.extend_from_slice(replies);
             }
             Record::Refused => out.push(REFUSED),
-            Record::LeftOver { conn, bytes } => {
-                out.push(LEFT_OVER);
+            Record::Unread { conn, bytes } => {
+                out.push(UNREAD);
                 out.extend_from_slice(&conn.0.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
-            Record::Instead { conn, withheld, bytes } => {
-                out.push(INSTEAD);
+            Record::ReplaceReply { conn, withheld, bytes } => {
+                out.push(REPLACE_REPLY);
                 out.extend_from_slice(&conn.0.to_le_bytes());
                 out.extend_from_slice(&withheld.to_le_bytes());
                 out.extend_from_slice(bytes);
@@ -73,20 +69,20 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The reverse of [`Record::emit`]; `None` for anything else.
+    /// Parses the body of a record. Returns `None` if it is not one of this version.
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Record<'a>> {
         Some(match bytes.split_first()? {
-            (&ANSWERS, answers) => Record::Answers(answers),
+            (&HOST_REPLIES, replies) => Record::HostReplies(replies),
             (&REFUSED, []) => Record::Refused,
-            (&LEFT_OVER, rest) => {
+            (&UNREAD, rest) => {
                 let (conn, bytes) = rest.split_first_chunk()?;
-                Record::LeftOver { conn: ConnId(u64::from_le_bytes(*conn)), bytes }
+                Record::Unread { conn: ConnId(u64::from_le_bytes(*conn)), bytes }
             }
-            (&INSTEAD, rest) => {
+            (&REPLACE_REPLY, rest) => {
                 let (conn, rest) = rest.split_first_chunk()?;
                 let (withheld, bytes) = rest.split_first_chunk()?;
                 let (conn, withheld) = (u64::from_le_bytes(*conn), u32::from_le_bytes(*withheld));
-                Record::Instead { conn: ConnId(conn), withheld, bytes }
+                Record::ReplaceReply { conn: ConnId(conn), withheld, bytes }
             }
             (&ZEROED, rest) => {
                 let (conn, unsent) = rest.split_first_chunk()?;

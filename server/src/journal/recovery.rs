@@ -1,133 +1,271 @@
-//! From what a journal holds to an engine that is where the one was that wrote it.
+//! Recovery: restores the engine of the process that has written a journal.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use tracing::error;
+use tracing::{error, info, warn};
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
     Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
 };
+use xenstore_sys::mapped_file;
+use xenstore_sys::own_file::{self, Access, Others};
 
+use super::error::RecoveryError;
+use super::files::{lock_error, numbers, segment_file};
+use super::reader::SegmentReader;
 use super::record::Record;
-use super::segment::SegmentReader;
-use super::way::Way;
+use super::ring_progress::Way;
+use super::{boot_id, poison};
 use crate::handover::UpdatableHost;
 
-/// The page of a ring and the guest's port, as they were introduced.
-pub(super) type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;
+/// How long recovery waits for a process that is being killed to release its journal.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// An engine that was made again.
+/// The page of a ring and the port of the guest, as they were introduced.
+type Introduced = BTreeMap<DomId, (u64, Option<u32>)>;
+
+/// What was recovered from a journal.
+pub(crate) struct Recovered {
+    pub(crate) engine: Engine,
+    pub(crate) state: State,
+}
+
+/// Recovers the newest usable journal in `dir`. Returns `None` if there is none; the reason is logged.
+///
+/// # Errors
+///
+/// Fails if the process that writes the journal is still running.
+pub(crate) fn recover(dir: &Path, config: &Config) -> Result<Option<Recovered>, RecoveryError> {
+    let begun = Instant::now();
+    for number in numbers(dir) {
+        let path = segment_file(dir, number);
+        let journal = match own_file::open(&path, Access::Read, Others::None) {
+            Ok(journal) => journal,
+            Err(error) => {
+                warn!(journal = %path.display(), %error, "this journal is not read");
+                continue;
+            }
+        };
+        lock(&journal).map_err(|error| lock_error(&path, &journal, error))?;
+        match recover_segment(&path, journal, config, begun) {
+            Ok(recovered) => return Ok(Some(recovered)),
+            Err(error) => {
+                warn!(journal = %path.display(), reason = %error, "nothing can be made of this journal");
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Locks a journal. A killed process takes a moment to release its lock.
+fn lock(journal: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match mapped_file::lock(journal) {
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOCK_LIMIT / 500);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Recovers one journal. If that panics, it is tried again without the deferred work of the engine.
+fn recover_segment(
+    path: &Path,
+    journal: File,
+    config: &Config,
+    begun: Instant,
+) -> Result<Recovered, RecoveryError> {
+    let segment = SegmentReader::open(journal, &boot_id())?;
+    let attempt = |drop_work| {
+        no_panic(|| {
+            let recovery = Recovery::replay(config, &segment)?;
+            finish(path, recovery, &segment, begun, drop_work)
+        })
+    };
+    match attempt(false) {
+        Err(RecoveryError::Panic) => attempt(true),
+        result => result,
+    }
+}
+
+/// Turns a panic into an error.
+pub(super) fn no_panic<T>(
+    run: impl FnOnce() -> Result<T, RecoveryError>,
+) -> Result<T, RecoveryError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(RecoveryError::Panic))
+}
+
+/// Refuses a poison input and executes the deferred work. That is dropped if `drop_work` is set or if
+/// it is poison.
+fn finish(
+    path: &Path,
+    mut recovery: Recovery,
+    segment: &SegmentReader,
+    begun: Instant,
+    drop_work: bool,
+) -> Result<Recovered, RecoveryError> {
+    let records = recovery.records;
+    let interrupted = recovery.interrupted.take();
+    let interrupted = interrupted.as_deref().and_then(Input::parse);
+    if poison::note_input(path, interrupted.as_ref())
+        && let Some(input) = interrupted
+    {
+        recovery.refuse(&input)?;
+    }
+    let has_work = recovery.engine.has_work();
+    if has_work && (drop_work || poison::note_work(path)) {
+        error!(
+            "deferred work is dropped, since recoveries end in it: events are lost, and nodes of \
+             dead domains may stay; if the process was killed for its memory, raise the limit; please \
+             report it"
+        );
+        recovery.drop_work()?;
+    }
+    let (engine, state) = recovery.finish()?;
+    if has_work {
+        poison::forget_work(path);
+    }
+    engine.check()?;
+    if segment.is_damaged() {
+        error!("the end of the journal is damaged: what was done last is lost");
+    }
+    let ms = begun.elapsed().as_secs_f64() * 1e3;
+    let rings = state.connections.len();
+    info!(records, rings, ms, "the last process ended unexpectedly: recovered its journal");
+    Ok(Recovered { engine, state })
+}
+
+/// An engine that is being restored.
 pub(super) struct Recovery {
     pub(super) engine: Engine,
-    /// What went over the connections of domains.
-    pub(super) ways: BTreeMap<ConnId, Way>,
-    pub(super) introduced: Introduced,
-    /// The last time that was told to the engine.
-    pub(super) now: Millis,
-    /// Records that were carried out again.
-    pub(super) records: u64,
+    /// The progress of the rings.
+    ways: BTreeMap<ConnId, Way>,
+    introduced: Introduced,
+    /// The latest time that the engine has got.
+    now: Millis,
+    /// Number of records that were executed.
+    records: u64,
     /// The record of the last input, if it was not executed.
     pub(super) interrupted: Option<Vec<u8>>,
     config: Config,
 }
 
 impl Recovery {
-    /// Makes the engine again. An error is one line.
-    pub(super) fn of(config: &Config, left: &SegmentReader) -> Result<Recovery, String> {
-        match Recovery::of_first(config, left, usize::MAX) {
-            // What belonged to the last record may be among what is lost.
-            Err(_) if left.is_damaged() => {
-                Recovery::of_first(config, left, left.records().count().saturating_sub(1))
+    /// Restores the engine from a snapshot and the records that follow it.
+    pub(super) fn replay(
+        config: &Config,
+        segment: &SegmentReader,
+    ) -> Result<Recovery, RecoveryError> {
+        match Recovery::replay_first(config, segment, usize::MAX) {
+            // Records that belong to the last input may be among what is lost.
+            Err(_) if segment.is_damaged() => {
+                let count = segment.records().count().saturating_sub(1);
+                Recovery::replay_first(config, segment, count)
             }
             result => result,
         }
     }
 
-    /// The same from so many records.
-    fn of_first(config: &Config, left: &SegmentReader, count: usize) -> Result<Recovery, String> {
-        let read = |end| left.set_state_aside(end);
-        let state = State::decode_in_turn(left.state(), read).map_err(|error| error.to_string())?;
-        let (engine, _) = Engine::restore(config, &state).map_err(|error| error.to_string())?;
-        let mut replay = Recovery {
-            engine,
-            ways: BTreeMap::new(),
-            introduced: Introduced::new(),
-            now: 0,
-            records: 0,
-            interrupted: None,
-            config: *config,
-        };
-        replay.begin(&state);
+    /// Executes the first `count` records only.
+    fn replay_first(
+        config: &Config,
+        segment: &SegmentReader,
+        count: usize,
+    ) -> Result<Recovery, RecoveryError> {
+        let release = |end| segment.release_snapshot(end);
+        let state = State::decode_in_turn(segment.snapshot(), release)?;
+        let mut recovery = Recovery::begin(config, &state)?;
         // The nodes of the state are not needed any more.
         drop(state);
-        let mut records = left.records().take(count).peekable();
-        while let Some((body, done)) = records.next() {
-            let record = Record::parse(body).ok_or("a record in it means nothing")?;
-            if !done {
-                // One that was being carried out is the last of all.
+        let mut records = segment.records().take(count).peekable();
+        while let Some((body, executed)) = records.next() {
+            let record = Record::parse(body).ok_or(RecoveryError::UnknownRecord)?;
+            if !executed {
+                // Only the last input can have been interrupted.
                 if matches!(record, Record::Input(_)) && records.peek().is_none() {
-                    replay.interrupted = Some(body.to_vec());
+                    recovery.interrupted = Some(body.to_vec());
                 }
                 break;
             }
             let next = records.peek().and_then(|(body, _)| Record::parse(body));
-            replay.step(&record, next.as_ref())?;
-            replay.records += 1;
+            recovery.step(&record, next.as_ref())?;
+            recovery.records += 1;
         }
-        Ok(replay)
+        Ok(recovery)
     }
 
-    fn begin(&mut self, state: &State) {
+    fn begin(config: &Config, state: &State) -> Result<Recovery, RecoveryError> {
+        let (engine, _) = Engine::restore(config, state)?;
+        let mut recovery = Recovery {
+            engine,
+            ways: BTreeMap::new(),
+            introduced: Introduced::new(),
+            now: clock(state),
+            records: 0,
+            interrupted: None,
+            config: *config,
+        };
         for connection in &state.connections {
             let Caller::Domain(domid) = connection.caller else { continue };
             let io = &connection.io;
-            self.ways.insert(connection.id, Way::of(io));
-            self.introduced.insert(domid, (io.gfn.unwrap_or(0), io.remote_port));
+            recovery.ways.insert(connection.id, Way::of(io));
+            recovery.introduced.insert(domid, (io.gfn.unwrap_or(0), io.remote_port));
         }
-        self.now = clock(state);
+        Ok(recovery)
     }
 
-    /// Carries out one record; the answers of the machine, and whether it was refused, come in the
-    /// next.
-    fn step(&mut self, record: &Record<'_>, next: Option<&Record<'_>>) -> Result<(), String> {
-        let input = match record {
-            Record::Input(input) => input,
-            Record::LeftOver { conn, bytes } => {
+    /// Executes one record. Replies of the hypervisor, and whether an input was refused, are in the `next`
+    /// record.
+    fn step(
+        &mut self,
+        record: &Record<'_>,
+        next: Option<&Record<'_>>,
+    ) -> Result<(), RecoveryError> {
+        match record {
+            Record::Input(input) if next == Some(&Record::Refused) => self.refuse(input)?,
+            Record::Input(input) => {
+                let replies = match next {
+                    Some(Record::HostReplies(replies)) => replies,
+                    _ => &[][..],
+                };
+                self.execute(input, replies)?;
+            }
+            Record::Unread { conn, bytes } => {
                 self.ways.entry(*conn).or_default().left_over(bytes);
-                return Ok(());
             }
-            Record::Zeroed { conn, unsent } => {
-                self.ways.entry(*conn).or_default().zeroed(*unsent);
-                return Ok(());
-            }
-            Record::Instead { conn, withheld, bytes } => {
+            Record::Zeroed { conn, unsent } => self.ways.entry(*conn).or_default().zeroed(*unsent),
+            Record::ReplaceReply { conn, withheld, bytes } => {
                 if let Some(way) = self.ways.get_mut(conn) {
                     way.withhold(*withheld);
                     way.made(bytes);
                 }
-                return Ok(());
             }
-            // With the record before.
-            Record::Answers(_) | Record::Refused => return Ok(()),
-        };
-        if next == Some(&Record::Refused) {
-            return self.refuse(input);
+            // Handled with the input before.
+            Record::HostReplies(_) | Record::Refused => {}
         }
+        Ok(())
+    }
+
+    fn execute(&mut self, input: &Input<'_>, replies: &[u8]) -> Result<(), RecoveryError> {
         let mut out = Vec::new();
-        let answers = match next {
-            Some(Record::Answers(answers)) => answers,
-            _ => &[][..],
-        };
-        let mut host = Replayed { commands: UpdatableHost::COMMANDS, ..Replayed::new(answers) };
-        let answered = self.engine.apply(input, &mut host, &mut out);
+        let mut host = Replayed { commands: UpdatableHost::COMMANDS, ..Replayed::new(replies) };
+        let executed = self.engine.apply(input, &mut host, &mut out);
         if host.astray {
-            return Err("it does not say what the machine answered".into());
+            return Err(RecoveryError::MissingReplies);
         }
         match input {
             Input::Requests { conn, now, frames } => {
                 self.now = self.now.max(*now);
-                self.answered(*conn, &frames[..answered], &out);
+                self.answered(*conn, &frames[..executed], &out);
             }
             Input::Events { conn, .. } => {
                 if let Some(way) = self.ways.get_mut(conn) {
@@ -143,7 +281,7 @@ impl Recovery {
             Input::Disconnect(conn) => drop(self.ways.remove(conn)),
             _ => {}
         }
-        // The page of a ring that is introduced again is empty from then on.
+        // INTRODUCE empties the page of a ring.
         for (domid, Gfn(gfn), EvtchnPort(port)) in host.introduced {
             self.introduced.insert(domid, (gfn, Some(port)));
             for (conn, way) in &mut self.ways {
@@ -166,7 +304,7 @@ impl Recovery {
     /// * Deferred work is dropped: events are lost, and nodes of a dead domain may stay.
     /// * A connection that ends is removed from the state, and one that restarts is reset there, without
     ///   running the code that failed.
-    pub(super) fn refuse(&mut self, input: &Input<'_>) -> Result<(), String> {
+    pub(super) fn refuse(&mut self, input: &Input<'_>) -> Result<(), RecoveryError> {
         match input {
             Input::Requests { conn, frames, .. } => {
                 let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
@@ -195,7 +333,7 @@ impl Recovery {
     }
 
     /// Drops the deferred work of the engine: a state does not contain it.
-    pub(super) fn drop_work(&mut self) -> Result<(), String> {
+    fn drop_work(&mut self) -> Result<(), RecoveryError> {
         self.restore(&self.engine.dump())
     }
 
@@ -203,26 +341,25 @@ impl Recovery {
     fn change_state(
         &mut self,
         change: impl FnOnce(&mut Vec<ConnectionState>),
-    ) -> Result<(), String> {
+    ) -> Result<(), RecoveryError> {
         self.engine.finish_work();
         let mut state = self.engine.dump();
         change(&mut state.connections);
         self.restore(&state)
     }
 
-    fn restore(&mut self, state: &State) -> Result<(), String> {
-        let made = Engine::restore(&self.config, state).map_err(|error| error.to_string())?;
-        self.engine = made.0;
+    fn restore(&mut self, state: &State) -> Result<(), RecoveryError> {
+        (self.engine, _) = Engine::restore(&self.config, state)?;
         Ok(())
     }
 
-    fn answered(&mut self, conn: ConnId, requests: &[u8], answers: &[u8]) {
+    fn answered(&mut self, conn: ConnId, requests: &[u8], replies: &[u8]) {
         if let Some(way) = self.ways.get_mut(&conn) {
-            way.answered(requests, answers);
+            way.answered(requests, replies);
         }
     }
 
-    /// Whose ring a connection is.
+    /// Returns the domain whose ring a connection is.
     fn domid(&self, conn: ConnId) -> Option<DomId> {
         match self.engine.caller(conn)? {
             Caller::Domain(domid) => Some(domid),
@@ -230,9 +367,9 @@ impl Recovery {
         }
     }
 
-    /// Ends what ended with the process: connections of sockets; and begins what it had not come to:
-    /// those of domains that had been introduced. The state from which to go on.
-    pub(super) fn finish(mut self) -> Result<(Engine, State), String> {
+    /// Ends the connections of sockets, which have ended with the process, and begins those of domains
+    /// that were introduced and not connected yet. Returns the engine and its state.
+    fn finish(mut self) -> Result<(Engine, State), RecoveryError> {
         self.end_sockets()?;
         self.engine.finish_work();
         let domains: Vec<_> = self.engine.dump().domains;
@@ -246,7 +383,7 @@ impl Recovery {
             }
         }
         for (domid, (_, port)) in &mut self.introduced {
-            *port = port.or_else(|| written_port(&mut self.engine, *domid));
+            *port = port.or_else(|| port_in_store(&mut self.engine, *domid));
         }
         let mut state = self.engine.dump();
         state.io.other = self.now.to_le_bytes().to_vec();
@@ -262,7 +399,7 @@ impl Recovery {
     }
 
     /// Ends the connections of sockets. If that panics, removes them from the state instead.
-    fn end_sockets(&mut self) -> Result<(), String> {
+    fn end_sockets(&mut self) -> Result<(), RecoveryError> {
         let is_socket = |caller| caller == Caller::Socket;
         let mut before = self.engine.dump();
         let sockets = before.connections.iter().filter(|known| is_socket(known.caller));
@@ -280,9 +417,9 @@ impl Recovery {
     }
 }
 
-/// The port of a domain as its builder has written it down, for those that another daemon has
-/// introduced and not told.
-fn written_port(engine: &mut Engine, domid: DomId) -> Option<u32> {
+/// Returns the port of a domain as its builder has written it into the store. A daemon other than this
+/// one does not pass it on.
+fn port_in_store(engine: &mut Engine, domid: DomId) -> Option<u32> {
     let payload = format!("/local/domain/{domid}/store/port\0");
     let len = u32::try_from(payload.len()).ok()?;
     let header = Header { ty: Operation::Read.as_wire(), len, ..Header::default() };
@@ -293,7 +430,7 @@ fn written_port(engine: &mut Engine, domid: DomId) -> Option<u32> {
     std::str::from_utf8(out.get(HEADER_LEN..)?).ok()?.parse().ok()
 }
 
-/// What the clock said, in a state that is kept in a journal.
+/// Returns the time of the clock, in milliseconds, in the snapshot of a journal.
 pub(crate) fn clock(state: &State) -> Millis {
     state.io.other.as_slice().try_into().map_or(0, Millis::from_le_bytes)
 }

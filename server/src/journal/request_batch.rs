@@ -1,4 +1,4 @@
-//! Requests behind each other in what was read from a connection, which the journal hears of at once.
+//! Consecutive requests that a connection has sent, which the journal records as one input.
 
 use std::ops::Range;
 
@@ -6,98 +6,93 @@ use xenstore_store::{ConnId, Input, Millis};
 
 use super::Journal;
 
-/// Requests of a turn of a connection.
+/// The requests of one turn of a connection.
 pub(crate) struct RequestBatch<'a> {
     conn: ConnId,
     now: Millis,
-    read: &'a [u8],
-    /// Those that were carried out and are not in the journal, with what only asks and lies between
-    /// them.
-    done: Range<usize>,
-    /// The one that is being carried out, if it is to be in the journal and is not.
-    begun: Range<usize>,
+    bytes: &'a [u8],
+    /// Requests that were executed and are not in the journal yet, and the ones between them that only
+    /// read.
+    executed: Range<usize>,
+    /// The request that is being executed, if it must be in the journal and is not.
+    current: Range<usize>,
 }
 
 impl<'a> RequestBatch<'a> {
-    /// Of requests in these bytes, at this time.
-    pub(crate) fn new(conn: ConnId, now: Millis, read: &'a [u8]) -> RequestBatch<'a> {
-        RequestBatch { conn, now, read, done: 0..0, begun: 0..0 }
+    /// Makes a batch of the requests in `bytes`, which connection `conn` has sent.
+    pub(crate) fn new(conn: ConnId, now: Millis, bytes: &'a [u8]) -> RequestBatch<'a> {
+        RequestBatch { conn, now, bytes, executed: 0..0, current: 0..0 }
     }
 
-    /// Who asks.
+    /// Returns the connection that has sent the requests.
     pub(crate) fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// When.
+    /// Returns the time at which the requests are executed.
     pub(crate) fn now(&self) -> Millis {
         self.now
     }
 
-    /// The request at this place is about to be carried out.
-    pub(crate) fn begin(&mut self, at: Range<usize>) {
-        self.begun = at;
+    /// Returns all bytes of the batch.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
-    /// It has been.
-    pub(crate) fn done(&mut self) {
-        let begun = std::mem::take(&mut self.begun);
-        if self.done.is_empty() {
-            self.done = begun;
-        } else if !begun.is_empty() {
-            self.done.end = begun.end;
+    /// Notes that the current request was executed.
+    fn end(&mut self) {
+        let current = std::mem::take(&mut self.current);
+        if self.executed.is_empty() {
+            self.executed = current;
+        } else if !current.is_empty() {
+            self.executed.end = current.end;
         }
     }
 
-    /// All that was read.
-    pub(crate) fn read(&self) -> &'a [u8] {
-        self.read
+    fn input(&self, range: Range<usize>) -> Input<'a> {
+        Input::Requests { conn: self.conn, now: self.now, frames: &self.bytes[range] }
     }
 
-    fn input(&self, at: Range<usize>) -> Input<'a> {
-        Input::Requests { conn: self.conn, now: self.now, frames: &self.read[at] }
-    }
-
-    /// Tells the journal of all that were carried out.
+    /// Records the requests that were executed.
     pub(crate) fn flush(&mut self, journal: &mut Journal) {
-        let done = std::mem::take(&mut self.done);
-        if !done.is_empty() {
-            journal.input(&self.input(done));
-            journal.done(&[]);
+        let executed = std::mem::take(&mut self.executed);
+        if !executed.is_empty() {
+            journal.begin_input(&self.input(executed));
+            journal.end_input(&[]);
         }
     }
 
-    /// The same, then of the one that is being carried out.
-    pub(crate) fn flush_begun(&mut self, journal: &mut Journal) {
+    /// Records the requests that were executed, then the current one.
+    fn flush_current(&mut self, journal: &mut Journal) {
         self.flush(journal);
-        let begun = std::mem::take(&mut self.begun);
-        if !begun.is_empty() {
-            journal.input(&self.input(begun));
+        let current = std::mem::take(&mut self.current);
+        if !current.is_empty() {
+            journal.begin_input(&self.input(current));
         }
     }
 }
 
-/// An input that is executed, and how it is recorded in the journal.
+/// An input that is executed, and how the journal records it.
 pub(crate) enum Entry<'r, 'a> {
-    /// Recorded by itself.
+    /// Recorded separately.
     Alone(Input<'a>),
-    /// Recorded with the requests around it, if it must be `recorded` at all.
+    /// Recorded with the requests around it, unless it only reads.
     Request {
         /// The requests that it belongs to.
-        run: &'r mut RequestBatch<'a>,
+        batch: &'r mut RequestBatch<'a>,
         /// Its position in them.
-        at: Range<usize>,
+        range: Range<usize>,
         /// False if the request changes nothing.
         recorded: bool,
     },
 }
 
 impl<'a> Entry<'_, 'a> {
-    /// The input itself.
+    /// Returns the input.
     pub(crate) fn input(&self) -> Input<'a> {
         match self {
             Entry::Alone(input) => *input,
-            Entry::Request { run, at, .. } => run.input(at.clone()),
+            Entry::Request { batch, range, .. } => batch.input(range.clone()),
         }
     }
 
@@ -106,35 +101,35 @@ impl<'a> Entry<'_, 'a> {
         !matches!(self, Entry::Request { recorded: false, .. })
     }
 
-    /// To be called before the input is executed.
+    /// Must be called before the input is executed.
     pub(crate) fn begin(&mut self, journal: &mut Journal) {
         match self {
-            Entry::Alone(input) => journal.input(input),
-            Entry::Request { run, at, .. } => {
-                run.begin(at.clone());
+            Entry::Alone(input) => journal.begin_input(input),
+            Entry::Request { batch, range, .. } => {
+                batch.current = range.clone();
                 if journal.is_write_ahead() {
-                    run.flush_begun(journal);
+                    batch.flush_current(journal);
                 }
             }
         }
     }
 
-    /// To be called after it was executed. `answers` are the replies of the hypervisor.
-    pub(crate) fn done(&mut self, journal: &mut Journal, answers: &[u8]) {
-        if let Entry::Request { run, .. } = self {
-            run.done();
-            if !answers.is_empty() {
-                run.flush(journal);
+    /// Must be called after the input was executed. `replies` are those of the hypervisor.
+    pub(crate) fn end(&mut self, journal: &mut Journal, replies: &[u8]) {
+        if let Entry::Request { batch, .. } = self {
+            batch.end();
+            if !replies.is_empty() {
+                batch.flush(journal);
             }
         }
-        journal.done(answers);
+        journal.end_input(replies);
     }
 
     /// Makes an input that was begun and has no result the last one of the journal, if it must be in the
     /// journal.
-    pub(crate) fn open(&mut self, journal: &mut Journal) {
-        if let Entry::Request { run, .. } = self {
-            run.flush_begun(journal);
+    pub(crate) fn leave_open(&mut self, journal: &mut Journal) {
+        if let Entry::Request { batch, .. } = self {
+            batch.flush_current(journal);
         }
     }
 }

@@ -58,13 +58,13 @@ impl<H: Host + 'static> Server<H> {
                 None => change(&mut engine, &mut *host),
             }));
             if let (Ok(_), Some(journal)) = (&result, journal) {
-                entry.done(journal, &answers);
+                entry.end(journal, &answers);
             }
             result
         };
         result.map_err(|_| {
             log_panic(&entry.input());
-            self.repair(|journal| entry.open(journal))
+            self.repair(|journal| entry.leave_open(journal))
         })
     }
 
@@ -97,29 +97,30 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Executes one frame, unless it is deferred, and wakes the affected connections. `at` is its position
-    /// in `run`, which [`Server::flush`] appends to the journal.
+    /// in `batch`, which [`Server::flush`] appends to the journal.
     pub(crate) fn handle(
         &self,
-        run: &mut RequestBatch<'_>,
+        batch: &mut RequestBatch<'_>,
         at: std::ops::Range<usize>,
         frame: &Frame<'_>,
         out: &mut Vec<u8>,
     ) -> Result<Outcome, Failed> {
         let shared = &self.0;
-        let (start, conn, now) = (out.len(), run.conn(), run.now());
+        let (start, conn, now) = (out.len(), batch.conn(), batch.now());
         let Frame { header, payload } = frame;
         shared.update.set_requester(conn);
         let recorded = is_journaled(&shared.engine.borrow(), conn, header);
-        let outcome = self.apply(Entry::Request { run, at, recorded }, |engine, host| {
-            engine.handle(conn, header, payload, now, host, out)
-        })?;
+        let outcome = self
+            .apply(Entry::Request { batch, range: at, recorded }, |engine, host| {
+                engine.handle(conn, header, payload, now, host, out)
+            })?;
         if outcome != Outcome::Answered {
             return Ok(outcome);
         }
         let withheld = shared.update.withhold_reply(header, out);
         if withheld > 0 {
-            self.flush(run);
-            self.with_journal(|journal| journal.instead(conn, withheld, &[]));
+            self.flush(batch);
+            self.with_journal(|journal| journal.replace_reply(conn, withheld, &[]));
         }
         if let Some(trace) = shared.trace.as_ref().filter(|trace| trace.is_on()) {
             let who = format!("conn {conn}");
@@ -209,7 +210,7 @@ impl<H: Host + 'static> Server<H> {
                 return Failed::Refused;
             }
             Some(Err(reason)) => {
-                error!(reason, "the store cannot be restored from the journal");
+                error!(%reason, "the store cannot be restored from the journal");
                 // Records of this engine must not follow those in the journal.
                 self.with_journal(Journal::invalidate);
             }

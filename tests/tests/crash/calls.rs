@@ -232,7 +232,7 @@ fn a_process_can_be_killed_at_any_call() {
         let (seen, log) = run(&script, [&killed, &killed]);
         assert_eq!(seen, expected, "killed at {call} number {n}\n{log}");
         assert!(!log.contains("ERROR") && !log.contains("panic"), "{call} {n}\n{log}");
-        kills += log.matches("going on from its journal").count();
+        kills += log.matches("recovered its journal").count();
     }
     eprintln!(
         "{wanted} of {} calls in {:?}; {kills} times from a journal",

@@ -1,26 +1,29 @@
-//! Journals of servers without a machine, and what comes of them.
+//! Journals of servers without a hypervisor, and the engines that are recovered from them.
 
 pub(super) mod panics;
+mod segment;
 mod storage;
 mod traces;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, TxId};
-use xenstore_store::{DomainInfo, Host};
+use xenstore_store::{DomainInfo, Host, State};
 
-use super::files::old_file;
+use super::files::{new_file, old_file, segment_file};
+use super::reader::SegmentReader;
 use super::*;
 use crate::clock::Clock;
 use crate::server::Server;
 
-/// A machine on which domains exist that have been made. CONTROL `boom` and letting domain 4 go are
-/// mistakes.
+/// A host whose domains are those in the map. CONTROL `boom` and the release of domain 4 panic.
 #[derive(Default)]
-pub(super) struct Machine(pub(super) BTreeMap<DomId, DomainInfo>);
+pub(super) struct TestHost(pub(super) BTreeMap<DomId, DomainInfo>);
 
-impl Host for Machine {
+impl Host for TestHost {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
         self.0.get(&domid).copied()
     }
@@ -36,11 +39,11 @@ impl Host for Machine {
         if port.0 == 0 { Err(Errno::Einval) } else { Ok(()) }
     }
     fn release(&mut self, domid: DomId) {
-        assert_ne!(domid, DomId(4), "a mistake");
+        assert_ne!(domid, DomId(4), "injected panic");
         self.0.remove(&domid);
     }
     fn control(&mut self, command: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
-        assert_ne!(command, b"boom", "a mistake");
+        assert_ne!(command, b"boom", "injected panic");
         None
     }
     fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
@@ -48,15 +51,15 @@ impl Host for Machine {
     }
 }
 
-pub(super) struct Kept {
-    pub(super) server: Server<Machine>,
+pub(super) struct Fixture {
+    pub(super) server: Server<TestHost>,
     pub(super) dir: tempfile::TempDir,
 }
 
-pub(super) fn kept() -> Kept {
+pub(super) fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let config = Config::default();
-    let mut machine = Machine::default();
+    let mut machine = TestHost::default();
     for domid in [1, 2, 3, 4].map(DomId) {
         let unique_id = 100 + u64::from(domid.0);
         machine.0.insert(domid, DomainInfo { unique_id, shutdown: false });
@@ -65,7 +68,7 @@ pub(super) fn kept() -> Kept {
     let state = server.with(|engine, _| engine.dump());
     let journal =
         Journal::begin(dir.path().to_owned(), &config, false, |sink| state.encode_to(sink));
-    Kept { server: server.journaled(Some(journal)), dir }
+    Fixture { server: server.journaled(Some(journal)), dir }
 }
 
 /// A request; `|` stands for NUL.
@@ -75,28 +78,28 @@ pub(super) fn frame(op: Operation, tx_id: u32, payload: &str) -> Vec<u8> {
     [&header.emit()[..], payload.replace('|', "\0").as_bytes()].concat()
 }
 
-impl Kept {
+impl Fixture {
     pub(super) fn ask(&self, op: Operation, payload: &str) -> String {
         let (_, answer) = self.server.request(op, payload.replace('|', "\0").as_bytes());
         String::from_utf8_lossy(&answer).replace('\0', "|")
     }
 
-    /// The next file, and the state with which it is to be written.
-    pub(super) fn draft(&self) -> (Checkpoint, State) {
-        let draft = self.server.with_journal(Journal::checkpoint).unwrap().unwrap();
-        (draft, self.server.with(|engine, _| engine.dump()))
+    /// Begins the next segment. Returns the state that must be written to it.
+    pub(super) fn checkpoint(&self) -> (Checkpoint, State) {
+        let checkpoint = self.server.with_journal(Journal::checkpoint).unwrap().unwrap();
+        (checkpoint, self.server.with(|engine, _| engine.dump()))
     }
 
-    /// Goes on in the next file.
-    pub(super) fn renew(&self) {
-        let (draft, state) = self.draft();
-        self.accept(draft.write(|sink| state.encode_to(sink)));
+    /// Rotates the journal.
+    pub(super) fn rotate(&self) {
+        let (checkpoint, state) = self.checkpoint();
+        self.accept(checkpoint.write(|sink| state.encode_to(sink)));
     }
 
-    /// Goes on in this file, if it is one.
-    pub(super) fn accept(&self, drafted: NewSegment) {
+    /// Makes this segment the current one, if it could be written.
+    pub(super) fn accept(&self, new: NewSegment) {
         let finish = |journal: &mut Journal| {
-            journal.accept(drafted);
+            journal.accept(new);
             loop {
                 match journal.catch_up() {
                     CatchUp::More => {}
@@ -109,39 +112,38 @@ impl Kept {
         self.server.with_journal(finish).unwrap();
     }
 
-    /// Lets a connection ask for all of this in one turn.
+    /// Executes requests of a connection in one turn.
     pub(super) fn turn(&self, conn: ConnId, requests: &[(Operation, u32, &str)]) {
         let mut frames = Vec::new();
         for (op, tx_id, payload) in requests {
             frames.extend_from_slice(&frame(*op, *tx_id, payload));
         }
-        let (mut run, mut at) = (RequestBatch::new(conn, 5, &frames), 0);
+        let (mut batch, mut at) = (RequestBatch::new(conn, 5, &frames), 0);
         while let Some((frame, rest)) = Frame::split_first(&frames[at..]) {
             let end = frames.len() - rest.len();
-            let _ = self.server.handle(&mut run, at..end, &frame, &mut Vec::new());
+            let _ = self.server.handle(&mut batch, at..end, &frame, &mut Vec::new());
             at = end;
         }
-        self.server.flush(&mut run);
+        self.server.flush(&mut batch);
     }
 
-    /// An engine that is made now is that of the server.
-    pub(super) fn is_exact(&self) {
+    /// Fails if the engine that is recovered now differs from that of the server.
+    pub(super) fn assert_recoverable(&self) {
         let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
-        let left = File::open(file(self.dir.path(), newest)).unwrap();
-        let left = SegmentReader::read(left, &boot_id()).unwrap();
-        let replay = Recovery::of(&Config::default(), &left).unwrap();
-        assert_eq!(replay.interrupted, None);
+        let segment = File::open(segment_file(self.dir.path(), newest)).unwrap();
+        let segment = SegmentReader::open(segment, &boot_id()).unwrap();
+        let recovery = Recovery::replay(&Config::default(), &segment).unwrap();
+        assert_eq!(recovery.interrupted, None);
         let now = self.server.with(|engine, _| engine.dump());
-        assert!(replay.engine.dump().encode() == now.encode(), "{:?}", replay.engine);
+        assert!(recovery.engine.dump().encode() == now.encode(), "{:?}", recovery.engine);
     }
 }
 
-// Fails if a server that ends after any of these requests is found otherwise than it was, or if the
-// machine is asked anything when it is made again.
+// Fails if recovery after any of these requests makes a different engine, or queries the hypervisor.
 #[test]
-fn the_server_can_be_found_again_after_every_request() {
-    let kept = kept();
-    kept.is_exact();
+fn recovery_after_each_request_makes_the_same_engine() {
+    let fixture = fixture();
+    fixture.assert_recoverable();
     for (op, payload) in [
         (Operation::Mkdir, "/local/domain/1|"),
         (Operation::SetPerms, "/local/domain/1|n1|r2|b9|"),
@@ -157,81 +159,81 @@ fn the_server_can_be_found_again_after_every_request() {
         (Operation::Control, "help|"),
         (Operation::Release, "1|"),
     ] {
-        kept.ask(op, payload);
-        kept.is_exact();
+        fixture.ask(op, payload);
+        fixture.assert_recoverable();
     }
-    kept.server.with(|_, machine| machine.0.clear());
-    kept.server.domains_changed();
-    kept.is_exact();
+    fixture.server.with(|_, machine| machine.0.clear());
+    fixture.server.domains_changed();
+    fixture.assert_recoverable();
 }
 
-// Fails if a process that ends while the next file is written finds anything but what had been done
-// until then, or if something that was done meanwhile is missing in the next file.
+// Fails if recovery while the next segment is written loses a request, or if a request of that time is
+// missing in the next segment.
 #[test]
-fn the_next_file_is_begun_while_requests_go_on() {
-    let kept = kept();
-    kept.ask(Operation::Write, "/a|1");
-    let (draft, state) = kept.draft();
-    let first = numbers(kept.dir.path());
-    kept.ask(Operation::Mkdir, "/local/domain/1|");
-    kept.is_exact();
-    let drafted = draft.write(|sink| state.encode_to(sink));
-    assert!(new_file(kept.dir.path()).exists());
-    kept.ask(Operation::Introduce, "1|7|8|");
-    kept.is_exact();
-    assert_eq!(numbers(kept.dir.path()), first);
-    kept.accept(drafted);
-    assert_eq!(numbers(kept.dir.path())[0], first[0] + 1);
-    kept.is_exact();
-    kept.ask(Operation::Write, "/a|2");
-    kept.is_exact();
+fn requests_during_a_checkpoint_are_in_both_segments() {
+    let fixture = fixture();
+    fixture.ask(Operation::Write, "/a|1");
+    let (checkpoint, state) = fixture.checkpoint();
+    let first = numbers(fixture.dir.path());
+    fixture.ask(Operation::Mkdir, "/local/domain/1|");
+    fixture.assert_recoverable();
+    let new = checkpoint.write(|sink| state.encode_to(sink));
+    assert!(new_file(fixture.dir.path()).exists());
+    fixture.ask(Operation::Introduce, "1|7|8|");
+    fixture.assert_recoverable();
+    assert_eq!(numbers(fixture.dir.path()), first);
+    fixture.accept(new);
+    assert_eq!(numbers(fixture.dir.path())[0], first[0] + 1);
+    fixture.assert_recoverable();
+    fixture.ask(Operation::Write, "/a|2");
+    fixture.assert_recoverable();
 }
 
-// Fails if a file is not written over that can be, or one that nobody finds, or that is another's.
+// Fails if a retired segment is not overwritten by the next one, or if a missing or replaced file
+// prevents the rotation.
 #[test]
-fn files_are_written_over_one_another() {
-    let kept = kept();
-    let old = old_file(kept.dir.path());
-    let renew = || {
-        kept.renew();
-        kept.ask(Operation::Write, "/a|1");
-        kept.is_exact();
+fn retired_segments_are_recycled() {
+    let fixture = fixture();
+    let old = old_file(fixture.dir.path());
+    let rotate = || {
+        fixture.rotate();
+        fixture.ask(Operation::Write, "/a|1");
+        fixture.assert_recoverable();
     };
-    let newest = || file(kept.dir.path(), numbers(kept.dir.path())[0]);
+    let newest = || segment_file(fixture.dir.path(), numbers(fixture.dir.path())[0]);
     let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
-    renew();
+    rotate();
     let (one, two) = (inode(&newest()), inode(&old));
-    renew();
+    rotate();
     assert_eq!((inode(&newest()), inode(&old)), (two, one));
     std::fs::remove_file(&old).unwrap();
-    renew();
+    rotate();
     std::fs::remove_file(&old).unwrap();
     std::fs::write(&old, "another").unwrap();
-    renew();
-    assert_eq!(numbers(kept.dir.path()).len(), 1);
+    rotate();
+    assert_eq!(numbers(fixture.dir.path()).len(), 1);
 }
 
-// Fails if a file takes the place of another although something happened since it was begun that is
-// in neither, or if nothing is recorded any more after that.
+// Fails if a segment that lacks an input replaces the current one, or if nothing is recorded afterwards.
 #[test]
-fn a_file_that_misses_something_is_given_up() {
-    let kept = kept();
-    let change = |change: fn(&mut Journal)| kept.server.with_journal(change).unwrap();
-    let draft = |between: fn(&mut Journal)| {
-        let (draft, state) = kept.draft();
+fn a_segment_that_lacks_an_input_is_not_used() {
+    let fixture = fixture();
+    let change = |change: fn(&mut Journal)| fixture.server.with_journal(change).unwrap();
+    let rotate = |between: fn(&mut Journal)| {
+        let (checkpoint, state) = fixture.checkpoint();
         change(between);
-        let drafted = draft.write(|sink| state.encode_to(sink));
-        kept.ask(Operation::Write, "/a|1");
-        kept.accept(drafted);
-        numbers(kept.dir.path()).first().copied()
+        let new = checkpoint.write(|sink| state.encode_to(sink));
+        fixture.ask(Operation::Write, "/a|1");
+        fixture.accept(new);
+        numbers(fixture.dir.path()).first().copied()
     };
-    assert_eq!(draft(|_| ()), Some(2));
-    assert_eq!(draft(Journal::invalidate), Some(2));
-    kept.is_exact();
-    assert_eq!(draft(Journal::discard), None);
-    assert!(!new_file(kept.dir.path()).exists());
-    // Nothing was kept when it was begun: it is that of a moment in which nothing happens.
-    kept.renew();
-    kept.ask(Operation::Write, "/a|2");
-    kept.is_exact();
+    assert_eq!(rotate(|_| ()), Some(2));
+    assert_eq!(rotate(Journal::invalidate), Some(2));
+    fixture.assert_recoverable();
+    assert_eq!(rotate(Journal::discard), None);
+    assert!(!new_file(fixture.dir.path()).exists());
+    // There is no current segment whose records could be missing.
+    fixture.rotate();
+    fixture.ask(Operation::Write, "/a|2");
+    fixture.assert_recoverable();
 }

@@ -1,6 +1,7 @@
-//! Requests that end in a mistake of ours.
+//! Panics in requests, in other inputs and in transports.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,15 +9,16 @@ use std::task::{Context, Poll};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use xenstore_protocol::{DomId, HEADER_LEN};
-use xenstore_store::Caller;
+use xenstore_store::{Caller, State};
 use xenstore_transport::memory::{self, Pipe};
 use xenstore_transport::{Failure, Peer, ResumePoint};
 
+use super::super::files::segment_file;
 use super::super::*;
-use super::{Kept, frame, kept};
+use super::{Fixture, fixture, frame};
 use crate::server::Failed;
 
-/// What is said in the log meanwhile.
+/// Returns the log of `run`.
 pub(in super::super) fn log_of(run: impl FnOnce()) -> String {
     let mut file = tempfile::tempfile().unwrap();
     let writer = Arc::new(file.try_clone().unwrap());
@@ -28,7 +30,7 @@ pub(in super::super) fn log_of(run: impl FnOnce()) -> String {
     text
 }
 
-/// Asks; the type and payload of the answer, or nothing if the connection has ended.
+/// Sends a request. Returns the type and payload of the reply, or `None` if the connection has ended.
 async fn ask(client: &mut Pipe, op: Operation, payload: &str) -> Option<(Operation, String)> {
     client.write_all(&frame(op, 0, payload)).await.ok()?;
     answer(client).await
@@ -44,12 +46,12 @@ async fn answer(client: &mut Pipe) -> Option<(Operation, String)> {
     Some((Operation::from_wire(header.ty).unwrap(), payload))
 }
 
-/// Lets two clients ask, as dom0.
-fn with_clients(kept: &Kept, talk: impl AsyncFnOnce(Pipe, Pipe)) {
+/// Serves two clients of dom0 until `talk` returns.
+fn with_clients(fixture: &Fixture, talk: impl AsyncFnOnce(Pipe, Pipe)) {
     let [(one, served), (other, also)] =
         [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
     smol::block_on(futures_lite::future::or(talk(one, other), async {
-        futures_lite::future::zip(kept.server.serve(served), kept.server.serve(also)).await;
+        futures_lite::future::zip(fixture.server.serve(served), fixture.server.serve(also)).await;
         panic!("all connections have ended");
     }));
 }
@@ -58,17 +60,17 @@ fn eio() -> Option<(Operation, String)> {
     Some((Operation::Error, "EIO|".into()))
 }
 
-// Fails if a mistake in one request leaves anything of it behind, is the end of the connection, or
-// of what comes after it: also for the next process; or if the log does not have the request.
+// Fails if a panic in a request leaves changes behind, here or in the next process, ends its connection,
+// or affects later requests; or if the log does not name the request.
 #[test]
-fn a_request_that_cannot_be_answered_leaves_nothing_behind() {
-    let kept = kept();
-    kept.ask(Operation::Write, "/a|1");
-    kept.ask(Operation::Introduce, "4|7|8|");
-    kept.ask(Operation::Write, "/local/domain/4|");
-    kept.ask(Operation::SetPerms, "/local/domain/4|n4|");
+fn a_request_that_panics_changes_nothing() {
+    let fixture = fixture();
+    fixture.ask(Operation::Write, "/a|1");
+    fixture.ask(Operation::Introduce, "4|7|8|");
+    fixture.ask(Operation::Write, "/local/domain/4|");
+    fixture.ask(Operation::SetPerms, "/local/domain/4|n4|");
     let log = log_of(|| {
-        with_clients(&kept, async |mut one, mut other| {
+        with_clients(&fixture, async |mut one, mut other| {
             assert_eq!(ask(&mut one, Operation::Control, "boom|").await, eio());
             assert_eq!(ask(&mut one, Operation::Read, "/a|").await.unwrap().1, "1");
             assert_eq!(ask(&mut one, Operation::Write, "/a|2").await.unwrap().1, "OK|");
@@ -76,19 +78,19 @@ fn a_request_that_cannot_be_answered_leaves_nothing_behind() {
             assert_eq!(ask(&mut one, Operation::Release, "4|").await, eio());
             let home = ask(&mut other, Operation::GetPerms, "/local/domain/4|").await.unwrap();
             assert_eq!(home, (Operation::GetPerms, "n4|".into()));
-            kept.server.with(|engine, _| engine.check().unwrap());
-            kept.is_exact();
+            fixture.server.with(|engine, _| engine.check().unwrap());
+            fixture.assert_recoverable();
         });
     });
     assert!(log.contains("panic while answering this request") && log.contains("boom"), "{log}");
     assert!(log.contains("RELEASE"), "{log}");
-    assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
+    assert_eq!(fixture.ask(Operation::Read, "/a|"), "2");
 }
 
-// Fails if such a mistake takes anything with it that came together with it, before it or behind it.
+// Fails if a panic in a request affects others of the same turn, before it or after it.
 #[test]
-fn requests_that_come_with_it_are_answered() {
-    let kept = kept();
+fn requests_of_the_same_turn_as_a_panic_are_executed() {
+    let fixture = fixture();
     let asked = [
         (Operation::Write, "/a|1"),
         (Operation::Read, "/a|"),
@@ -101,69 +103,69 @@ fn requests_that_come_with_it_are_answered() {
     let expected = ["OK|", "1", "OK|", "EIO|", "OK|", "OK|", "OK|"];
     let all = asked.map(|(op, payload)| frame(op, 0, payload)).concat();
     let log = log_of(|| {
-        with_clients(&kept, async |mut one, _other| {
+        with_clients(&fixture, async |mut one, _other| {
             one.write_all(&all).await.unwrap();
             for expected in expected {
                 assert_eq!(answer(&mut one).await.unwrap().1, expected);
             }
-            kept.is_exact();
+            fixture.assert_recoverable();
         });
     });
     assert!(log.contains("boom"), "{log}");
-    assert_eq!(["/b|", "/c|", "/d|"].map(|at| kept.ask(Operation::Read, at)), ["2", "3", "4"]);
+    assert_eq!(["/b|", "/c|", "/d|"].map(|at| fixture.ask(Operation::Read, at)), ["2", "3", "4"]);
 }
 
-// Fails if a request that is not in the journal and cannot be answered takes back the one before it.
+// Fails if a panic in a request that is not recorded undoes the one before it.
 #[test]
-fn a_request_that_is_not_journaled_refuses_no_other() {
-    let kept = kept();
-    kept.ask(Operation::Write, "/a|1");
-    let conn = kept.server.connect(Caller::Socket).unwrap();
-    kept.turn(conn, &[(Operation::Write, 0, "/a|2")]);
+fn a_panic_in_an_unrecorded_request_undoes_no_other() {
+    let fixture = fixture();
+    fixture.ask(Operation::Write, "/a|1");
+    let conn = fixture.server.connect(Caller::Socket).unwrap();
+    fixture.turn(conn, &[(Operation::Write, 0, "/a|2")]);
     let read = frame(Operation::Read, 0, "/a|");
     let log = log_of(|| {
-        let mut run = RequestBatch::new(conn, 5, &read);
-        let entry = Entry::Request { run: &mut run, at: 0..read.len(), recorded: false };
-        let failed = kept.server.apply(entry, |_, _| panic!("a mistake"));
+        let mut batch = RequestBatch::new(conn, 5, &read);
+        let entry = Entry::Request { batch: &mut batch, range: 0..read.len(), recorded: false };
+        let failed = fixture.server.apply(entry, |_, _| panic!("injected panic"));
         assert_eq!(failed, Err::<(), _>(Failed::Refused));
     });
     assert!(log.contains("READ"), "{log}");
-    kept.is_exact();
-    assert_eq!(kept.ask(Operation::Read, "/a|"), "2");
+    fixture.assert_recoverable();
+    assert_eq!(fixture.ask(Operation::Read, "/a|"), "2");
 }
 
-// Fails if, without a journal, such a mistake ends more than its connection, or is not told.
+// Fails if, without a journal, a panic ends more than its connection, or is not logged.
 #[test]
-fn without_a_journal_it_ends_its_connection() {
-    let kept = kept();
-    kept.server.leave_journal(false);
+fn without_a_journal_a_panic_ends_its_connection() {
+    let fixture = fixture();
+    fixture.server.leave_journal(false);
     let log = log_of(|| {
-        with_clients(&kept, async |mut one, mut other| {
+        with_clients(&fixture, async |mut one, mut other| {
             assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
             assert_eq!(ask(&mut other, Operation::Write, "/a|1").await.unwrap().1, "OK|");
         });
     });
     assert!(log.contains("an internal error") && log.contains("boom"), "{log}");
-    assert_eq!(kept.ask(Operation::Read, "/a|"), "1");
+    assert_eq!(fixture.ask(Operation::Read, "/a|"), "1");
 }
 
-// Fails if a journal goes on behind a request that was neither done nor refused, or if the engine is made
-// again from one that misses something.
+// Fails if records are appended after a request that was neither executed nor refused, or if the engine
+// is restored from a journal that lacks an input.
 #[test]
-fn a_journal_that_cannot_be_read_is_begun_anew() {
-    let damage = |kept: &Kept| {
-        let newest = file(kept.dir.path(), numbers(kept.dir.path())[0]);
+fn a_journal_that_cannot_be_replayed_is_replaced() {
+    let damage = |fixture: &Fixture| {
+        let newest = segment_file(fixture.dir.path(), numbers(fixture.dir.path())[0]);
         let file = File::options().write(true).open(newest).unwrap();
-        file.write_all_at(&[0xff], segment::HEADER as u64).unwrap();
+        file.write_all_at(&[0xff], format::HEADER as u64).unwrap();
     };
-    let void = |kept: &Kept| kept.server.with_journal(Journal::invalidate).unwrap();
-    for spoil in [&damage as &dyn Fn(&Kept), &void] {
-        let kept = kept();
-        spoil(&kept);
+    let void = |fixture: &Fixture| fixture.server.with_journal(Journal::invalidate).unwrap();
+    for spoil in [&damage as &dyn Fn(&Fixture), &void] {
+        let fixture = fixture();
+        spoil(&fixture);
         let log = log_of(|| {
-            with_clients(&kept, async |mut one, _other| {
+            with_clients(&fixture, async |mut one, _other| {
                 assert_eq!(ask(&mut one, Operation::Control, "boom|").await, None);
-                let full = futures_lite::future::poll_once(kept.server.journal_is_due()).await;
+                let full = futures_lite::future::poll_once(fixture.server.journal_is_due()).await;
                 assert_eq!(full, Some(()));
             });
         });
@@ -171,7 +173,7 @@ fn a_journal_that_cannot_be_read_is_begun_anew() {
     }
 }
 
-/// A transport that panics when this many bytes have been read.
+/// A transport that panics after this number of bytes has been read.
 struct Broken(Pipe, usize);
 
 impl futures_lite::AsyncRead for Broken {
@@ -180,7 +182,7 @@ impl futures_lite::AsyncRead for Broken {
         cx: &mut Context<'_>,
         bytes: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        assert!(self.1 > 0, "a mistake in the transport");
+        assert!(self.1 > 0, "injected panic");
         let end = bytes.len().min(self.1);
         let read = std::task::ready!(Pin::new(&mut self.0).poll_read(cx, &mut bytes[..end]))?;
         self.1 -= read;
@@ -219,11 +221,11 @@ impl xenstore_transport::Transport for Broken {
     }
 }
 
-// Fails if a panic outside of the engine ends more than its connection, or leaves something in the engine
-// that the journal does not have.
+// Fails if a panic outside of the engine ends more than its connection, or leaves a change in the engine
+// that is not in the journal.
 #[test]
 fn a_panic_in_a_transport_ends_its_connection() {
-    let kept = kept();
+    let fixture = fixture();
     let write = frame(Operation::Write, 0, "/a|1");
     let [(one, served), (mut other, also)] =
         [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
@@ -235,11 +237,11 @@ fn a_panic_in_a_transport_ends_its_connection() {
                 assert_eq!(answer(&mut one).await.unwrap().1, "OK|");
                 assert_eq!(answer(&mut one).await, None);
                 assert_eq!(ask(&mut other, Operation::Read, "/a|").await.unwrap().1, "1");
-                kept.is_exact();
+                fixture.assert_recoverable();
             },
             async {
-                let broken = kept.server.serve(Broken(served, write.len()));
-                futures_lite::future::zip(broken, kept.server.serve(also)).await;
+                let broken = fixture.server.serve(Broken(served, write.len()));
+                futures_lite::future::zip(broken, fixture.server.serve(also)).await;
             },
         ));
     });
@@ -247,14 +249,14 @@ fn a_panic_in_a_transport_ends_its_connection() {
 }
 
 /// Executes an input in part, then panics. Returns the log.
-fn spoil(kept: &Kept, input: Input<'_>) -> String {
+fn spoil(fixture: &Fixture, input: Input<'_>) -> String {
     log_of(|| {
-        let failed = kept.server.input(input, |engine, host| {
+        let failed = fixture.server.input(input, |engine, host| {
             engine.apply(&input, host, &mut Vec::new());
-            panic!("a mistake");
+            panic!("injected panic");
         });
         assert_eq!(failed, Err::<(), _>(Failed::Refused));
-        kept.server.commit();
+        fixture.server.commit();
     })
 }
 
@@ -271,23 +273,23 @@ fn a_panic_in_an_input_of_any_kind_is_refused() {
         |_| Input::DomainsChanged,
     ];
     for input in inputs {
-        let kept = kept();
-        kept.ask(Operation::Introduce, "1|7|8|");
-        kept.ask(Operation::Write, "/local/domain/1|");
-        kept.ask(Operation::SetPerms, "/local/domain/1|n1|");
-        let conn = kept.server.connect(Caller::Domain(DomId(1))).unwrap();
-        kept.turn(
+        let fixture = fixture();
+        fixture.ask(Operation::Introduce, "1|7|8|");
+        fixture.ask(Operation::Write, "/local/domain/1|");
+        fixture.ask(Operation::SetPerms, "/local/domain/1|n1|");
+        let conn = fixture.server.connect(Caller::Domain(DomId(1))).unwrap();
+        fixture.turn(
             conn,
             &[(Operation::Watch, 0, "/local/domain/1|t|"), (Operation::TransactionStart, 0, "|")],
         );
-        kept.turn(conn, &[(Operation::Write, 1, "/local/domain/1/a|1")]);
-        kept.ask(Operation::Write, "/local/domain/1/b|1");
-        kept.server.with(|_, machine| machine.0.clear());
-        let before = kept.server.with(|engine, _| engine.dump());
+        fixture.turn(conn, &[(Operation::Write, 1, "/local/domain/1/a|1")]);
+        fixture.ask(Operation::Write, "/local/domain/1/b|1");
+        fixture.server.with(|_, machine| machine.0.clear());
+        let before = fixture.server.with(|engine, _| engine.dump());
         let input = input(conn);
-        let log = spoil(&kept, input);
+        let log = spoil(&fixture, input);
         assert!(log.contains("panic in this input"), "{log}");
-        let after = kept.server.with(|engine, _| engine.dump());
+        let after = fixture.server.with(|engine, _| engine.dump());
         let of = |state: &State| {
             let found = state.connections.iter().find(|connection| connection.id == conn);
             found.map(|found| (found.watches.len(), found.transactions().count(), found.events()))
@@ -298,11 +300,10 @@ fn a_panic_in_an_input_of_any_kind_is_refused() {
             Input::Restart(_) => assert_eq!(of(&after), Some((0, 0, 0))),
             _ => assert!(before.encode() == after.encode(), "{input:?}"),
         }
-        kept.server.with(|engine, _| engine.check().unwrap());
-        kept.is_exact();
-        // The store continues, and its charges stay exact: they depend on the requests alone, not on
-        // who else holds the nodes.
-        kept.ask(Operation::Write, "/a|2");
-        kept.is_exact();
+        fixture.server.with(|engine, _| engine.check().unwrap());
+        fixture.assert_recoverable();
+        // Charges stay exact: they depend on the requests alone, not on other references to the nodes.
+        fixture.ask(Operation::Write, "/a|2");
+        fixture.assert_recoverable();
     }
 }

@@ -1,4 +1,6 @@
-//! Random traces, journaled, and what is made of files that are cut or damaged.
+//! Random traces in a journal, and recovery from truncated and damaged segments.
+
+use std::fs::File;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,27 +8,29 @@ use xenstore_protocol::DomId;
 use xenstore_store::{Caller, DomainInfo};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::super::segment::{DONE, HEADER};
+use super::super::files::segment_file;
+use super::super::format::{EXECUTED, HEADER};
+use super::super::reader::{Bytes, SegmentReader};
 use super::super::*;
-use super::{Kept, kept};
+use super::{Fixture, fixture};
 
 const DOMAINS: [DomId; 3] = [DomId(1), DomId(2), DomId(3)];
-/// Bytes of the header that mean something.
+/// Bytes of the constant part of the header.
 const HEAD: usize = 48;
 
-/// Of a state as bytes.
+/// Of an encoded state.
 type Digest = u64;
 
-/// Something that happens to a server; connections by their place among those that are there.
+/// A step of a trace. A connection is an index into the existing ones.
 #[derive(Clone, Debug)]
 enum Step {
     Connect(Caller),
     Disconnect(usize),
     Restart(usize),
     Events(usize),
-    /// A domain is gone, or there again.
+    /// A domain dies, or exists again.
     Domain(DomId, bool),
-    /// All in one turn.
+    /// Requests in one turn.
     Ask(usize, Vec<Ask>),
 }
 
@@ -36,7 +40,7 @@ fn path() -> impl Strategy<Value = String> {
     prop_oneof!["[ab]", "/[ab]/[ab]", "/local/domain/[123]/[ab]", Just("@releaseDomain".into())]
 }
 
-/// Requests that mean something, mostly: of those that mean nothing, nothing comes.
+/// Requests, most of them valid.
 fn request() -> impl Strategy<Value = (Operation, String)> {
     let domain = || 1..=3_u16;
     prop_oneof![
@@ -52,7 +56,7 @@ fn request() -> impl Strategy<Value = (Operation, String)> {
         1 => (path(), "[xy]").prop_map(|(at, t)| (Operation::Unwatch, format!("{at}|{t}|"))),
         3 => Just((Operation::TransactionStart, "|".into())),
         3 => "[TF]".prop_map(|how| (Operation::TransactionEnd, format!("{how}|"))),
-        // These ask the machine, whose answers are records of their own.
+        // The replies of the hypervisor to these are separate records.
         3 => (domain(), 0..3_u32).prop_map(|(d, p)| (Operation::Introduce, format!("{d}|7|{p}|"))),
         1 => domain().prop_map(|d| (Operation::Release, format!("{d}|"))),
         1 => Just((Operation::Control, "quota|set|nodes|500|".into())),
@@ -61,7 +65,7 @@ fn request() -> impl Strategy<Value = (Operation, String)> {
 
 fn step() -> impl Strategy<Value = Step> {
     let conn = || any::<usize>();
-    // Ids of transactions are given one after the other.
+    // Transaction ids are consecutive.
     let ask = (request(), 0..4_u32).prop_map(|((op, payload), tx)| (op, tx % 3, payload));
     let caller = prop_oneof![
         Just(Caller::Socket),
@@ -78,7 +82,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-impl Kept {
+impl Fixture {
     fn take(&self, step: &Step) {
         let server = &self.server;
         let conns = server.with(|engine, _| engine.connections());
@@ -107,18 +111,19 @@ impl Kept {
         server.commit();
     }
 
-    fn left(&self) -> SegmentReader {
+    fn segment(&self) -> SegmentReader {
         let [newest, ..] = numbers(self.dir.path())[..] else { panic!("no journal") };
-        SegmentReader::read(File::open(file(self.dir.path(), newest)).unwrap(), &boot_id()).unwrap()
+        SegmentReader::open(File::open(segment_file(self.dir.path(), newest)).unwrap(), &boot_id())
+            .unwrap()
     }
 
     fn state(&self) -> Vec<u8> {
         self.server.with(|engine, _| engine.dump()).encode()
     }
 
-    /// Where the records ended after each step, and what the engine was then.
+    /// Executes the steps. Returns the end of the records and the state after each.
     fn play(&self, steps: &[Step]) -> Vec<(usize, Digest)> {
-        let now = || (self.left().end(), xxh3_64(&self.state()));
+        let now = || (self.segment().end(), xxh3_64(&self.state()));
         let mut known = vec![now()];
         for step in steps {
             self.take(step);
@@ -128,7 +133,7 @@ impl Kept {
     }
 }
 
-/// Three guests with a home, and somebody on the socket.
+/// Three guests with home directories, and a client on the socket.
 fn begin() -> Vec<Step> {
     let mut steps = vec![Step::Connect(Caller::Socket)];
     for domid in DOMAINS {
@@ -141,16 +146,16 @@ fn begin() -> Vec<Step> {
     steps
 }
 
-/// The engine that is made of these bytes, and whether it is said that something is lost.
-fn made(bytes: &[u8]) -> Result<(Digest, bool), String> {
-    let left = SegmentReader::parse(bytes.to_vec(), &boot_id())?;
-    let replay = Recovery::of(&Config::default(), &left)?;
-    replay.engine.check().map_err(|violation| violation.to_string())?;
-    assert_eq!(replay.interrupted, None);
-    Ok((xxh3_64(&replay.engine.dump().encode()), left.is_damaged()))
+/// Recovers an engine from these bytes. Returns its state, and whether the segment is damaged.
+fn recovered(bytes: &[u8]) -> Option<(Digest, bool)> {
+    let segment = SegmentReader::parse(Bytes::Copied(bytes.to_vec()), &boot_id()).ok()?;
+    let recovery = Recovery::replay(&Config::default(), &segment).ok()?;
+    recovery.engine.check().ok()?;
+    assert_eq!(recovery.interrupted, None);
+    Some((xxh3_64(&recovery.engine.dump().encode()), segment.is_damaged()))
 }
 
-/// Of what was known, that which is to be made of a file whose first `whole` bytes are sound.
+/// Returns the expected result for a segment whose first `whole` bytes are valid.
 fn expected(known: &[(usize, Digest)], whole: usize) -> (Digest, bool) {
     let (_, digest) = known.iter().rfind(|(end, _)| *end <= whole).unwrap();
     (*digest, known.last().unwrap().0 > whole)
@@ -159,39 +164,39 @@ fn expected(known: &[(usize, Digest)], whole: usize) -> (Digest, bool) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
 
-    // Fails if of a file that is cut, or in which a byte is another, anything is made but the engine
-    // after the last whole record; or if it is not said that something is lost.
+    // Fails if recovery from a truncated segment, or one with a changed byte, makes a different engine
+    // than the one after the last valid batch; or if the damage is not reported.
     #[test]
-    fn what_is_whole_is_made_again(
+    fn recovery_from_a_damaged_segment_ends_at_the_damage(
         steps in vec(step(), 1..40),
         flips in vec((any::<prop::sample::Index>(), 1..=255_u8), 100),
     ) {
-        let kept = kept();
-        let known = kept.play(&[begin(), steps].concat());
+        let fixture = fixture();
+        let known = fixture.play(&[begin(), steps].concat());
         let (records, (end, last)) = (known[0].0, *known.last().unwrap());
-        let left = kept.left();
-        let file = &left.bytes[..end];
-        prop_assert_eq!(made(file), Ok((last, false)));
+        let segment = fixture.segment();
+        let file = &segment.bytes[..end];
+        prop_assert_eq!(recovered(file), Some((last, false)));
         for cut in (0..records).step_by(1 + records / 50) {
-            prop_assert!(made(&file[..cut]).is_err(), "of {} bytes of the state", cut);
+            prop_assert!(recovered(&file[..cut]).is_none(), "of {} bytes of the state", cut);
         }
         for cut in (records.next_multiple_of(16)..end).step_by(16) {
-            prop_assert_eq!(made(&file[..cut]), Ok(expected(&known, cut)), "cut at {}", cut);
+            prop_assert_eq!(recovered(&file[..cut]), Some(expected(&known, cut)), "cut at {}", cut);
         }
         let flips = flips.iter().map(|(at, bits)| (at.index(end), *bits));
         for (at, bits) in flips.chain((0..HEAD + 32).map(|at| (at, 1 << (at % 8)))) {
             let mut bytes = file.to_vec();
             bytes[at] ^= bits;
-            let got = made(&bytes);
+            let got = recovered(&bytes);
             let what = format!("byte {at} of {end}");
             if at < HEAD || (HEADER..records).contains(&at) {
-                prop_assert!(got.is_err(), "{}", what);
-            } else if (DONE..DONE + 8).contains(&at) {
-                prop_assert_eq!(got, Ok((last, true)), "{}", what);
+                prop_assert!(got.is_none(), "{}", what);
+            } else if (EXECUTED..EXECUTED + 8).contains(&at) {
+                prop_assert_eq!(got, Some((last, true)), "{}", what);
             } else if at < HEADER {
-                prop_assert_eq!(got, Ok(expected(&known, end)), "{}", what);
+                prop_assert_eq!(got, Some(expected(&known, end)), "{}", what);
             } else {
-                prop_assert_eq!(got, Ok(expected(&known, at)), "{}", what);
+                prop_assert_eq!(got, Some(expected(&known, at)), "{}", what);
             }
         }
     }
