@@ -1,8 +1,8 @@
-//! What unprivileged guests with default quotas can do to keep others waiting, for any daemon on the
-//! pretend Xen and for the engine in this process.
+//! What unprivileged guests with default quotas can do to delay other guests: on any daemon on the
+//! pretend Xen, and on the engine in this process.
 //!
-//! An attack has two parts: what is prepared, where each request is cheap, and the strike, a request or
-//! a death that costs as much as has been prepared.
+//! An attack has two parts: the preparation, in which each request is cheap, and the strike, a
+//! request or a death whose cost has been prepared.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,39 +11,39 @@ use std::time::Duration;
 use crate::fake_guest::{FakeGuest, PORT, set_state};
 use crate::raw::{Conn, op};
 
-/// How long a daemon may take for an answer.
+/// Limit for a reply.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The payload of a reply, or the name of an error.
 pub type Answer = Result<String, String>;
 
-/// Where an attack takes place. `|` stands for NUL; domain 0 is the toolstack.
+/// The system under attack. `|` stands for NUL; domain 0 is the toolstack.
 pub trait Arena {
-    /// Makes a domain, with a home and a connection.
+    /// Creates and introduces a domain with a home.
     fn introduce(&mut self, domid: u16) -> Result<(), String>;
 
-    /// Sends a request of a domain and waits for its reply. Events are dropped.
+    /// Sends a request of a domain and waits for its reply. Drops events.
     fn ask(&mut self, domid: u16, tx: u32, ty: u32, payload: &str) -> Result<Answer, String>;
 
-    /// Ends a domain. Returns when that has been noticed.
+    /// Destroys a domain. Returns when its death has been processed.
     fn die(&mut self, domid: u16) -> Result<(), String>;
 }
 
 /// An attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// Each guest names a domain in the permissions of a node, and makes a chain of 980 nodes below it,
-    /// which inherit them. The domain dies.
+    /// Each guest names a domain in the permissions of a node, and creates a chain of 980 nodes
+    /// below it, which inherit them. The domain dies.
     Death,
     /// Each guest has 128 watches on a node of the first one, which commits a transaction with 960
     /// writes below it.
     FanOut,
-    /// A transaction of the toolstack is protected and has 1,000 requests. Guests make 1,000 writes that
-    /// have nothing to do with it.
+    /// A transaction of the toolstack is protected and has 1,000 requests. Guests make 1,000
+    /// unrelated writes.
     Protected,
 }
 
-/// Levels of a chain, watches of a guest, writes of a transaction, requests beside one.
+/// Levels of a chain, watches of a guest, writes of a transaction, unrelated requests.
 const LEVELS: usize = 980;
 const WATCHES: usize = 128;
 const WRITES: usize = 960;
@@ -52,7 +52,7 @@ const REQUESTS: usize = 1000;
 const FAILURES: usize = 2;
 
 impl Attack {
-    /// All of them.
+    /// All attacks.
     pub const ALL: [Attack; 3] = [Attack::Death, Attack::FanOut, Attack::Protected];
 
     /// The domain that dies.
@@ -60,7 +60,7 @@ impl Attack {
         guests + 1
     }
 
-    /// Makes everything but the last step.
+    /// Executes all steps but the last.
     pub fn prepare(self, arena: &mut dyn Arena, guests: u16) -> Result<Prepared, String> {
         for domid in 1..=Attack::victim(guests) {
             arena.introduce(domid)?;
@@ -85,7 +85,7 @@ impl Attack {
                     }
                 }
                 tx = begin(arena, 1)?;
-                // The names of more children would not fit a node.
+                // The names of more children would exceed the size of a node.
                 for write in 0..WRITES {
                     must(arena, 1, tx, op::WRITE, &format!("w/{}/{}|", write % 30, write / 30))?;
                 }
@@ -109,7 +109,7 @@ impl Attack {
     }
 }
 
-/// An attack of which only the strike is left.
+/// A prepared attack, ready for the strike.
 #[derive(Clone, Copy, Debug)]
 pub struct Prepared {
     attack: Attack,
@@ -118,7 +118,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Strikes.
+    /// Executes the last step.
     pub fn strike(self, arena: &mut dyn Arena) -> Result<(), String> {
         match self.attack {
             Attack::Death => arena.die(Attack::victim(self.guests)),
@@ -144,7 +144,7 @@ fn begin(arena: &mut dyn Arena, domid: u16) -> Result<u32, String> {
     id.trim_end_matches('|').parse().map_err(|_| format!("no transaction: {id}"))
 }
 
-/// A daemon on the pretend Xen, whose guests speak over rings.
+/// A daemon on the pretend Xen, whose guests use rings.
 pub struct Running {
     socket: PathBuf,
     xen: PathBuf,
@@ -152,7 +152,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// The daemon with this socket, on the pretend Xen of this directory.
+    /// Connects to the daemon with this socket and this directory of a pretend Xen.
     pub fn new(socket: &Path, xen: &Path) -> Result<Running, String> {
         let conns = BTreeMap::from([(0, connect(socket)?)]);
         Ok(Running { socket: socket.into(), xen: xen.into(), conns })

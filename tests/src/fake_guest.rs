@@ -1,7 +1,7 @@
-//! A guest on the pretend Xen of the peers: its ring in a file, its event channel in FIFOs.
+//! A guest on the pretend Xen: its ring in a file, its event channel in FIFOs.
 //!
-//! The ring file is in the page cache, where reads and writes of ours and the daemon's mapping meet,
-//! so that nothing has to be mapped here.
+//! The ring file is in the page cache, which the daemon's mapping shares, so reads and writes of
+//! the file suffice here.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use crate::raw::{Link, PATIENCE};
 const SIZE: u32 = 1024;
 const REQUESTS: u64 = 0;
 const REPLIES: u64 = 1024;
-/// Words of the page, by their place.
+/// Words of the page, by their offset.
 #[allow(missing_docs)] // the names are those of xs_wire.h
 pub mod word {
     pub const REQ_CONS: u64 = 2048;
@@ -30,11 +30,11 @@ pub mod word {
     pub const ERROR: u64 = 2072;
     pub const EVTCHN_PORT: u64 = 2076;
 }
-/// The event page: one word in each direction, set while an event is on its way.
+/// The event page: one word in each direction, set while an event is in transit.
 const TO_DAEMON: u64 = 4096;
 const TO_GUEST: u64 = 4100;
 
-/// Who sends when something has happened to a domain, and what.
+/// The sender of the event for a change of a domain, and its port.
 const VIRQ: [u32; 2] = [u32::MAX, 3];
 
 /// A guest's end of its ring.
@@ -47,22 +47,22 @@ pub struct FakeGuest {
     daemon: File,
 }
 
-/// The port that our guests have.
+/// The port of all fake guests.
 pub const PORT: u32 = 1;
 
 impl FakeGuest {
-    /// Makes a domain in the directory of a pretend Xen, or takes up one that is there.
+    /// Creates a domain in the directory of a pretend Xen, or opens an existing one.
     pub fn create(xen: &Path, domid: u16) -> io::Result<FakeGuest> {
         let dir = xen.join(domid.to_string());
         fs::create_dir_all(&dir)?;
-        // It lives, also if an earlier one with this domid is gone.
+        // The domain is alive, also if an earlier one with this domid is gone.
         let _ = fs::remove_file(dir.join("state"));
         let open = |path: &Path| {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
         };
         let ring = open(&dir.join("ring"))?;
         ring.set_len(8192)?;
-        // Whoever is first: a daemon may accept clients before it looks for events.
+        // Either side may be first: a daemon may accept clients before it waits for events.
         let (fifo, daemon) = (dir.join("events"), xen.join("events"));
         for path in [&fifo, &daemon] {
             match rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)) {
@@ -77,7 +77,7 @@ impl FakeGuest {
         Ok(FakeGuest { domid: domid.into(), port: PORT, ring, events, daemon })
     }
 
-    /// From now on it rings at another port.
+    /// Uses another port for its events from now on.
     pub fn use_port(&mut self, port: u32) {
         self.port = port;
     }
@@ -94,7 +94,7 @@ impl FakeGuest {
         self.ring.write_all_at(&word.to_le_bytes(), at)
     }
 
-    /// Writes requests from a place in the ring on, and tells nobody.
+    /// Writes requests into the ring from this index on, without an event.
     pub fn scribble(&self, at: u32, bytes: &[u8]) -> io::Result<()> {
         for (index, byte) in (at..).zip(bytes) {
             self.ring.write_all_at(&[*byte], REQUESTS + u64::from(index % SIZE))?;
@@ -102,7 +102,7 @@ impl FakeGuest {
         Ok(())
     }
 
-    /// Waits until the server has put this into a word of its page.
+    /// Waits until the server has written `wanted` into a word of its page.
     pub fn await_word(&mut self, at: u64, wanted: u32) -> io::Result<()> {
         while self.get(at)? != wanted {
             self.wait(PATIENCE)?;
@@ -115,14 +115,14 @@ impl FakeGuest {
         [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD].into_iter().try_for_each(|word| self.put(word, 0))
     }
 
-    /// Asks for a fresh connection, and waits for it.
+    /// Requests a reconnection, and waits for it.
     pub fn reconnect(&mut self) -> io::Result<()> {
         self.put(CONNECTION, 1)?;
         self.kick()?;
         self.await_word(CONNECTION, 0)
     }
 
-    /// Rings for the daemon.
+    /// Sends an event to the daemon.
     pub fn kick(&mut self) -> io::Result<()> {
         if self.get(TO_DAEMON)? == 0 {
             self.put(TO_DAEMON, 1)?;
@@ -184,7 +184,7 @@ impl Link for FakeGuest {
     }
 }
 
-/// Sets the state of a domain (`shutdown`, `dying`, `gone`) and lets the daemon notice.
+/// Sets the state of a domain (`shutdown`, `dying`, `gone`) and notifies the daemon.
 pub fn set_state(xen: &Path, domid: u16, state: &str) -> io::Result<()> {
     fs::write(xen.join(domid.to_string()).join("state"), state)?;
     let mut events = OpenOptions::new().read(true).write(true).open(xen.join("events"))?;

@@ -1,15 +1,14 @@
-//! What the project is tested with, and what anybody can test a XenStore daemon with.
+//! The project's tests, and tools to test any XenStore daemon.
 //!
-//! * [`raw`]: a client that speaks bytes. It shares no code with the `protocol` crate, so that it
-//!   cannot share its mistakes.
-//! * [`peers`]: runs C xenstored, oxenstored and our own daemon, without Xen.
-//! * [`fake_guest`]: a guest on the pretend Xen of the peers, speaking over its ring.
-//! * [`fdstore`]: keeps descriptors while there is no process, as systemd does.
-//! * [`target`]: one face for all that can be tested.
-//! * [`attacks`]: what guests can do to keep others waiting.
-//! * [`conformance`]: the cases, and how they are run.
-//! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which holds ours against it.
-#![allow(clippy::print_stdout, clippy::print_stderr)] // it reports to people
+//! * [`raw`]: a client in bytes. It shares no code with the `protocol` crate, and so no bugs.
+//! * [`peers`]: runs C xenstored, oxenstored and this project's daemon, without Xen.
+//! * [`fake_guest`]: a guest on the pretend Xen, which uses its ring.
+//! * [`fdstore`]: a test double for the descriptor store of systemd.
+//! * [`target`]: one interface for all systems under test.
+//! * [`attacks`]: guests that try to delay other guests.
+//! * [`conformance`]: the cases, and the code that runs them.
+//! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which compares the engine with it.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // test output
 
 pub mod attacks;
 pub mod conformance;
@@ -21,8 +20,8 @@ pub mod peers;
 pub mod raw;
 pub mod target;
 
-/// Says loudly that something is not tested here. With `XENSTORE_TESTS_REQUIRE` set, as where
-/// everything needed has been installed, it is a failure.
+/// Reports that a test is skipped. Panics if `XENSTORE_TESTS_REQUIRE` is set, as it is where all
+/// needed packages are installed.
 pub fn skip(what: &str, why: &str) {
     assert!(std::env::var_os("XENSTORE_TESTS_REQUIRE").is_none(), "{what} cannot run: {why}");
     eprintln!("SKIPPED {what}: {why}");

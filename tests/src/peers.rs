@@ -1,4 +1,5 @@
-//! Runs daemons for tests: ours, and Debian's packaged C xenstored and oxenstored on a pretend Xen.
+//! Runs daemons for tests: this project's, and Debian's packaged C xenstored and oxenstored on a
+//! pretend Xen.
 //!
 //! The pretend Xen (`tests/peers/fakexen.c`) is loaded into the packaged daemons in place of the
 //! Xen libraries; see `tests/peers/README.md`.
@@ -18,22 +19,22 @@ use tempfile::TempDir;
 use crate::fdstore::FdStore;
 use crate::raw::{Conn, op};
 
-/// Where Debian puts the programs of Xen 4.17.
+/// Directory of Debian's programs of Xen 4.17.
 pub const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
 
-/// Which daemon.
+/// A kind of daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Debian's C xenstored.
     C,
     /// Debian's oxenstored.
     Ocaml,
-    /// The one of this project.
+    /// The daemon of this project.
     Ours,
 }
 
 impl Kind {
-    /// Its name in reports, and of its list of differences.
+    /// The name in reports, and in the name of its list of differences.
     pub fn name(self) -> &'static str {
         match self {
             Kind::C => "c-4.17",
@@ -43,30 +44,30 @@ impl Kind {
     }
 }
 
-/// Are quotas on?
+/// Whether quotas are on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quotas {
-    /// The daemon's own defaults.
+    /// The defaults of the daemon.
     Default,
-    /// None, for load.
+    /// No quotas, for load.
     Off,
 }
 
-/// A daemon that runs until this is dropped.
+/// A running daemon. It is killed on drop.
 #[derive(Debug)]
 pub struct Daemon {
-    /// Which.
+    /// Its kind.
     pub kind: Kind,
     quotas: Quotas,
-    /// Options that it gets when it is started again.
+    /// Options for the next start.
     pub args: Vec<String>,
     child: Child,
     dir: TempDir,
-    /// What keeps its descriptors while it does not run.
+    /// Stores its descriptors while it does not run.
     pub fdstore: Option<FdStore>,
 }
 
-/// Why a daemon cannot be run here, if so.
+/// Returns the reason if a daemon cannot run on this machine.
 pub fn available(kind: Kind) -> Result<(), String> {
     let program = match kind {
         Kind::Ours => return Ok(()),
@@ -87,14 +88,14 @@ fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the project")
 }
 
-/// The pretend Xen as a library, built once.
+/// Returns the library of the pretend Xen, which is built once.
 pub fn fake_xen() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {
         let source = project().join("tests/peers/fakexen.c");
         let dir = project().join("target/peers");
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        // Tests in several processes may build at the same time.
+        // Several test processes may build at the same time.
         let (temporary, library) =
             (dir.join(format!("fakexen.{}.so", std::process::id())), dir.join("fakexen.so"));
         let compiler = env::var_os("CC").unwrap_or_else(|| OsString::from("cc"));
@@ -117,7 +118,7 @@ pub fn fake_xen() -> Result<PathBuf, String> {
     BUILT.get_or_init(build).clone()
 }
 
-/// A program of this project, built if need be: with the profile that the caller is built with.
+/// Returns a program of this project, which is built with the profile of the caller if necessary.
 pub fn program(name: &str) -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {
@@ -135,7 +136,7 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
     BUILT.get_or_init(build).clone().map(|dir| dir.join(name))
 }
 
-/// All that the packaged C daemon can be told to do without.
+/// Options that lift the limits of the packaged C daemon.
 const C_UNLIMITED: &[&str] = &[
     "-E",
     "2000000000",
@@ -154,7 +155,7 @@ const C_UNLIMITED: &[&str] = &[
     "-Q",
     "outstanding=2000000000",
 ];
-/// The same for ours, where 0 is no limit.
+/// The same for this project's daemon, where 0 means no limit.
 const OUR_UNLIMITED: &[&str] = &[
     "-E",
     "0",
@@ -185,7 +186,7 @@ const OCAML_QUOTAS: &[&str] = &[
 ];
 
 impl Daemon {
-    /// Starts a daemon in a directory of its own and waits until it answers.
+    /// Starts a daemon in a new directory and waits until it answers.
     pub fn start(kind: Kind, quotas: Quotas) -> Result<Daemon, String> {
         Daemon::start_in(kind, quotas, &[], |_| Ok(()))
     }
@@ -195,7 +196,7 @@ impl Daemon {
         Daemon::start_in(kind, quotas, args, |_| Ok(()))
     }
 
-    /// The same on a pretend Xen in which `prepare` has done something before, given its directory.
+    /// The same on a pretend Xen, after `prepare` has been called with its directory.
     pub fn start_in(
         kind: Kind,
         quotas: Quotas,
@@ -211,8 +212,7 @@ impl Daemon {
         daemon.wait().map(|()| daemon)
     }
 
-    /// Starts ours in a directory of its own, with somebody who keeps its descriptors while it does
-    /// not run.
+    /// Starts this project's daemon with a store for its descriptors.
     pub fn start_with_fdstore() -> Result<Daemon, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
@@ -234,19 +234,19 @@ impl Daemon {
         Ok(Daemon { kind, quotas, args, child, dir, fdstore })
     }
 
-    /// Starts ours in a directory of its own, run by another program, and waits for nothing.
+    /// Starts this project's daemon under another program, without waiting for it.
     pub fn start_under(wrapper: &[String]) -> Result<Daemon, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         lay_out(dir.path()).map_err(|e| e.to_string())?;
         Daemon::spawn_in(dir, wrapper, (Kind::Ours, Quotas::Default), Vec::new(), None)
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the process has ended.
     pub fn wait_for_end(&mut self) -> Result<(), String> {
         self.child.wait().map(drop).map_err(|e| e.to_string())
     }
 
-    /// Starts it again when it has ended, run by another program or by none.
+    /// Starts the daemon again after its end, under `wrapper` unless that is empty.
     pub fn start_again(&mut self, wrapper: &[String]) -> Result<(), String> {
         let (how, fdstore) = ((self.kind, self.quotas), self.fdstore.as_mut());
         let child = spawn(wrapper, how, &self.args, self.dir.path(), fdstore);
@@ -254,19 +254,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends it as the kernel ends a process for which there is no memory, and starts it again.
+    /// Kills the daemon with SIGKILL, as the kernel does when memory is exhausted, and starts it
+    /// again.
     pub fn crash(&mut self) -> Result<(), String> {
-        self.crash_and_go_on()?;
+        self.crash_without_waiting()?;
         self.wait()
     }
 
-    /// The same without waiting until it answers.
-    pub fn crash_and_go_on(&mut self) -> Result<(), String> {
+    /// The same, without waiting until it answers.
+    pub fn crash_without_waiting(&mut self) -> Result<(), String> {
         self.kill()?;
         self.start_again(&[])
     }
 
-    /// The same with another end, so long after the start and whatever it is doing then.
+    /// The same, with a second kill at this time after the start.
     pub fn crash_twice(&mut self, after: Duration) -> Result<(), String> {
         self.kill()?;
         self.start_again(&[])?;
@@ -274,14 +275,14 @@ impl Daemon {
         self.crash()
     }
 
-    /// Asks it to stop, and starts it again.
+    /// Stops the daemon with SIGTERM, and starts it again.
     pub fn restart(&mut self) -> Result<(), String> {
         self.stop()?;
         self.start_again(&[])?;
         self.wait()
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Stops the daemon with SIGTERM, and waits for its end.
     pub fn stop(&mut self) -> Result<(), String> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
@@ -293,13 +294,13 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends it as the kernel does.
+    /// Kills the daemon with SIGKILL.
     pub fn kill(&mut self) -> Result<(), String> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string())
     }
 
-    /// Waits until it answers. There is nothing to wait on but the socket itself; one that is kept takes
-    /// clients also while there is nobody to answer.
+    /// Waits until the daemon answers. Only the socket shows that; a stored socket accepts clients
+    /// also while no process answers.
     pub fn wait(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(20);
         let answers = |path: &Path, keeps: bool| match keeps {
@@ -318,22 +319,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// Its socket.
+    /// Returns its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("run/socket")
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The directory of its pretend Xen.
+    /// Returns the directory of its pretend Xen.
     pub fn xen(&self) -> PathBuf {
         self.dir.path().join("xen")
     }
 
-    /// Writes a program that runs a daemon of this kind where this one runs, to take its place.
+    /// Writes a script that runs a daemon of this kind in the same environment, as the destination
+    /// of a live update.
     pub fn stand_in(&self, kind: Kind) -> Result<PathBuf, String> {
         let (xen, run) = (self.xen(), self.dir.path().join("run"));
         let (xen, run) = (xen.display(), run.display());
@@ -355,7 +357,7 @@ impl Daemon {
         written.map(|()| path).map_err(|error| error.to_string())
     }
 
-    /// The log so far. The thread that writes the log is done when it waits for more lines.
+    /// Returns the log. The thread that writes it has finished when it waits for more lines.
     pub fn log(&self) -> String {
         let tasks = format!("/proc/{}/task", self.child.id());
         let is_busy = || {
@@ -369,7 +371,7 @@ impl Daemon {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Does it still run?
+    /// Returns true if the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -382,7 +384,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The directories of a daemon and of its pretend Xen: `run` and `xen`.
+/// Creates the directories of a daemon and of its pretend Xen: `run` and `xen`.
 pub fn lay_out(dir: &Path) -> std::io::Result<()> {
     let xen = dir.join("xen");
     fs::create_dir_all(dir.join("run"))?;
@@ -403,14 +405,14 @@ fn spawn(
     let mut command = under(wrapper, command(kind, quotas, dir)?);
     command.args(args).stdin(Stdio::null()).stdout(log);
     if let Some(fdstore) = fdstore {
-        // What the last process has said.
+        // Messages of the previous process.
         fdstore.messages()?;
         command = fdstore.run(&command)?;
     }
     command.stderr(errors).spawn()
 }
 
-/// A command, run by another program if one is given.
+/// Returns `command`, run by `wrapper` unless that is empty.
 fn under(wrapper: &[String], command: Command) -> Command {
     let [program, args @ ..] = wrapper else { return command };
     let mut outer = Command::new(program);
@@ -429,7 +431,7 @@ fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
     if kind == Kind::Ours {
         let mut command = Command::new(program("xenstored").map_err(std::io::Error::other)?);
         command.arg("-N").env("XENSTORED_RUNDIR", &run).env_remove("XENSTORED_PATH");
-        // Goes with the directory, also if nobody stops the daemon.
+        // Removed with the directory, also if the daemon is not stopped.
         command.arg("--journal").arg(&run);
         command.arg("--pretend-xen").arg(xen);
         if quotas == Quotas::Off {

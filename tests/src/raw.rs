@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long an answer may take.
+/// Limit for a reply.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Message types by their numbers, as in `xs_wire.h`.
@@ -44,7 +44,8 @@ pub mod op {
 pub trait Link: Send {
     /// Sends all of `bytes`.
     fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Waits for some bytes; 0 is the end. `TimedOut` or `WouldBlock` after `limit`.
+    /// Waits for bytes and returns their number; 0 is the end. Fails with `TimedOut` or
+    /// `WouldBlock` after `limit`.
     fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize>;
 }
 
@@ -60,7 +61,7 @@ impl Link for UnixStream {
     }
 }
 
-/// A message as it came.
+/// A received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// Type.
@@ -73,7 +74,7 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
-/// A payload as tests write it: `|` is a NUL, which no path may contain either way.
+/// The bytes of a payload in the notation of tests: `|` is a NUL. No valid path contains either.
 pub fn bytes(text: &str) -> Vec<u8> {
     text.replace('|', "\0").into_bytes()
 }
@@ -83,7 +84,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace('\0', "|")
 }
 
-/// Bytes of a message.
+/// The bytes of a message.
 pub fn frame(ty: u32, req_id: u32, tx_id: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).expect("a payload of test size");
     let header = [ty, req_id, tx_id, len].map(u32::to_le_bytes).concat();
@@ -94,17 +95,17 @@ pub fn frame(ty: u32, req_id: u32, tx_id: u32, payload: &[u8]) -> Vec<u8> {
 pub struct Conn {
     link: Box<dyn Link>,
     input: Vec<u8>,
-    /// Events that came while something else was waited for.
+    /// Events received while waiting for a reply.
     pub events: VecDeque<String>,
-    /// Types of the messages that came since the last request, in order.
+    /// Types of the messages received since the last request, in order.
     pub order: Vec<u32>,
-    /// How long an answer may take.
+    /// Limit for a reply.
     pub patience: Duration,
     last_id: u32,
 }
 
 impl Conn {
-    /// Speaks over a link.
+    /// Creates a connection over a link.
     pub fn new(link: impl Link + 'static) -> Conn {
         Conn {
             link: Box::new(link),
@@ -121,12 +122,12 @@ impl Conn {
         UnixStream::connect(path).map(Conn::new)
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.link.send(bytes).map_err(|error| format!("cannot send: {error}"))
     }
 
-    /// The next message; nothing if the stream has ended.
+    /// Returns the next message; `None` at the end of the stream.
     pub fn message(&mut self, limit: Duration) -> Result<Option<Message>, String> {
         let deadline = Instant::now() + limit;
         loop {
@@ -167,7 +168,7 @@ impl Conn {
         Some(Message { ty, req_id, tx_id, payload })
     }
 
-    /// Sends a request; its id.
+    /// Sends a request and returns its id.
     pub fn start(&mut self, ty: u32, tx_id: u32, payload: &[u8]) -> Result<u32, String> {
         self.last_id += 1;
         self.order.clear();
@@ -175,7 +176,7 @@ impl Conn {
         Ok(self.last_id)
     }
 
-    /// Waits for the next message that is no event; keeps events.
+    /// Waits for the next reply, and queues events.
     pub fn reply(&mut self) -> Result<Message, String> {
         loop {
             match self.message(self.patience)? {
@@ -188,8 +189,8 @@ impl Conn {
         }
     }
 
-    /// Sends a request and waits for its reply, which must carry its type and ids. The payload, or
-    /// the name of the error.
+    /// Sends a request and waits for its reply, which must have its type and ids. Returns the
+    /// payload, or the name of the error.
     pub fn ask(
         &mut self,
         ty: u32,
@@ -212,7 +213,7 @@ impl Conn {
         }
     }
 
-    /// As [`Conn::ask`] with text both ways.
+    /// Like [`Conn::ask`], with text in both directions.
     pub fn tx(
         &mut self,
         tx: u32,
@@ -222,12 +223,12 @@ impl Conn {
         Ok(self.ask(ty, tx, &bytes(payload))?.map(|reply| text(&reply)))
     }
 
-    /// A request outside of transactions that must succeed.
+    /// Sends a request outside of transactions, which must succeed.
     pub fn ok(&mut self, ty: u32, payload: &str) -> Result<String, String> {
         self.tx(0, ty, payload)?.map_err(|name| format!("type {ty} {payload:.60}: {name}"))
     }
 
-    /// A request that must be answered with this.
+    /// Sends a request, which must get this reply.
     pub fn gives(&mut self, ty: u32, payload: &str, expected: &str) -> Result<(), String> {
         self.gives_in(0, ty, payload, expected)
     }
@@ -247,7 +248,7 @@ impl Conn {
         }
     }
 
-    /// A request that must fail with this name.
+    /// Sends a request, which must fail with this error.
     pub fn fails(&mut self, ty: u32, payload: &str, name: &str) -> Result<(), String> {
         self.fails_in(0, ty, payload, name)
     }
@@ -261,13 +262,13 @@ impl Conn {
         }
     }
 
-    /// Opens a transaction.
+    /// Starts a transaction.
     pub fn begin(&mut self) -> Result<u32, String> {
         let id = self.ok(op::TRANSACTION_START, "|")?;
         id.trim_end_matches('|').parse().map_err(|_| format!("transaction id {id:?}"))
     }
 
-    /// Ends a transaction, which must be answered with this (`OK|` or an error's name).
+    /// Ends a transaction. The reply must be `OK|` or this error.
     pub fn end(&mut self, tx: u32, how: &str, expected: &str) -> Result<(), String> {
         let got = self.tx(tx, op::TRANSACTION_END, how)?.unwrap_or_else(|name| name);
         match got == expected {
@@ -276,14 +277,14 @@ impl Conn {
         }
     }
 
-    /// Registers a watch and takes its first event away.
+    /// Registers a watch and consumes its first event.
     pub fn watch(&mut self, payload: &str) -> Result<(), String> {
         self.gives(op::WATCH, payload, "OK|")?;
         let path_and_token: Vec<&str> = payload.split('|').take(2).collect();
         self.event(&format!("{}|", path_and_token.join("|")))
     }
 
-    /// The next event must be this: `path|token|`.
+    /// Returns an error unless the next event is `path|token|`.
     pub fn event(&mut self, expected: &str) -> Result<(), String> {
         let got = match self.events.pop_front() {
             Some(event) => event,
@@ -300,10 +301,10 @@ impl Conn {
         }
     }
 
-    /// These events must come, in this order, and no other before the answer to a request that is
-    /// sent now.
+    /// Returns an error unless exactly these events come, in this order, before the reply to a
+    /// request that is sent now.
     pub fn events(&mut self, expected: &[&str]) -> Result<(), String> {
-        // A round trip: what was queued before comes before.
+        // A round trip: queued events come before its reply.
         self.ask(op::GET_DOMAIN_PATH, 0, b"0\0")?.map_err(|e| format!("GET_DOMAIN_PATH: {e}"))?;
         let got: Vec<String> = self.events.drain(..).collect();
         match got == expected {
@@ -312,7 +313,7 @@ impl Conn {
         }
     }
 
-    /// The daemon must end the connection.
+    /// Returns an error unless the daemon ends the connection.
     pub fn ends(&mut self) -> Result<(), String> {
         match self.message(PATIENCE)? {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! What can be tested, with one face.
+//! One interface for all systems under test.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,13 +16,13 @@ use crate::raw::{Conn, Link, op};
 
 /// A daemon, or a store in this process.
 pub enum Target {
-    /// A daemon that we run. Guests speak over rings, if it has the pretend Xen.
+    /// A daemon started by the tests. Guests use rings, if it has the pretend Xen.
     Daemon(Daemon),
-    /// The same, where the cases speak over the ring of dom0, which is there once.
+    /// The same; the cases use the ring of dom0, of which there is one.
     Ring(Daemon, RefCell<Option<Conn>>),
     /// The embedded store.
     Memory(Store),
-    /// A daemon that somebody runs; without guests.
+    /// A daemon that runs already; without guests.
     Socket(PathBuf),
 }
 
@@ -40,37 +40,37 @@ impl Link for Pipe {
 }
 
 impl Target {
-    /// Starts one that we run, with its default quotas.
+    /// Starts a daemon with its default quotas.
     pub fn start(kind: Kind) -> Result<Target, String> {
         Daemon::start(kind, Quotas::Default).map(Target::Daemon)
     }
 
-    /// The same, over the ring of dom0.
+    /// The same, for the ring of dom0.
     pub fn start_ring(kind: Kind) -> Result<Target, String> {
         let daemon = Daemon::start(kind, Quotas::Default)?;
         let dom0 = FakeGuest::create(&daemon.xen(), 0).map_err(|error| error.to_string())?;
         Ok(Target::Ring(daemon, RefCell::new(Some(Conn::new(dom0)))))
     }
 
-    /// The connection that a case is about, as fresh as can be, to be given back.
+    /// Returns the connection that a case uses, reset. Return it with [`Target::return_main`].
     pub fn take_main(&self) -> Result<Conn, String> {
         let Target::Ring(_, main) = self else { return self.dom0() };
         let mut main = main.borrow_mut().take().ok_or("a case has kept the connection")?;
         let id = main.start(op::RESET_WATCHES, 0, b"\0")?;
-        // What an earlier case did not fetch comes first.
+        // Events and replies that an earlier case has not fetched come first.
         while main.reply()?.req_id != id {}
         main.events.clear();
         Ok(main)
     }
 
-    /// Gives the connection back.
-    pub fn give_back(&self, conn: Conn) {
+    /// Returns the connection of [`Target::take_main`].
+    pub fn return_main(&self, conn: Conn) {
         if let Target::Ring(_, main) = self {
             *main.borrow_mut() = Some(conn);
         }
     }
 
-    /// The daemon, if it is one that we run.
+    /// Returns the daemon, if the tests started one.
     fn daemon(&self) -> Option<&Daemon> {
         match self {
             Target::Daemon(daemon) | Target::Ring(daemon, _) => Some(daemon),
@@ -78,7 +78,7 @@ impl Target {
         }
     }
 
-    /// A connection that may do everything.
+    /// Returns a connection of the control domain.
     pub fn dom0(&self) -> Result<Conn, String> {
         let connect = |path: PathBuf| {
             Conn::connect(&path).map_err(|error| format!("{}: {error}", path.display()))
@@ -90,7 +90,7 @@ impl Target {
         }
     }
 
-    /// Can it have guests?
+    /// Returns true if guests are possible.
     pub fn has_guests(&self) -> bool {
         match self {
             Target::Daemon(_) | Target::Ring(..) | Target::Memory(_) => true,
@@ -98,19 +98,19 @@ impl Target {
         }
     }
 
-    /// A domid that no guest has had yet.
+    /// Returns a domid that no guest has had yet.
     pub fn fresh_domid(&self) -> u16 {
         static NEXT: AtomicU16 = AtomicU16::new(100);
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Makes a domain exist without introducing it.
+    /// Creates a domain without introducing it.
     pub fn create(&self, domid: u16) -> Result<Option<FakeGuest>, String> {
         let create = |daemon: &Daemon| FakeGuest::create(&daemon.xen(), domid);
         self.daemon().map(create).transpose().map_err(|error| error.to_string())
     }
 
-    /// Makes and introduces a domain; its connection.
+    /// Creates and introduces a domain, and returns its connection.
     pub fn guest(&self, domid: u16) -> Result<Conn, String> {
         let guest = self.create(domid)?;
         let introduce = format!("{domid}|1|{PORT}|");
@@ -127,7 +127,7 @@ impl Target {
         }
     }
 
-    /// A domain shuts down, or is gone.
+    /// Shuts down a domain, or destroys it if `gone`.
     pub fn set_state(&self, domid: u16, gone: bool) -> Result<(), String> {
         match self {
             Target::Daemon(daemon) | Target::Ring(daemon, _) => {

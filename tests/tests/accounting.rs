@@ -1,4 +1,4 @@
-//! What is charged to domains, held against what the allocator has given.
+//! Compares the charges of domains with the allocator.
 
 use std::alloc::System;
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +11,11 @@ use xenstore_tests::raw::op;
 
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
-/// The allocator is one for all tests.
+/// The allocator is shared by all tests.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What the store keeps besides what is charged: history, lists and maps of its own; and for each
-/// domain its record and its connection.
+/// Uncharged memory of the store: its own lists and maps, and the record and connection of each
+/// domain.
 const STORE: i64 = 48 * 1024;
 const DOMAIN: i64 = 4 * 1024;
 const GUESTS: u16 = 3;
@@ -24,7 +24,7 @@ fn allocated() -> i64 {
     i64::try_from(ALLOCATOR.allocated()).unwrap()
 }
 
-/// Numbers that are the same everywhere.
+/// A reproducible sequence of numbers.
 struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
         from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
 
-    /// A path in the home of `who`; of the toolstack, in the home of a guest.
+    /// Returns a path in the home of `who`; for the toolstack, in the home of a guest.
     fn path(&mut self, who: usize) -> String {
         let domid = if who == 0 { self.below(GUESTS.into()) + 1 } else { who as u64 };
         let names: Vec<String> =
@@ -51,7 +51,7 @@ impl Random {
     }
 }
 
-/// A store and what was allocated before it was made.
+/// A store, and the memory that was allocated before it was created.
 struct Measured {
     guests: Guests,
     random: Random,
@@ -72,8 +72,8 @@ impl Measured {
         (0..=GUESTS).map(|domid| self.guests.engine.charged(DomId(domid))).sum()
     }
 
-    /// Nothing may be kept that is not charged, but for what the open transactions of guests keep of
-    /// the past.
+    /// Checks that all memory is charged, except for the old versions of nodes that open
+    /// transactions of guests retain.
     fn holds(&self, past: i64) {
         let (real, charged) = (allocated() - self.before, self.charged());
         let bound = charged + STORE + DOMAIN * i64::from(GUESTS + 1) + past;
@@ -125,10 +125,10 @@ impl Measured {
     }
 }
 
-// Fails if anything that guests or a toolstack make the store keep is not charged where it is
-// allocated, or is given back before it is freed.
+// Fails if memory that guests or a toolstack make the store use is not charged where it is
+// allocated, or if its charge is released before it is freed.
 #[test]
-fn all_that_is_allocated_is_charged() {
+fn all_allocated_memory_is_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for seed in 0..8 {
         let mut measured = Measured::new(&Config::default(), seed);
@@ -142,10 +142,10 @@ fn all_that_is_allocated_is_charged() {
     }
 }
 
-// Fails if transactions keep more than is charged for them, besides old versions of nodes, or more
-// of those than the quota `memory` and a quarter.
+// Fails if transactions use more memory than is charged for them, besides old versions of nodes, or
+// retain more old versions than 1.25 times the quota `memory`.
 #[test]
-fn what_transactions_keep_is_bounded() {
+fn memory_of_transactions_is_bounded() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for seed in 0..8 {
         let mut config = Config::default();
@@ -153,7 +153,7 @@ fn what_transactions_keep_is_bounded() {
         let mut measured = Measured::new(&config, seed);
         for _ in 0..100 {
             (0..50).for_each(|_| measured.step(true));
-            // The transactions of the toolstack have no limit; those of this test keep little.
+            // Transactions of the toolstack have no limit; those of this test retain little.
             let open = measured.open.iter().filter(|(who, _)| *who == 0).count() as i64;
             measured.holds(250_000 * i64::from(GUESTS) + 100_000 * open);
         }
@@ -165,29 +165,29 @@ fn what_transactions_keep_is_bounded() {
     }
 }
 
-/// A single guest, which is given the quotas of C xenstored.
+/// A single guest with the quotas of C xenstored.
 fn one() -> Measured {
     let mut measured = Measured::new(&Config::default(), 0);
     measured.guests.now = 1;
     measured
 }
 
-/// The single guest keeps what is charged to it, and at most this much besides.
+/// Checks that the guest uses its charges and at most `past` bytes more.
 fn keeps(measured: &Measured, past: i64) {
     let charged = measured.guests.engine.charged(DomId(1));
-    // The request that reaches the limit may exceed it by its value and its answer.
+    // The request that reaches the limit may exceed it by its value and its reply.
     assert!(charged <= 2_621_440 + 8192, "{charged}");
     measured.holds(past);
 }
 
-// Fails if a guest cannot have what the same quotas allow it with C xenstored: 1,000 nodes of the
+// Fails if a guest cannot use what the same quotas allow with C xenstored: 1,000 nodes of the
 // largest size, 128 watches, 10 transactions.
 #[test]
-fn the_default_quotas_allow_what_they_say() {
+fn default_quotas_allow_their_numbers() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut measured = one();
     let value = "x".repeat(1900);
-    // With its home and ten folders, in which the names of so many fit.
+    // Together with its home and ten folders, which hold this many names.
     for i in 0..989 {
         let path = format!("folder-{}/node-{i:03}", i % 10);
         measured.guests.ok(1, 0, op::WRITE, format!("{path}\0{value}").as_bytes());
@@ -200,8 +200,8 @@ fn the_default_quotas_allow_what_they_say() {
     keeps(&measured, 0);
 }
 
-// Fails if a transaction can make copies of a deep tree again and again: what has been read is kept
-// as it was, so that each write below copies all of it.
+// Fails if a transaction can copy a deep tree repeatedly without charge: nodes that have been read
+// are retained, so each write below copies all of them.
 #[test]
 fn copies_of_a_deep_tree_are_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,10 +224,11 @@ fn copies_of_a_deep_tree_are_charged() {
     }
 }
 
-// Fails if open transactions of a guest keep more of the past than its quota `memory` and a quarter,
-// if newer ones are given up before the oldest, or if one that was given up cannot be ended.
+// Fails if open transactions of a guest retain more old versions than 1.25 times its quota
+// `memory`, if newer transactions are aborted before the oldest, or if an aborted transaction
+// cannot be ended.
 #[test]
-fn what_snapshots_keep_of_the_past_is_bounded() {
+fn old_versions_in_snapshots_are_bounded() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut measured = one();
     let guests = &mut measured.guests;
@@ -255,7 +256,7 @@ fn what_snapshots_keep_of_the_past_is_bounded() {
     assert_eq!(guests.ask(1, open[0], op::READ, b"x\0"), refused("ENOSPC"));
     assert_eq!(guests.ask(1, open[0], op::TRANSACTION_END, b"T\0"), refused("EAGAIN"));
     guests.ok(1, open[1], op::TRANSACTION_END, b"F\0");
-    // The newest has kept what it needs.
+    // The newest transaction is complete.
     guests.ok(1, open[9], op::TRANSACTION_END, b"T\0");
     guests.ok(1, 0, op::READ, b"tx-10\0");
     let refusals = guests.ok(0, 0, op::CONTROL, b"refusals\0");
@@ -266,10 +267,10 @@ fn what_snapshots_keep_of_the_past_is_bounded() {
     keeps(&measured, 0);
 }
 
-// Fails if an event that waits, or a request of a transaction, costs more than it is charged for
-// where there are many small ones.
+// Fails if small queued events, or small requests of a transaction, use more memory than is charged
+// for them.
 #[test]
-fn many_small_things_are_charged() {
+fn many_small_events_and_requests_are_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut measured = one();
     for i in 0..128 {
@@ -291,7 +292,7 @@ fn many_small_things_are_charged() {
     }
 }
 
-// Fails if permission lists that all differ, and all that leads to the domains in them, cost more
+// Fails if distinct permission lists, and the index entries of the domains in them, use more memory
 // than is charged for them.
 #[test]
 fn permission_lists_are_charged() {

@@ -1,5 +1,5 @@
-//! Attacks of guests on the latency of others, in the engine: no step takes long, and the memory that
-//! a step takes goes back.
+//! Attacks of guests on the latency of other guests, in the engine: no step takes long, and the
+//! memory that a step uses is freed.
 #![allow(clippy::print_stdout)] // figures for the reader of the test's output
 
 use std::alloc::System;
@@ -15,20 +15,20 @@ use xenstore_tests::raw::{bytes, op, text};
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
-/// What a step may cost, and how many times more without optimization.
+/// Limit for a step, and the factor for a build without optimization.
 const BOUND: Duration = Duration::from_millis(10);
 const UNOPTIMIZED: u32 = if cfg!(debug_assertions) { 20 } else { 1 };
-/// Work that a server has the engine do at once, of what the engine has deferred.
+/// Units of deferred work that a server executes at a time.
 const PIECE: u32 = 4096;
 
-/// The engine, and its dearest step.
+/// The engine, and its most expensive step.
 struct InProcess {
     guests: Guests,
     worst: (Duration, String),
 }
 
 impl InProcess {
-    /// Carries out a step, and then those of what the engine has deferred.
+    /// Executes a step, and then the deferred work.
     fn step<T>(&mut self, what: &str, step: impl FnOnce(&mut Guests) -> T) -> T {
         let result = self.measure(what, step);
         while self.guests.engine.has_work() {
@@ -71,10 +71,10 @@ impl Arena for InProcess {
     }
 }
 
-// Fails if a step takes longer than 10 ms of CPU that guests can cause or prepare, or if memory that
-// it has taken does not go back.
+// Fails if guests can prepare or cause a step of more than 10 ms of CPU time, or if memory that a
+// step has used is not freed.
 #[test]
-fn no_attack_keeps_others_waiting() {
+fn no_attack_has_a_step_over_the_limit() {
     for (attack, guests) in Attack::ALL.into_iter().flat_map(|a| [(a, 60), (a, 100)]) {
         let worst = (Duration::ZERO, String::new());
         let mut arena = InProcess { guests: Guests::new(&Config::default(), guests + 1), worst };

@@ -1,4 +1,4 @@
-//! The benchmark itself: that it measures and reports. No figure is held against anything.
+//! Tests the benchmark: it measures and writes its page. No figure is checked.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use xenstore_tests::peers::{Kind, available};
 use xenstore_tests::skip;
 
-/// Measures a row briefly; the operations per second of one of the daemons.
+/// Measures a row briefly. Returns the operations per second of one of the daemons.
 fn rate(dir: &Path, row: &str, who: &str) -> f64 {
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args(["--rounds", "1", "--seconds", "0.3", "--limit", "20", "--only", row, "--page"])
@@ -21,9 +21,9 @@ fn rate(dir: &Path, row: &str, who: &str) -> f64 {
     rate.parse().unwrap_or_else(|_| panic!("{text}"))
 }
 
-// Fails if a row cannot be measured on our daemon, or the page is not written.
+// Fails if a row cannot be measured on this project's daemon, or the page is not written.
 #[test]
-fn it_measures_and_writes_a_page() {
+fn benchmark_measures_and_writes_a_page() {
     let dir = tempfile::tempdir().unwrap();
     for (row, plot) in [
         ("READ, 16 connections", "sockets.svg"),
@@ -38,9 +38,9 @@ fn it_measures_and_writes_a_page() {
     }
 }
 
-// Fails if guests cannot be driven on the pretend Xen.
+// Fails if the benchmark cannot use guests on the pretend Xen.
 #[test]
-fn it_measures_over_rings() {
+fn benchmark_measures_over_rings() {
     if let Err(why) = available(Kind::C) {
         return skip("the benchmark over rings", &why);
     }

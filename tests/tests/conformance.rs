@@ -1,5 +1,5 @@
-//! The conformance suite over everything that can be run here.
-#![allow(clippy::print_stdout)] // counts, for whoever reads the test's output
+//! The conformance suite on all systems that can run here.
+#![allow(clippy::print_stdout)] // counts, for the reader of the test's output
 
 use std::collections::BTreeMap;
 
@@ -35,19 +35,19 @@ fn hold(what: &str, start: impl FnMut() -> Result<Target, String>, list: &str) {
     assert!(counts["passed"] > 100, "the suite has shrunk");
 }
 
-// Fails if the embedded store does anything else than the suite says.
+// Fails if the embedded store differs from the suite.
 #[test]
-fn ours_in_memory() {
+fn embedded_store_matches_the_suite() {
     hold("memory", || Ok(Target::Memory(Store::start())), "");
 }
 
-// Fails if the daemon, over its socket, does anything else than the suite says.
+// Fails if the daemon, over its socket, differs from the suite.
 #[test]
-fn ours_over_a_socket() {
+fn daemon_matches_the_suite_over_a_socket() {
     hold("socket", || Target::start(Kind::Ours), "");
 }
 
-/// The same for a packaged daemon and its list, if it can be run here.
+/// The same for a packaged daemon and its list of differences, if it can run here.
 fn hold_peer(what: &str, kind: Kind, start: fn(Kind) -> Result<Target, String>, list: &str) {
     match peers::available(kind) {
         Err(why) => skip(&format!("conformance of {what}"), &why),
@@ -58,39 +58,39 @@ fn hold_peer(what: &str, kind: Kind, start: fn(Kind) -> Result<Target, String>, 
 const C_DIFFERENCES: &str = include_str!("../differences/c-4.17.txt");
 const OCAML_DIFFERENCES: &str = include_str!("../differences/oxenstored-4.17.txt");
 
-// Fails if the suite and C xenstored differ elsewhere than the list says, so that what the suite
-// takes for right is held against a daemon that we did not write.
+// Fails if C xenstored differs from the suite in a case that its list does not name, so that an
+// independent daemon confirms the suite.
 #[test]
-fn c_xenstored() {
+fn c_xenstored_differs_only_as_listed() {
     hold_peer("C xenstored", Kind::C, Target::start, C_DIFFERENCES);
 }
 
 // The same for oxenstored.
 #[test]
-fn oxenstored() {
+fn oxenstored_differs_only_as_listed() {
     hold_peer("oxenstored", Kind::Ocaml, Target::start, OCAML_DIFFERENCES);
 }
 
-// Fails if dom0's kernel, which speaks over a ring, is answered otherwise than the sockets are. So
-// for each daemon: the suite is about the protocol and not about what carries it.
+// Fails if a reply over dom0's ring differs from one over the socket: the suite is about the
+// protocol, not the transport.
 #[test]
-fn ours_over_the_ring_of_dom0() {
+fn daemon_matches_the_suite_over_the_ring_of_dom0() {
     hold("ring", || Target::start_ring(Kind::Ours), "");
 }
 
 #[test]
-fn c_xenstored_over_the_ring_of_dom0() {
+fn c_xenstored_differs_only_as_listed_over_the_ring_of_dom0() {
     hold_peer("C xenstored over a ring", Kind::C, Target::start_ring, C_DIFFERENCES);
 }
 
 #[test]
-fn oxenstored_over_the_ring_of_dom0() {
+fn oxenstored_differs_only_as_listed_over_the_ring_of_dom0() {
     hold_peer("oxenstored over a ring", Kind::Ocaml, Target::start_ring, OCAML_DIFFERENCES);
 }
 
-// Fails if a daemon that is not there is taken for one that differs in everything.
+// Fails if a daemon that does not run counts as one that differs in all cases.
 #[test]
-fn a_daemon_that_is_not_there_is_an_error() {
+fn suite_fails_at_once_without_a_daemon() {
     let differences = Differences::parse(C_DIFFERENCES).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let start = || Ok(Target::Socket(dir.path().join("socket")));

@@ -1,10 +1,10 @@
-//! The fuzz targets on their committed corpora, and on bytes from a fixed generator.
+//! Runs the fuzz targets on their committed corpora, and on bytes from a fixed generator.
 
 use std::path::Path;
 
 use xenstore_tests::fuzzing::{TARGETS, canary};
 
-/// Bytes that are the same everywhere.
+/// A reproducible sequence of bytes.
 fn generated(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -16,7 +16,7 @@ fn generated(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-// Fails if an input that was found once, or one of the seeds, is mishandled.
+// Fails if a committed input, found by a fuzzer or a seed, is handled wrongly.
 #[test]
 fn committed_inputs_pass() {
     for (name, target) in TARGETS {
@@ -31,11 +31,11 @@ fn committed_inputs_pass() {
     }
 }
 
-// Fails if the engine and the model differ, or a frame depends on how the stream is cut.
+// Fails if the engine and the model differ, or if the cuts of a stream change its frames.
 #[test]
 fn generated_inputs_pass() {
     for (name, target) in TARGETS {
-        // A program of many guests takes as long as a hundred of the others.
+        // A program of many guests takes as long as a hundred other programs.
         for seed in 0..if *name == "dear" { 10 } else { 1000 } {
             let data = generated(seed, 600);
             let result = std::panic::catch_unwind(|| target(&data));
@@ -44,9 +44,9 @@ fn generated_inputs_pass() {
     }
 }
 
-// Fails if a mistake in what a commit does would not be noticed.
+// Fails if the comparison does not detect a bug in the commit.
 #[test]
-fn a_planted_mistake_is_found() {
+fn planted_bug_is_found() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = (0..2000).any(|seed| {

@@ -1,4 +1,4 @@
-//! Fair progress through the whole server: frames that are put off wait in their connection.
+//! Fairness through the whole server: a deferred frame waits in its connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,20 +15,20 @@ fn guest(store: &Store) -> Conn {
     guest
 }
 
-/// One attempt of a transaction that depends on the key of the guest.
+/// One try of a transaction that depends on the guest's key.
 fn attempt(dom0: &mut Conn) -> String {
     let tx = dom0.begin().unwrap();
     dom0.tx(tx, op::READ, KEY).unwrap().unwrap();
     dom0.tx(tx, op::WRITE, "/vm|1").unwrap().unwrap();
-    // Others get their turn before the end.
+    // Guests get their turn before the end.
     Conn::ok(dom0, op::READ, "/vm|").ok();
     dom0.tx(tx, op::TRANSACTION_END, "T|").unwrap().unwrap_or_else(|name| name)
 }
 
-// Fails if guests that rewrite a key as fast as they can make a toolstack try more than three times,
-// or if one of their requests is lost or answered twice: the ids of replies are checked.
+// Fails if guests that rewrite a key at full speed make a toolstack try more than three times, or
+// if one of their requests is lost or executed twice: the ids of replies are checked.
 #[test]
-fn a_toolstack_commits_at_the_third_try() {
+fn toolstack_commits_at_the_third_try() {
     let store = Store::start();
     drop(guest(&store));
     let done = AtomicBool::new(false);
@@ -46,7 +46,7 @@ fn a_toolstack_commits_at_the_third_try() {
             });
         }
         let mut dom0 = Conn::new(store.connect(0));
-        // Until the guests have been in the way often enough.
+        // Until the guests have caused enough conflicts.
         let mut failed = 0;
         while failed < 20 {
             let tries = (1..=3).find(|_| attempt(&mut dom0) == "OK|");
@@ -60,7 +60,8 @@ fn a_toolstack_commits_at_the_third_try() {
     store.check().unwrap();
 }
 
-/// A store with a protected transaction, whose connection comes along, and a guest that waits.
+/// A store with a protected transaction, the connection of that transaction, and a guest whose
+/// request is deferred.
 fn waiting(store: &Store) -> (Conn, u32, Conn) {
     let mut guest = guest(store);
     let mut dom0 = Conn::new(store.connect(0));
@@ -74,10 +75,10 @@ fn waiting(store: &Store) -> (Conn, u32, Conn) {
     let tx = dom0.begin().unwrap();
     dom0.gives_in(tx, op::READ, KEY, "2").unwrap();
     dom0.tx(tx, op::WRITE, "/vm|2").unwrap().unwrap();
-    // Two requests in one go: the second waits behind the first.
+    // Two requests in one write: the second waits for the first.
     guest.start(op::WRITE, 0, b"key\x003").unwrap();
     guest.start(op::READ, 0, b"key\0").unwrap();
-    // Mostly it has been read by then; the tests hold as well if it has not.
+    // The server has usually read it by now; the tests also hold if not.
     (0..1000).find(|_| dom0.ok(op::CONTROL, "connections|").unwrap().contains("waits"));
     (dom0, tx, guest)
 }
@@ -87,10 +88,10 @@ fn replies(guest: &mut Conn) {
     assert_eq!(guest.reply().unwrap().payload, b"3");
 }
 
-// Fails if a request that was put off is not answered once the transaction has ended, or what came
-// behind it is answered before, twice or not at all.
+// Fails if a deferred request gets no reply after the end of the transaction, or if requests behind
+// it are executed before it, twice or never.
 #[test]
-fn requests_behind_one_that_waits_keep_their_order() {
+fn requests_behind_a_deferred_one_keep_their_order() {
     let store = Store::start();
     let (mut dom0, tx, mut guest) = waiting(&store);
     dom0.end(tx, "T|", "OK|").unwrap();
@@ -98,19 +99,19 @@ fn requests_behind_one_that_waits_keep_their_order() {
     dom0.gives(op::READ, KEY, "3").unwrap();
 }
 
-// Fails if a transaction that is never ended holds a guest for ever.
+// Fails if a transaction that is never ended defers a guest's request without limit.
 #[test]
-fn a_toolstack_that_hangs_does_not_hold_a_guest_for_ever() {
+fn deferral_ends_when_a_toolstack_hangs() {
     let store = Store::start();
     let (mut dom0, tx, mut guest) = waiting(&store);
     replies(&mut guest);
     dom0.end(tx, "T|", "EAGAIN").unwrap();
 }
 
-// Fails if a guest that goes while its request waits, or whose domain does, is answered to nobody's
-// use, keeps the toolstack from committing or leaves something behind.
+// Fails if a guest that disconnects, or whose domain dies, while its request is deferred prevents
+// the toolstack's commit or leaves anything behind.
 #[test]
-fn a_guest_that_waits_can_leave() {
+fn guest_with_a_deferred_request_can_disconnect() {
     let store = Store::start();
     let (mut dom0, tx, guest) = waiting(&store);
     drop(guest);
@@ -125,10 +126,10 @@ fn a_guest_that_waits_can_leave() {
     store.check().unwrap();
 }
 
-// Fails if a guest that does not read its replies is answered for as long as there is room in
-// memory: its quota `outstanding` says how many replies may wait (C xenstored: 20).
+// Fails if a guest that does not read its replies gets replies as long as memory lasts: the quota
+// `outstanding` limits unread replies (C xenstored: 20).
 #[test]
-fn a_guest_that_does_not_read_has_few_replies_waiting() {
+fn unread_replies_of_a_guest_are_limited() {
     let store = Store::start();
     let mut guest = guest(&store);
     let mut dom0 = Conn::new(store.connect(0));
@@ -139,7 +140,7 @@ fn a_guest_that_does_not_read_has_few_replies_waiting() {
         guest.start(op::WRITE, 0, format!("key\0{i}").as_bytes()).unwrap();
         guest.start(op::READ, 0, b"/big\0").unwrap();
     }
-    // Until nothing happens any more.
+    // Until nothing changes any more.
     let (mut last, mut same) = (String::new(), 0);
     while same < 1000 {
         let now = dom0.ok(op::READ, KEY).unwrap();

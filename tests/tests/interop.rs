@@ -1,4 +1,4 @@
-//! Clients that we did not write, against our daemon: Debian's xenstore-* tools, `test-xenstore`,
+//! Existing clients on this project's daemon: Debian's xenstore-* tools, `test-xenstore`,
 //! `xenstore-control`, and the Python client pyxs.
 
 #![allow(clippy::print_stderr)] // it says what is skipped
@@ -15,7 +15,7 @@ fn daemon() -> Daemon {
     Daemon::start(Kind::Ours, Quotas::Default).unwrap()
 }
 
-/// The tool as a command against `daemon`, if it is installed.
+/// Returns the tool as a command for `daemon`, if it is installed.
 fn tool(daemon: &Daemon, path: &str) -> Option<Command> {
     if !Path::new(path).exists() {
         skip(path, "not installed (Debian packages xenstore-utils and xen-utils-4.17)");
@@ -31,16 +31,16 @@ fn out(output: Output) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Runs `xenstore-NAME args`; whether it succeeded, and what it printed.
+/// Runs `xenstore-NAME args`. Returns whether it succeeded, and its output.
 fn xenstore(daemon: &Daemon, name: &str, args: &[&str]) -> Option<(bool, String)> {
     let mut command = tool(daemon, &format!("/usr/bin/xenstore-{name}"))?;
     Some(out(command.args(args).output().unwrap()))
 }
 
-// Fails if a tool of Debian does not do what it does with C xenstored. Expected texts are what those
-// tools print there.
+// Fails if a tool of Debian does not do what it does with C xenstored. The expected texts are its
+// output there.
 #[test]
-fn debians_tools() {
+fn debian_tools_work_as_with_c_xenstored() {
     let daemon = daemon();
     let run = |name: &str, args: &[&str]| xenstore(&daemon, name, args);
     let Some(written) = run("write", &["/a/b", "hello", "/a/c", "world"]) else { return };
@@ -64,9 +64,9 @@ fn debians_tools() {
     assert!(ok && tree.contains("/tool/xenstored = \"\"   (n0)\n"), "{tree}");
 }
 
-// Fails if xenstore-watch does not see the first event and each change.
+// Fails if xenstore-watch misses the first event or a change.
 #[test]
-fn xenstore_watch() {
+fn xenstore_watch_gets_every_event() {
     let daemon = daemon();
     let Some(mut watch) = tool(&daemon, "/usr/bin/xenstore-watch") else { return };
     let mut watch = watch.args(["-n", "3", "/w"]).stdout(Stdio::piped()).spawn().unwrap();
@@ -79,9 +79,9 @@ fn xenstore_watch() {
     assert!(watch.wait().unwrap().success());
 }
 
-// Fails if lists that need DIRECTORY_PART are incomplete or out of order.
+// Fails if a list that needs DIRECTORY_PART is incomplete or out of order.
 #[test]
-fn xenstore_list_of_many() {
+fn xenstore_list_is_complete_and_in_order_for_many_children() {
     let daemon = daemon();
     let names: Vec<String> = (0..2000).map(|i| format!("child-number-{i}")).collect();
     for some in names.chunks(200) {
@@ -96,9 +96,9 @@ fn xenstore_list_of_many() {
     assert_eq!(listed.lines().collect::<Vec<_>>(), names);
 }
 
-// Fails if a test of Xen's own client suite fails, in any of many iterations.
+// Fails if a test of Xen's own client suite fails in any iteration.
 #[test]
-fn test_xenstore() {
+fn test_xenstore_passes() {
     let daemon = daemon();
     let Some(mut test) = tool(&daemon, &format!("{XEN_BIN}/test-xenstore")) else { return };
     let (ok, text) = out(test.args(["-i", "100"]).output().unwrap());
@@ -109,13 +109,13 @@ fn test_xenstore() {
     assert!(!text.to_lowercase().contains("fail"), "{text}");
 }
 
-/// Shows what xenstore-control looks for, the version of a hypervisor, to it alone.
+/// Mounts the hypervisor's version, which xenstore-control reads, for its process only.
 const PRETEND_HOST: &str = "mount -t tmpfs none /sys && mkdir -p /sys/hypervisor/version && \
     echo 4 >/sys/hypervisor/version/major && echo 17 >/sys/hypervisor/version/minor && exec \"$@\"";
 
-// Fails if xenstore-control does not get what it gets from C xenstored.
+// Fails if xenstore-control gets other replies than from C xenstored.
 #[test]
-fn xenstore_control() {
+fn xenstore_control_gets_the_replies_of_c_xenstored() {
     let daemon = daemon();
     if tool(&daemon, "/usr/bin/xenstore-control").is_none() {
         return;
@@ -127,7 +127,7 @@ fn xenstore_control() {
     };
     let (ok, text) = run(&["check"]);
     if text.contains("unshare") || text.contains("mount") {
-        eprintln!("SKIPPED xenstore-control: needs a mount namespace of its own ({})", text.trim());
+        eprintln!("SKIPPED xenstore-control: needs its own mount namespace ({})", text.trim());
         return;
     }
     assert_eq!((ok, text.as_str()), (true, "OK\n"));
@@ -171,9 +171,9 @@ fn python(daemon: &Daemon) -> Option<(Command, PathBuf)> {
     Some((command, project.join("tests/interop")))
 }
 
-// Fails if pyxs, a client that shares nothing with libxenstore, finds another protocol than ours.
+// Fails if pyxs, a client independent of libxenstore, cannot use this project's daemon.
 #[test]
-fn pyxs() {
+fn pyxs_works() {
     let daemon = daemon();
     // The script introduces it.
     FakeGuest::create(&daemon.xen(), 7).unwrap();

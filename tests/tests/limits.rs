@@ -1,4 +1,4 @@
-//! The project's own rules that a program can check.
+//! The project's rules that a program can check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-// Fails if a file has outgrown what can be taken in at once.
+// Fails if a file is too long to be read at once.
 #[test]
 fn no_file_is_over_600_lines() {
     for path in sources() {
@@ -31,7 +31,7 @@ fn no_file_is_over_600_lines() {
     }
 }
 
-// Fails if unsafe code appears outside of the one module that may have it, or without its reason.
+// Fails if unsafe code is outside of its module, or has no reason.
 #[test]
 fn unsafe_code_is_in_its_module_and_has_reasons() {
     let word = ["un", "safe"].concat();
@@ -46,7 +46,7 @@ fn unsafe_code_is_in_its_module_and_has_reasons() {
             }
             let place = format!("{}:{}", path.display(), at + 1);
             assert!(path.parent().unwrap().ends_with("transport/sys/src/raw"), "{place}");
-            // A block or an impl says why it is sound, a function what its caller must see to.
+            // A block or an impl states why it is sound, a function what its caller must ensure.
             let above =
                 lines[..at].iter().rev().take(6).any(|l| l.to_lowercase().contains("safety"));
             let declares = code.contains("fn output_from_ptr");

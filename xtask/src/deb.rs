@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use crate::steps::Steps;
 use crate::{cargo, licences, project};
 
-/// Programs that make the package, and Debian's packages that have them.
+/// Programs that build the package, and Debian's packages that have them.
 const TOOLS: &[(&str, &str)] = &[
     ("dpkg-deb", "dpkg"),
     ("dpkg-gencontrol", "dpkg-dev"),
@@ -16,8 +16,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("gzip", "gzip"),
 ];
 
-/// From where in the project, to where in the package, with which mode. A target that ends in
-/// `.gz` is compressed.
+/// Source in the project, target in the package, and mode. A target that ends in `.gz` is
+/// compressed.
 const FILES: &[(&str, &str, &str)] = &[
     ("target/release/xenstored", "usr/lib/xenstored/xenstored", "755"),
     ("target/release/xs", "usr/bin/xs", "755"),
@@ -59,7 +59,7 @@ pub fn run(args: &[String]) -> ExitCode {
     }
 }
 
-/// Why the package cannot be made here, if so.
+/// Returns the reason if the package cannot be built on this machine.
 pub fn available() -> Result<(), String> {
     let works = |program: &str| {
         let mut command = Command::new(program);
@@ -74,7 +74,7 @@ pub fn available() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { Err(format!("missing: {}", missing.join(", "))) }
 }
 
-/// Builds the programs and packs them. The package's path.
+/// Builds the programs and packs them. Returns the path of the package.
 pub fn build() -> Result<PathBuf, String> {
     available()?;
     let release = ["build", "--release", "--quiet", "-p", "xenstored", "-p", "xenstore-xs"];
@@ -82,7 +82,7 @@ pub fn build() -> Result<PathBuf, String> {
     pack(&project().join("target/deb"))
 }
 
-/// Packs what has been built, by way of a tree in this folder.
+/// Packs the built files, in a tree in this folder.
 pub fn pack(scratch: &Path) -> Result<PathBuf, String> {
     let root = scratch.join("root");
     let _ = fs::remove_dir_all(scratch);
@@ -114,7 +114,7 @@ pub fn pack(scratch: &Path) -> Result<PathBuf, String> {
     let sums = output(Command::new("sh").args(["-c", sums]).current_dir(&root))?;
     written("md5sums", sums + "\n", "DEBIAN/md5sums")?;
 
-    // Both look for debian/control.
+    // Both programs read debian/control.
     let server = project().join("server");
     let mut libraries = Command::new("dpkg-shlibdeps");
     libraries.arg("-O").arg(root.join("usr/lib/xenstored/xenstored")).arg(root.join("usr/bin/xs"));
@@ -137,7 +137,7 @@ pub fn pack(scratch: &Path) -> Result<PathBuf, String> {
     Ok(package)
 }
 
-/// Puts a file into the tree, compressed if its name there says so.
+/// Copies a file into the tree, compressed if its name there ends in `.gz`.
 fn install(from: &Path, root: &Path, to: &str, mode: &str) -> Result<(), String> {
     let target = root.join(to.trim_end_matches(".gz"));
     output(Command::new("install").args(["-D", "-m", mode]).arg(from).arg(&target))?;
@@ -147,7 +147,7 @@ fn install(from: &Path, root: &Path, to: &str, mode: &str) -> Result<(), String>
     Ok(())
 }
 
-/// The time that the package bears: `$SOURCE_DATE_EPOCH`, else that of the last commit, else, without
+/// The time stamp of the package: `$SOURCE_DATE_EPOCH`, else that of the last commit, else, without
 /// git, that of the changelog.
 fn epoch() -> Result<String, String> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
@@ -160,7 +160,7 @@ fn epoch() -> Result<String, String> {
     output(&mut commit).or_else(|_| output(&mut changelog))
 }
 
-/// What a command prints. An error is its complaint.
+/// Returns the output of a command; an error has its standard error.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().display().to_string();
     let output = command.output().map_err(|error| format!("{name}: {error}"))?;

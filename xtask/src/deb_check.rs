@@ -1,4 +1,4 @@
-//! What `cargo xtask test` asks of the Debian package.
+//! Checks of the Debian package: steps of `cargo xtask test`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use crate::deb::{self, output};
 use crate::project;
 use crate::steps::{Steps, Verdict, succeed};
 
-/// Whose files must not be touched, even if they are not installed by the time that ours is.
+/// Packages whose files ours must not contain, even if they are installed later.
 const XEN: [&str; 3] = ["xen-utils-4.17", "xen-utils-common", "xenstore-utils"];
 
-/// All of it.
+/// Runs all checks.
 pub fn steps(steps: &mut Steps) {
     match deb::available() {
         Err(why) => steps.step("Debian package", || Verdict::Skip(why)),
@@ -28,12 +28,12 @@ fn verdict(checks: Result<(), String>) -> Verdict {
     checks.map_or_else(Verdict::Fail, |()| Verdict::Pass)
 }
 
-/// Where the package's files are unpacked.
+/// The folder in which the package is unpacked.
 fn unpacked() -> PathBuf {
     project().join("target/deb-unpacked")
 }
 
-/// The package is the same when made again, is root's, and its parts work where they are put.
+/// The package is reproducible, its files belong to root, and its programs run.
 fn content() -> Verdict {
     verdict((|| {
         let package = deb::build()?;
@@ -74,14 +74,14 @@ fn unit(root: &Path) -> Result<(), String> {
         return Ok(());
     };
     let complaints = String::from_utf8_lossy(&verify.stderr).into_owned();
-    // It has its say on other units of this machine, too.
+    // systemd-analyze also reports on other units of this machine.
     match complaints.lines().find(|line| line.contains("xenstored.service")) {
         None => Ok(()),
         Some(line) => Err(line.to_owned()),
     }
 }
 
-/// Debian's own checks, where they are installed.
+/// Debian's checks, if they are installed.
 fn lintian(package: &Path) -> Result<(), String> {
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error", "--allow-root"]).arg(package).stdin(Stdio::null());
@@ -152,7 +152,7 @@ fn collisions() -> Verdict {
     })())
 }
 
-/// Debian's `/etc/init.d/xen` and `launch-xenstore` start what they are told to.
+/// Debian's `/etc/init.d/xen` and `launch-xenstore` start the configured daemon.
 fn start_up() -> Verdict {
     let unshare = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let mut probe = Command::new("unshare");

@@ -8,10 +8,14 @@ use crate::steps::Verdict;
 /// Targets that must run clean.
 pub const TARGETS: &[&str] =
     &["packet", "request", "engine", "merge", "dump", "ring", "fair", "dear"];
-/// The target that must fail: it shows that the harness sees a mistake.
+/// The target that must fail: it shows that the harness detects a bug.
 pub const CANARY: &str = "canary";
 
-/// Why fuzzing is not possible here, if so. Installs cargo-fuzz if that is all that is missing.
+/// Installs cargo-fuzz if only that is missing.
+///
+/// # Errors
+///
+/// States why fuzzing is not possible on this machine.
 pub fn available() -> Result<(), String> {
     let works = |program: &str, args: &[&str]| {
         let mut command = Command::new(program);
@@ -32,7 +36,7 @@ pub fn available() -> Result<(), String> {
 
 fn cargo_fuzz(target: &str, seconds: u32) -> Command {
     let mut command = Command::new("cargo");
-    // Set by the cargo that runs us; it would win over +nightly.
+    // Set by the cargo that runs this program; it would override +nightly.
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
     // New inputs go to a scratch folder; the committed ones are only read.
     let scratch = project().join("target/fuzz-corpus").join(target);
@@ -44,7 +48,7 @@ fn cargo_fuzz(target: &str, seconds: u32) -> Command {
     command
 }
 
-/// A target must run clean.
+/// Runs a target, which must find nothing.
 pub fn clean(target: &str, seconds: u32) -> Verdict {
     crate::steps::succeed(&mut cargo_fuzz(target, seconds))
 }
@@ -60,7 +64,7 @@ fn dear(seconds: u32) -> Verdict {
     crate::steps::succeed(command.arg(seconds.to_string()))
 }
 
-/// The canary must be found.
+/// Runs the canary, which must fail.
 pub fn canary() -> Verdict {
     let mut command = cargo_fuzz(CANARY, 60);
     match command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
@@ -70,7 +74,7 @@ pub fn canary() -> Verdict {
     }
 }
 
-/// The targets that a name stands for, all without one. The canary is asked for by its name alone.
+/// Returns the targets with this name; without a name all but the canary.
 fn chosen(name: Option<&str>) -> Result<Vec<&'static str>, String> {
     let all = TARGETS.iter().copied().chain([CANARY]);
     match name {

@@ -46,7 +46,7 @@ fn texts(folder: &str) -> Result<String, String> {
     }
 }
 
-/// Where Cargo keeps sources.
+/// The folder of Cargo's sources.
 fn registries() -> Vec<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|dir| dir.join(".cargo")));

@@ -17,13 +17,13 @@ const HELP: &str = "cargo xtask COMMAND
 
   test                    run everything that can be tested here; a summary at the end says what was
                           skipped and why (installs the Debian packages that are needed, if it may)
-  conformance [OPTIONS]   hold a daemon against the conformance suite: --socket PATH, or
+  conformance [OPTIONS]   run the conformance suite on a daemon: --socket PATH, or
                           --daemon memory|ours|c|ocaml; --filter TEXT, --differences FILE, --list
   bench [OPTIONS]         compare our daemon with C xenstored, oxenstored and a bare echo server
   crash [COUNT [SEED]]    kill the daemon that often (default: 1000) while guests and clients use it,
-                          at moments that SEED decides, and check that nobody has lost anything
-  deb [check]             build the Debian package; check: and hold it against Debian's files, and
-                          Debian's start scripts against it
+                          at moments that SEED decides, and check that no client has lost anything
+  deb [check]             build the Debian package; check: compare it with the files of Debian's
+                          packages, and start it with Debian's scripts
   fuzz [TARGET [SECONDS]] run a fuzz target, or all, for a while (default: 60 seconds each)
   style                   check words, line lengths, paths and links against docs/style.md
   xen [OPTIONS]           boot the real Xen in QEMU with our daemon and run a scenario: -s NAME (smoke,
@@ -74,7 +74,7 @@ fn bench(args: &[String]) -> ExitCode {
     status_of(&mut cargo)
 }
 
-/// Kills the daemon again and again.
+/// Kills the daemon repeatedly.
 fn crash(args: &[String]) -> ExitCode {
     let test = ["test", "--release", "--quiet", "-p", "xenstore-tests", "--test", "crash"];
     let mut cargo = cargo(&test);

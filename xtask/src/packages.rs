@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-/// A package, and the sign that it is there: a file, mostly.
+/// A package, and a file that exists if it is installed.
 type Package = (&'static str, &'static str);
 
 /// For running the real Xen.
@@ -13,7 +13,7 @@ pub const FOR_XEN: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
 ];
 
-/// For other people's daemons and clients, for killing ours at every call, and for its unit.
+/// For the packaged daemons and clients, for strace, and for the systemd unit.
 pub const FOR_INTEROP: &[Package] = &[
     ("xenstore-utils", "/usr/bin/xenstore-ls"),
     ("xen-utils-4.17", "/usr/lib/xen-4.17/bin/xenstored"),
@@ -27,7 +27,7 @@ pub const FOR_INTEROP: &[Package] = &[
     ("python3-venv", PYTHON_MODULES),
 ];
 
-/// In place of a file: modules that Python must have.
+/// Python modules, in place of a file.
 const PYTHON_MODULES: &str = "import venv, ensurepip";
 
 fn present(sign: &str) -> bool {
@@ -46,7 +46,11 @@ fn missing(packages: &[Package]) -> Vec<&'static str> {
     packages.iter().filter(absent).map(|(package, _)| *package).collect()
 }
 
-/// Installs what is missing, if this user may. What is still missing, and why.
+/// Installs missing packages, if this user may.
+///
+/// # Errors
+///
+/// Names the packages that are still missing, and why.
 pub fn install(packages: &[Package]) -> Result<(), String> {
     let wanted = missing(packages);
     if wanted.is_empty() {
@@ -68,7 +72,7 @@ pub fn install(packages: &[Package]) -> Result<(), String> {
     println!("installing {}", wanted.join(" "));
     let _ = apt(&["update"]);
     for package in &wanted {
-        // One by one: a distribution that lacks one may have the others.
+        // One at a time: a distribution that lacks one may have the others.
         let _ = apt(&["install", "-y", "--no-install-recommends", package]);
     }
     match missing(packages) {

@@ -3,17 +3,17 @@
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-/// What became of a step.
+/// The result of a step.
 pub enum Verdict {
     /// It passed.
     Pass,
-    /// It failed, and how.
+    /// It failed, with the reason.
     Fail(String),
-    /// It was not run, and why.
+    /// It was not run, with the reason.
     Skip(String),
 }
 
-/// Runs steps to the end, whatever becomes of each.
+/// Runs all steps, also after one has failed.
 #[derive(Default)]
 pub struct Steps(Vec<(String, Verdict, f64)>);
 
@@ -31,7 +31,7 @@ impl Steps {
         self.step(name, || succeed(command));
     }
 
-    /// Prints a line a step, then the counts.
+    /// Prints a line for each step, then the counts.
     pub fn summary(&self) -> ExitCode {
         println!("\n== summary");
         let mut counts = [0; 3];

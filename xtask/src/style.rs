@@ -8,8 +8,20 @@ use crate::project;
 use crate::steps::{Steps, Verdict, succeed};
 
 /// Folders whose sources still contain forbidden constructions. New ones may not be added.
-const NOT_YET_CLEAN: &[&str] =
-    &["protocol", "store", "transport", "server", "client", "tests", "fuzz", "xtask", "docs"];
+const NOT_YET_CLEAN: &[&str] = &[
+    "protocol",
+    "store",
+    "transport",
+    "server",
+    "client",
+    "fuzz",
+    "tests/src/bin",
+    "tests/src/conformance",
+    "tests/src/fuzzing",
+    "tests/src/model",
+    "docs/architecture.md",
+    "docs/benchmarks",
+];
 
 /// Folders at the top level. A path in backticks that begins with one of them must exist.
 const FOLDERS: &[&str] =
@@ -269,17 +281,19 @@ mod tests {
 
     #[test]
     fn phrase_matches_across_lines_of_a_comment() {
-        assert_eq!(found("let a;\n/// x goes\n/// on\n", false, "goes on"), [2]);
-        assert_eq!(found("\"x goes \\\n   on\"", false, "goes on"), [1]);
-        assert_eq!(found("It goes\non.\n", true, "goes on"), [1]);
+        assert_eq!(found("let a;\n/// x left\n/// over\n", false, "left over"), [2]);
+        assert_eq!(found("\"x left \\\n   over\"", false, "left over"), [1]);
+        assert_eq!(found("It left\nover.\n", true, "left over"), [1]);
     }
 
     #[test]
     fn phrase_matches_whole_words_and_identifiers() {
-        assert_eq!(found("fn it_goes_on() {}", false, "goes on"), [1]);
-        assert!(found("// renewed anew-x", false, "anew").is_empty());
-        assert!(found("goes\n\non", true, "goes on").is_empty());
-        assert!(found("<!-- style: off -->\nanew\n<!-- style: on -->", true, "anew").is_empty());
+        assert_eq!(found("fn is_left_over() {}", false, "left over"), [1]);
+        assert!(found("// reheated heated-x", false, "heated").is_empty());
+        assert!(found("left\n\nover", true, "left over").is_empty());
+        assert!(
+            found("<!-- style: off -->\nheated\n<!-- style: on -->", true, "heated").is_empty()
+        );
     }
 
     #[test]

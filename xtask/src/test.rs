@@ -28,7 +28,7 @@ pub fn run() -> ExitCode {
     steps.step("protocol and store without std", without_std);
     let mut tests = cargo(&["test", "--workspace", "--quiet"]);
     if installed.is_ok() {
-        // Everything is there, so nothing may be skipped for want of it.
+        // All packages are installed, so no test may be skipped for their lack.
         tests.env("XENSTORE_TESTS_REQUIRE", "1");
     }
     steps.command("tests", tests.args(["--", "--nocapture", "--test-threads=2"]));
@@ -71,16 +71,16 @@ fn without_std() -> Verdict {
     }
 }
 
-/// Every way in which a guest and the server can overlap in the ring page.
+/// Checks every interleaving of a guest and the server in the ring page.
 fn ring_model() -> Verdict {
     let test = ["test", "--quiet", "-p", "xenstore-transport", "--lib", "model"];
-    // Other flags build everything anew, which must not undo the other builds.
+    // Other flags rebuild everything, so this needs another target directory.
     let target = project().join("target/model");
     let flags = "--cfg xenstore_loom -Copt-level=2";
     succeed(cargo(&test).arg("--target-dir").arg(target).env("RUSTFLAGS", flags))
 }
 
-/// The README's first command, and a word with it.
+/// Runs the README's first command, and a client.
 fn xs() -> Verdict {
     let Ok(dir) = std::fs::canonicalize(project()).map(|dir| dir.join("target/xtask-xs")) else {
         return Verdict::Fail("no project folder".into());
@@ -94,7 +94,7 @@ fn xs() -> Verdict {
         Ok(daemon) => daemon,
         Err(error) => return Verdict::Fail(error.to_string()),
     };
-    // Its one line comes when it answers.
+    // The daemon prints one line when it serves requests.
     let mut line = String::new();
     if let Some(out) = daemon.stdout.take() {
         let _ = std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line);

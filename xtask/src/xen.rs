@@ -12,16 +12,16 @@ pub struct Scenario {
     start: Start,
 }
 
-/// What runs when it begins.
+/// The daemon at its start.
 enum Start {
     Ours,
-    /// Ours, started again whenever it ends.
+    /// Our daemon, restarted whenever it ends.
     Restarted,
-    /// A program of Debian's; ours is there to take over.
+    /// A daemon of Debian; ours is available to take over.
     Debian(&'static [&'static str]),
 }
 
-/// Those that `cargo xtask test` runs.
+/// The scenarios of `cargo xtask test`.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "smoke", start: Start::Ours },
     Scenario { name: "lifecycle", start: Start::Ours },
@@ -34,7 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 impl Scenario {
-    /// With what it begins, if that is not ours.
+    /// The first daemon, if that is not ours.
     pub fn title(&self) -> String {
         match self.start {
             Start::Debian(command) => format!("{} from {}", self.name, &command[0][1..]),
@@ -46,7 +46,7 @@ impl Scenario {
 /// Options of our daemon.
 const OPTIONS: &[&str] = &["-N", "--require-xen"];
 
-/// What `tests/xen/run` exits with where this machine lacks something that it takes.
+/// Exit status of `tests/xen/run` on a machine that lacks a requirement.
 const LACKING: i32 = 77;
 
 /// Our daemon, as a host runs it.
@@ -54,7 +54,7 @@ fn our_daemon() -> Result<PathBuf, String> {
     built("xenstored", "xenstored")
 }
 
-/// What starts it again, and keeps its descriptors meanwhile.
+/// Restarts the daemon, and stores its descriptors meanwhile.
 fn fdstore() -> Result<PathBuf, String> {
     built("xenstore-tests", "fdstore")
 }
@@ -76,8 +76,8 @@ fn harness() -> Command {
     command
 }
 
-/// Runs a scenario, and a second time if it fails: the emulated processor is not perfect, with more
-/// than one thread less so, and programs in dom0 die now and then.
+/// Runs a scenario, and a second time if it fails: the emulated processor has bugs, above all with
+/// more than one thread, and programs in dom0 crash occasionally.
 pub fn scenario(scenario: &Scenario) -> Verdict {
     match attempt(scenario, &[]) {
         Verdict::Fail(why) => {
@@ -128,7 +128,7 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().collect();
             lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
-            // What failed, for those who see the summary and nothing else.
+            // The failures, for the summary.
             let failed = lines.iter().filter(|line| line.contains(" FAIL ")).take(10);
             let failed = failed.copied().collect::<Vec<_>>().join("; ");
             Verdict::Fail(format!("{status}, the whole of it is in {}: {failed}", log.display()))
@@ -141,7 +141,7 @@ fn attempt(scenario: &Scenario, env: &[(&str, &str)]) -> Verdict {
 /// another is named.
 pub fn run(args: &[String]) -> ExitCode {
     let mut command = harness();
-    // Options come with a value each, but for these two.
+    // Each option but these two has a value.
     let mut rest = args.iter();
     let mut named = false;
     while let Some(arg) = rest.next() {

@@ -198,7 +198,7 @@ pub enum Verdict {
 fn is_there(target: &Target) -> Outcome {
     let mut dom0 = target.dom0()?;
     dom0.ok(op::READ, "/tool|")?;
-    target.take_main().map(|main| target.give_back(main))
+    target.take_main().map(|main| target.return_main(main))
 }
 
 /// Runs the cases whose name contains `filter`, each on `start()`, which is called again when the
@@ -258,6 +258,6 @@ fn run_one(target: &Target, case: &Case) -> Outcome {
     ctx.dom0.ok(op::MKDIR, &format!("{}|", ctx.base))?;
     let outcome = (case.run)(&mut ctx);
     ctx.clean_up();
-    target.give_back(ctx.dom0);
+    target.return_main(ctx.dom0);
     outcome
 }

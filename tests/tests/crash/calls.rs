@@ -1,6 +1,6 @@
-//! The real process, killed at every call of the kernel that it makes, by strace.
+//! The real process, killed by strace at every system call.
 //!
-//! `XENSTORE_CALLS` says at how many of them, evenly spread; `all` is possible.
+//! `XENSTORE_CALLS` is the number of these calls, evenly spread; `all` is possible.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::LIMIT;
 
 const STRACE: &str = "/usr/bin/strace";
 
-/// Who is on a ring, by their place.
+/// The domains with rings, in the order of their index.
 const DOMIDS: [u16; 3] = [0, 5, 6];
 const KERNEL: usize = 0;
 const GUEST: usize = 1;
@@ -27,10 +27,10 @@ const FULL: usize = 2;
 #[derive(Clone, Debug)]
 enum Step {
     Send(usize, Vec<u8>),
-    /// So many messages must come.
+    /// This many messages must come.
     Get(usize, usize),
-    /// The tool asks this until it has an answer. If its connection ends meanwhile, it asks the second
-    /// first, and is content if the third is the answer.
+    /// The tool repeats this request until it has a reply. If its connection ends meanwhile, it
+    /// first sends the second request, and stops if the reply is the third.
     Tool(Vec<(u32, String)>, (u32, String, String)),
 }
 
@@ -48,7 +48,7 @@ fn script() -> Vec<Step> {
     };
     let mut add = |more: &[Step]| steps.extend_from_slice(more);
     add(&write("/big", &"v".repeat(4000)));
-    // The kernel waits until the daemon is there.
+    // The kernel waits until the daemon runs.
     add(&[send(KERNEL, op::WATCH, 1, 0, "@introduceDomain|i|"), Step::Get(KERNEL, 2)]);
     add(&tool(&[(op::SET_PERMS, "/big|r0|")], (op::GET_PERMS, "/big|", "r0|")));
     for domid in &DOMIDS[1..] {
@@ -133,7 +133,7 @@ impl Tool {
     }
 }
 
-/// Plays the script; what came over the rings.
+/// Plays the script and returns what came over the rings.
 fn play(script: &[Step], xen: &Path, socket: PathBuf) -> Vec<String> {
     let mut conns = DOMIDS.map(|domid| Conn::new(FakeGuest::create(xen, domid).unwrap()));
     let (mut tool, mut seen) = (Tool { socket, conn: None }, Vec::new());
@@ -152,13 +152,13 @@ fn play(script: &[Step], xen: &Path, socket: PathBuf) -> Vec<String> {
             }
         }
     }
-    // Nothing more comes to anybody.
+    // No more messages come on any ring.
     conns.iter_mut().for_each(|conn| conn.events(&[]).unwrap());
     seen
 }
 
-/// What comes over the rings when the first two processes are run by these programs, and what the
-/// processes said.
+/// Returns what came over the rings when the first two processes are run by these programs, and the
+/// log of the processes.
 fn run(script: &[Step], wrappers: [&[String]; 2]) -> (Vec<String>, String) {
     let mut daemon = Daemon::start_under(wrappers[0]).unwrap();
     let (xen, socket) = (daemon.xen(), daemon.socket());
@@ -191,7 +191,7 @@ fn run(script: &[Step], wrappers: [&[String]; 2]) -> (Vec<String>, String) {
     })
 }
 
-/// How often each call was made.
+/// Returns how often each call was made.
 fn calls(trace: &str) -> BTreeMap<String, u32> {
     let mut calls = BTreeMap::new();
     for (call, _) in trace.lines().filter_map(|line| line.split_once('(')) {
@@ -200,15 +200,15 @@ fn calls(trace: &str) -> BTreeMap<String, u32> {
     calls
 }
 
-/// Follows the thread that does everything, and passes signals on.
+/// Traces the main thread, and forwards signals.
 fn strace(args: &[&str]) -> Vec<String> {
     [STRACE, "-qq", "-I2"].iter().chain(args).map(|arg| (*arg).to_owned()).collect()
 }
 
-// Fails if a process that is killed at any call of the kernel, and the next one at the same, takes
-// anything of a guest with it, or executes a request twice.
+// Fails if a process that is killed at any system call, and the next one at the same call, loses
+// anything of a guest, or executes a request twice.
 #[test]
-fn a_process_can_be_killed_at_any_call() {
+fn nothing_is_lost_when_killed_at_any_system_call() {
     if !Command::new(STRACE).args(["-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()) {
         return skip("killing at every call", "strace does not work here (Debian package strace)");
     }

@@ -1,6 +1,6 @@
-//! The daemon is killed again and again, on the pretend Xen, and nobody is to lose anything by it.
+//! The daemon on the pretend Xen is killed repeatedly; no guest may lose anything.
 //!
-//! `XENSTORE_CRASHES` and `XENSTORE_SEED` say how often and when; `cargo xtask crash` sets them.
+//! `XENSTORE_CRASHES` and `XENSTORE_SEED` set how often and when; `cargo xtask crash` sets them.
 
 #![allow(clippy::print_stderr)] // figures
 
@@ -16,15 +16,15 @@ use xenstore_tests::fake_guest::{FakeGuest, PORT};
 use xenstore_tests::peers::{Daemon, Kind, Quotas};
 use xenstore_tests::raw::{Conn, op};
 
-/// How long an answer may take while the daemon is killed and started.
+/// Limit for a reply while the daemon is killed and started.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A guest that does not know that its daemon dies. Every answer must be that of a daemon which has
-/// executed every request once.
+/// A guest that is not aware of crashes. Each reply must be that of a daemon that has executed each
+/// request once.
 struct Guest {
     conn: Conn,
     domid: u16,
@@ -43,31 +43,31 @@ impl Guest {
         Guest { conn, domid, rounds: 0 }
     }
 
-    /// One round of requests, none of which can be executed twice without being noticed.
+    /// One round of requests. A second execution of any of them changes its reply.
     fn round(&mut self) -> Result<(), String> {
         self.rounds += 1;
         let n = self.rounds;
         let conn = &mut self.conn;
         conn.gives(op::WRITE, &format!("n|{n}"), "OK|")?;
-        // A second time, it would be there already.
+        // Executed twice, this would be EEXIST.
         conn.gives(op::WATCH, &format!("mine|{n}|"), "OK|")?;
-        // Ids grow by one.
+        // Ids are consecutive.
         conn.gives(op::TRANSACTION_START, "|", &format!("{n}|"))?;
         let id = u32::try_from(n).map_err(|error| error.to_string())?;
         conn.gives_in(id, op::READ, "n|", &n.to_string())?;
         conn.gives_in(id, op::WRITE, &format!("mine/t|{n}{}", "x".repeat(1200)), "OK|")?;
         conn.end(id, "T|", "OK|")?;
         conn.gives(op::READ, "mine/t|", &format!("{n}{}", "x".repeat(1200)))?;
-        // A second time, it would not be there any more.
+        // Executed twice, this would be ENOENT.
         conn.gives(op::UNWATCH, &format!("mine|{n}|"), "OK|")?;
         conn.gives(op::RM, "mine|", "OK|")?;
         let (mine, shared): (Vec<_>, Vec<_>) =
             conn.events.drain(..).partition(|event| event.starts_with("mine"));
-        // The first, and that of the commit.
+        // The first event, and that of the commit.
         if mine != [format!("mine|{n}|"), format!("mine/t|{n}|")] {
             return Err(format!("round {n}: events {mine:?}"));
         }
-        // Says what it has seen.
+        // Acknowledges the number that it has read.
         if !shared.is_empty() {
             let value = conn.ok(op::READ, "/shared|")?;
             conn.gives(op::WRITE, &format!("echo|{value}"), "OK|")?;
@@ -76,14 +76,14 @@ impl Guest {
     }
 }
 
-/// A client of the socket, whose connection ends with the daemon.
+/// A client on the socket, whose connection ends with the daemon.
 struct Dom0<'a> {
     socket: &'a std::path::Path,
     conn: Option<Conn>,
 }
 
 impl Dom0<'_> {
-    /// Asks until there is an answer. What is asked may be asked twice.
+    /// Repeats a request until there is a reply. The request may be executed twice.
     fn ask(&mut self, ty: u32, payload: &str) -> Result<String, String> {
         let late = Instant::now() + LIMIT;
         loop {
@@ -105,10 +105,10 @@ impl Dom0<'_> {
         }
     }
 
-    /// Writes a number that every guest watches, and waits until each says that it has seen it.
+    /// Writes a number that every guest watches, and waits until each has acknowledged it.
     fn round(&mut self, n: u64, guests: &[u16]) -> Result<(), String> {
         self.ask(op::WRITE, &format!("/shared|{n}"))?;
-        // What was acknowledged is there.
+        // An acknowledged write must be there.
         let there = self.ask(op::READ, "/shared|")?;
         if there != n.to_string() {
             return Err(format!("{n} was written, {there} is there"));
@@ -127,27 +127,27 @@ impl Dom0<'_> {
     }
 }
 
-// Fails if a process that is killed at any moment takes anything with it: an acknowledged write, a
-// watch, an event, an open exchange; if a request is executed twice; or if what is charged does not
-// fit what is there.
+// Fails if a process that is killed at a random moment loses an acknowledged write, a watch, an
+// event or a partly transferred message; if a request is executed twice; or if the charges do not
+// match the store.
 #[test]
 fn nothing_is_lost_when_the_daemon_is_killed() {
     kill_often(Daemon::start(Kind::Ours, Quotas::Default).unwrap());
 }
 
-// Fails if the same is not so when the event channels and the socket are kept meanwhile, or if the
-// event channels are bound anew nevertheless.
+// Fails if the same does not hold with stored event channels and a stored socket, or if the event
+// channels are bound again although they were stored.
 #[test]
 fn nothing_is_lost_when_descriptors_are_stored() {
     let (log, ends) = kill_often(Daemon::start_with_fdstore().unwrap());
-    // Of dom0's kernel, three guests, and VIRQ_DOM_EXC.
+    // Those of dom0's kernel, of three guests, and VIRQ_DOM_EXC.
     let (all, kept) = (log.matches("event channels were stored"), log.matches("stored adopted=5"));
     let (all, kept) = (all.count() as u64, kept.count() as u64);
-    // Not after a stop, nor after a kill so soon after it that nothing had been kept yet.
+    // Not after a stop, nor after a kill before anything has been stored.
     assert!(all == kept && kept * 2 > ends, "{kept} of {all}, {ends} ends\n{log}");
 }
 
-/// Ends the daemon in many ways; its log, and how often that was.
+/// Ends the daemon in many ways. Returns its log and the number of ends.
 fn kill_often(mut daemon: Daemon) -> (String, u64) {
     let (crashes, seed) = (number("XENSTORE_CRASHES", 25), number("XENSTORE_SEED", 1));
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
@@ -179,16 +179,16 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
         let (mut random, mut starts, mut ends) = (seed, Vec::new(), 0);
         for _ in 0..crashes {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Any moment will do.
+            // A random moment.
             std::thread::sleep(Duration::from_micros(random >> 33 & 0x7fff));
             if dom0.is_finished() || guests.iter().any(|guest| guest.is_finished()) {
                 break;
             }
             let begun = Instant::now();
             match random >> 60 {
-                // Now and then it is asked to stop, which is to make no difference;
+                // Sometimes a stop, which must make no difference,
                 0 => daemon.restart().unwrap(),
-                // or killed while it comes back.
+                // or a second kill during the start.
                 1..5 => daemon.crash_twice(Duration::from_micros(random >> 20 & 0x1_ffff)).unwrap(),
                 _ => {
                     daemon.crash().unwrap();
@@ -197,7 +197,7 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
             }
             ends += 1;
         }
-        // The guests go on until dom0 has heard all of them.
+        // The guests continue until dom0 has read the acknowledgement of each.
         ending.store(true, Ordering::Relaxed);
         let heard = dom0.join().unwrap();
         stop.store(true, Ordering::Relaxed);
@@ -224,10 +224,10 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
     (log, ends)
 }
 
-// Fails if dom0's ring is lost after a request whose answer does not follow from the engine alone: what
-// is made of it again must be as long as what was written.
+// Fails if dom0's ring is lost after a request whose reply does not follow from the engine alone: a
+// reproduced reply must have the length of the original.
 #[test]
-fn the_ring_of_dom0_goes_on_after_questions_about_the_server() {
+fn ring_of_dom0_survives_a_crash_after_control_requests() {
     let mut daemon = Daemon::start(Kind::Ours, Quotas::Default).unwrap();
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
     let kernel = FakeGuest::create(&daemon.xen(), 0).unwrap();
@@ -243,10 +243,10 @@ fn the_ring_of_dom0_goes_on_after_questions_about_the_server() {
         guest.ok(op::WRITE, &format!("n|{round}")).unwrap();
         guest.event("n|t|").unwrap();
         kernel.event("/local/domain/5/n|k|").unwrap();
-        // What it says depends on the machine, and is as long as it was when it is made again.
+        // The text depends on the machine; a reproduced one has the same length.
         kernel.ok(op::CONTROL, "help|").unwrap();
     }
-    // A reply that came later than it was made.
+    // A reply that was sent later than it was created.
     let program = xenstore_tests::peers::program("xenstored").unwrap();
     kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
     kernel.ok(op::CONTROL, "live-update|-s|-n|").unwrap();
@@ -254,7 +254,7 @@ fn the_ring_of_dom0_goes_on_after_questions_about_the_server() {
     daemon.crash().unwrap();
     kernel.events(&[]).unwrap();
     guest.events(&[]).unwrap();
-    // And one that the next program made.
+    // And one that the next program created.
     kernel.ok(op::CONTROL, &format!("live-update|-f|{}|", program.display())).unwrap();
     kernel.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
     daemon.crash().unwrap();

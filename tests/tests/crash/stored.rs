@@ -1,4 +1,4 @@
-//! Event channels that are kept while there is no process.
+//! Event channels that systemd stores while no process runs.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -9,10 +9,10 @@ use xenstore_tests::peers::{self, Daemon, Kind};
 use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
 
-/// What the daemon calls them.
+/// The name under which the daemon stores them.
 const STORED: &str = "xenstored-evtchn";
 
-/// Who is at the other end of each port that is bound: kind, domid and port (`tests/peers/README.md`).
+/// Kind, domid and remote port of each bound port (`tests/peers/README.md`).
 pub(super) type Table = BTreeMap<usize, [u32; 3]>;
 
 const ENTRY: usize = 16;
@@ -42,7 +42,7 @@ pub(super) fn port_of(table: &Table, domid: u32) -> usize {
     port
 }
 
-/// A host with two guests, whose ports would be others if they were bound anew.
+/// A host with two guests, whose ports would change if they were bound again.
 struct Host {
     daemon: Daemon,
     dom0: Conn,
@@ -67,12 +67,12 @@ impl Host {
         let [_, guests @ ..] = guests;
         let mut host = Host { daemon, dom0, guests, round: 0 };
         host.guests.iter_mut().for_each(|guest| guest.watch("n|w|").unwrap());
-        host.goes_on();
+        host.is_served();
         host
     }
 
-    /// Every guest is answered, once.
-    fn goes_on(&mut self) {
+    /// Each guest gets each reply once.
+    fn is_served(&mut self) {
         self.round += 1;
         for guest in &mut self.guests {
             guest.gives(op::WRITE, &format!("n|{}", self.round), "OK|").unwrap();
@@ -81,7 +81,7 @@ impl Host {
         }
     }
 
-    /// Ends the daemon; what was bound then.
+    /// Kills the daemon and returns the ports that were bound.
     fn killed(&mut self) -> Table {
         let before = table(&self.daemon.xen());
         self.daemon.kill().unwrap();
@@ -89,7 +89,7 @@ impl Host {
         before
     }
 
-    /// Starts it again.
+    /// Starts the daemon again.
     fn again(&mut self) {
         self.daemon.start_again(&[]).unwrap();
         self.daemon.wait().unwrap();
@@ -108,34 +108,34 @@ impl Host {
     }
 }
 
-// Fails if the next process binds ports anew, does not look at what came while there was none, or
-// leaves something bound when it is asked to stop.
+// Fails if the next process binds ports again, misses an event that came while no process ran, or
+// leaves a port bound when it is stopped.
 #[test]
-fn ports_stay_as_they_are() {
+fn bound_ports_survive_a_crash() {
     let mut host = Host::new();
     for _ in 0..3 {
         let before = host.killed();
         assert!(port_of(&before, 5) > 3, "{before:?}");
-        // An event that nobody hears, and one that waits.
+        // An event while no process runs, and one that is pending.
         host.guests[0].send(&xenstore_tests::raw::frame(op::WRITE, 77, 0, b"x\x001")).unwrap();
         host.again();
         assert_eq!(table(&host.daemon.xen()), before);
         let answer = host.guests[0].message(crate::LIMIT).unwrap().unwrap();
         assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
-        host.goes_on();
+        host.is_served();
     }
     host.expect("event channels were stored adopted=4");
     host.daemon.stop().unwrap();
     assert_eq!(table(&host.daemon.xen()), Table::new());
     assert!(!host.is_stored());
     host.again();
-    host.goes_on();
+    host.is_served();
 }
 
-// Fails if a port that the last process had not bound is missed, one that it had bound and nobody needs
-// is left bound, or one whose other end the guest has bound anew is given back.
+// Fails if a port that the last process had not bound is missed, a bound port that no domain needs
+// remains bound, or a port whose other end the guest has bound again is closed.
 #[test]
-fn what_is_bound_is_looked_at() {
+fn ports_are_adopted_as_the_hypervisor_reports_them() {
     let mut host = Host::new();
     let before = host.killed();
     let (five, six) = (port_of(&before, 5), port_of(&before, 6));
@@ -150,13 +150,13 @@ fn what_is_bound_is_looked_at() {
     assert_ne!(port_of(&after, 5), five);
     assert!(after.values().any(|entry| *entry == VIRQ));
     host.expect("event channels were stored adopted=3");
-    // The pretend domain 6 rings at its old port.
+    // The pretend domain 6 sends events at its old port.
     host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
 }
 
-// Fails if the death of a domain that nobody was there to hear of is not told, or its port stays.
+// Fails if the death of a domain while no process runs is not reported, or its port remains bound.
 #[test]
-fn a_domain_may_die_meanwhile() {
+fn death_during_a_restart_is_reported() {
     let mut host = Host::new();
     host.killed();
     set_state(&host.daemon.xen(), 6, "gone").unwrap();
@@ -166,10 +166,10 @@ fn a_domain_may_die_meanwhile() {
     host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
 }
 
-// Fails if a descriptor that is something else keeps the daemon from starting or its guests from being
-// heard, or if it stays in the place of the right one.
+// Fails if a wrong descriptor prevents the start of the daemon or the service of its guests, or
+// remains stored instead of the right one.
 #[test]
-fn another_descriptor_is_not_taken() {
+fn wrong_stored_descriptor_is_not_adopted() {
     let mut host = Host::new();
     host.killed();
     let other = OwnedFd::from(tempfile::tempfile().unwrap());
@@ -178,17 +178,17 @@ fn another_descriptor_is_not_taken() {
     kept.1 = other;
     host.again();
     host.expect("systemd has not kept the event channels");
-    host.goes_on();
+    host.is_served();
     assert!(host.is_stored());
     let before = host.killed();
     host.again();
     assert_eq!(table(&host.daemon.xen()), before);
     host.expect("event channels were stored adopted=4");
-    host.goes_on();
+    host.is_served();
 }
 
-// Fails if a process that does not go on from the last one leaves its ports bound, or has event channels
-// kept without a journal.
+// Fails if a process that does not recover from the last one leaves its ports bound, or stores
+// event channels without a journal.
 #[test]
 fn nothing_is_stored_without_a_journal() {
     let mut host = Host::new();
@@ -202,10 +202,10 @@ fn nothing_is_stored_without_a_journal() {
     let after = table(&host.daemon.xen());
     let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
     assert_eq!(others.count(), 0, "{after:?}");
-    // Nor VIRQ_DOM_EXC: whoever binds it anew is told of all domains.
+    // Nor VIRQ_DOM_EXC: a process that binds it again is notified of all domains.
     host.expect("event channels were stored adopted=0");
     for domid in [5, 6] {
-        // Whoever is bound already is refused.
+        // A bound port cannot be bound again.
         host.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();
     }
     assert!(host.is_stored());
@@ -215,25 +215,25 @@ fn nothing_is_stored_without_a_journal() {
     assert!(!host.is_stored());
 }
 
-// Fails if they are not kept any more when another program of ours has taken the place, or are when it
-// is C xenstored, which leaves nothing that anybody could go on with.
+// Fails if the descriptors are not stored after an update to this daemon, or are stored after an
+// update to C xenstored, whose ports no other process could use.
 #[test]
-fn another_program_has_them_or_not() {
+fn descriptors_stay_stored_only_for_this_daemon() {
     let mut host = Host::new();
     let ours = peers::program("xenstored").unwrap();
     update(&mut host.dom0, &ours);
-    host.goes_on();
+    host.is_served();
     let before = host.killed();
     host.again();
     assert_eq!(table(&host.daemon.xen()), before);
-    host.goes_on();
+    host.is_served();
     if let Err(why) = peers::available(Kind::C) {
         return skip("live update to C xenstored", &why);
     }
     let c = host.daemon.stand_in(Kind::C).unwrap();
     update(&mut host.dom0, &c);
     assert!(!host.is_stored());
-    host.goes_on();
+    host.is_served();
 }
 
 pub(super) fn update(dom0: &mut Conn, program: &Path) {

@@ -1,4 +1,4 @@
-//! Systemd keeps the listening socket while there is no process.
+//! Systemd stores the listening socket while no process runs.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,10 +11,10 @@ use xenstore_tests::fdstore::FdStore;
 use xenstore_tests::peers;
 use xenstore_tests::raw::{Conn, op};
 
-/// What the daemon calls it.
+/// The name under which the daemon stores it.
 const STORED: &str = "xenstored-listener";
 
-/// A part of systemd, and the directory of a daemon.
+/// A test double for systemd, and the directory of a daemon.
 struct Systemd {
     dir: tempfile::TempDir,
     fdstore: FdStore,
@@ -31,20 +31,20 @@ impl Systemd {
         self.dir.path().join("socket")
     }
 
-    /// Starts the daemon with what is kept.
+    /// Starts the daemon with the stored descriptors.
     fn start(&self) -> Process {
         let mut command = Command::new(peers::program("xenstored").unwrap());
         command.args(["-N", "--journal"]).arg(self.dir.path()).arg("--socket").arg(self.socket());
         Process(self.fdstore.run(&command).unwrap().spawn().unwrap())
     }
 
-    /// Waits until it is told this.
-    fn told(&mut self, what: &str) {
+    /// Waits for this message of the daemon.
+    fn await_message(&mut self, what: &str) {
         while !self.fdstore.message(Duration::from_secs(60)).unwrap().lines().any(|l| l == what) {}
     }
 }
 
-/// A daemon that ends with this at the latest.
+/// A daemon that is killed on drop.
 struct Process(Child);
 
 impl Process {
@@ -62,7 +62,7 @@ impl Drop for Process {
     }
 }
 
-/// READ of `/a`, without an id.
+/// The frame of a READ, with id 0.
 fn read(path: &[u8]) -> Vec<u8> {
     let len = u32::try_from(path.len()).unwrap();
     [&[op::READ, 0, 0, len].map(u32::to_le_bytes).concat(), path].concat()
@@ -85,10 +85,10 @@ fn update(socket: &Path) {
     control.gives(op::CONTROL, "live-update|-s|", "OK|").unwrap();
 }
 
-// Fails if a socket that systemd has opened is not used, kept a second time, or gone when the daemon
-// stops, with another program in its place or not.
+// Fails if a socket that systemd has opened is not used, is stored a second time, or is removed
+// when the daemon stops, after a live update or without one.
 #[test]
-fn a_socket_of_systemd_is_its_own() {
+fn socket_opened_by_systemd_is_used_and_not_removed() {
     let mut systemd = Systemd::new();
     let socket = OwnedFd::from(UnixListener::bind(systemd.socket()).unwrap());
     systemd.fdstore.stored.push(("xenstored.socket".into(), socket));
@@ -104,14 +104,14 @@ fn a_socket_of_systemd_is_its_own() {
     }
 }
 
-// Fails if a client that comes while there is no process is refused or not answered, if the next
-// process has a socket that it did not need, or if a daemon that was stopped leaves something behind,
-// here or with systemd.
+// Fails if a client that connects while no process runs is refused or gets no reply, if the next
+// process creates a second socket, or if a stopped daemon leaves anything behind, in the directory
+// or in systemd.
 #[test]
-fn a_client_that_comes_while_there_is_no_process_is_answered() {
+fn client_that_connects_during_a_restart_is_served() {
     let mut systemd = Systemd::new();
     let first = systemd.start();
-    systemd.told("FDSTORE=1");
+    systemd.await_message("FDSTORE=1");
     assert!(systemd.fdstore.number(STORED).is_some());
     assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
     // Killed.
@@ -121,7 +121,7 @@ fn a_client_that_comes_while_there_is_no_process_is_answered() {
     let mut second = systemd.start();
     answer(&mut client, b"1");
     assert_eq!(ask(&systemd.socket(), op::READ, "/a|"), "1");
-    // Another program in its place has it as well, and stops like it.
+    // After a live update the socket is stored as well, and removed at a stop.
     update(&systemd.socket());
     second.stop();
     systemd.fdstore.messages().unwrap();
@@ -129,10 +129,10 @@ fn a_client_that_comes_while_there_is_no_process_is_answered() {
     assert!(!systemd.socket().exists());
 }
 
-// Fails if a descriptor that is none of a listening socket, or of one elsewhere, is taken, keeps the
-// daemon from starting, or stays in the place of one that can be used.
+// Fails if a descriptor that is not a listening socket, or is the socket of another path, is
+// adopted, prevents the start of the daemon, or remains stored instead of the right one.
 #[test]
-fn another_descriptor_is_not_taken() {
+fn wrong_stored_socket_is_not_adopted() {
     let mut systemd = Systemd::new();
     let elsewhere = UnixListener::bind(systemd.dir.path().join("other"));
     let wrong: [OwnedFd; 3] = [
@@ -144,7 +144,7 @@ fn another_descriptor_is_not_taken() {
         systemd.fdstore.stored = vec![(STORED.into(), descriptor)];
         let wrong = systemd.fdstore.stored[0].1.try_clone().unwrap();
         let mut child = systemd.start();
-        systemd.told("FDSTORE=1");
+        systemd.await_message("FDSTORE=1");
         assert_eq!(ask(&systemd.socket(), op::WRITE, "/a|1"), "OK|");
         let [(_, kept)] = &systemd.fdstore.stored[..] else { panic!("{:?}", systemd.fdstore) };
         let inode = |descriptor| rustix::fs::fstat(descriptor).unwrap().st_ino;

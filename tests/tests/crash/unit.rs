@@ -1,5 +1,5 @@
-//! The unit of the package, run by systemd itself: the manager of a user, in a mount namespace in
-//! which it believes that the machine was started with systemd.
+//! The unit of the package, run by systemd itself: a user manager in a mount namespace that looks
+//! like a machine started with systemd.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ use xenstore_tests::raw::{Conn, frame, op};
 use crate::stored::{Table, port_of, table, update};
 
 const UNIT: &str = "xenstored.service";
-/// Lines that look at the host, or that the manager of a user cannot do.
+/// Lines that check the host, or that a user manager does not support.
 const OTHERWISE: [&str; 7] = [
     "RequiresMountsFor=",
     "ConditionPathExists=",
@@ -35,12 +35,12 @@ struct Systemd {
     _alone: MutexGuard<'static, ()>,
 }
 
-/// Two managers below one control group have their units of the same name in the same one: what the one
-/// kills is the other's too.
+/// Two managers below one control group use the same group for units of the same name: one would
+/// kill the processes of the other.
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl Systemd {
-    /// None if it cannot run here, which is said.
+    /// Returns `None`, and reports why, if systemd cannot run here.
     fn start() -> Option<Systemd> {
         let systemd = Systemd::try_start();
         if let Err(why) = &systemd {
@@ -62,7 +62,7 @@ impl Systemd {
         fs::write(units.join(UNIT), unit(dir.path())).unwrap();
         fs::write(units.join("probe.service"), "[Service]\nType=oneshot\nExecStart=/bin/true\n")
             .unwrap();
-        // Where the project is may be hidden from services.
+        // The folder of the project may be hidden from services.
         let program = peers::program("xenstored").unwrap();
         fs::copy(program, dir.path().join("xenstored")).unwrap();
         let mut fdstore = FdStore::new(dir.path()).unwrap();
@@ -95,8 +95,8 @@ impl Systemd {
         self.ctl(&["show", "--value", "--property", name, UNIT]).unwrap()
     }
 
-    /// Waits until so many descriptors are stored: systemd reads messages when it comes to it, and not
-    /// those of a process that has ended meanwhile.
+    /// Waits until this many descriptors are stored. systemd reads messages with a delay, and drops
+    /// those of a process that has ended.
     fn has_stored(&self, count: &str) {
         let late = Instant::now() + crate::LIMIT;
         while self.property("NFileDescriptorStore") != count {
@@ -118,7 +118,7 @@ impl Systemd {
 }
 
 impl Systemd {
-    /// Ends it, and first its services.
+    /// Stops the services, then the manager.
     fn end(&mut self) {
         if self.ctl(&["exit"]).is_err() {
             let _ = self.manager.kill();
@@ -133,7 +133,7 @@ impl Drop for Systemd {
     }
 }
 
-/// The unit, for a daemon on a pretend Xen.
+/// Returns the unit, changed for a daemon on a pretend Xen.
 fn unit(dir: &Path) -> String {
     let watchdog = "WatchdogSec=60s";
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/debian/xenstored.service");
@@ -153,11 +153,11 @@ fn unit(dir: &Path) -> String {
     lines.flat_map(|line| [line, "\n"]).collect()
 }
 
-// Fails if systemd does not start the daemon as its unit says, has not kept its socket and its event
-// channels when it was killed, also after a live update, or they are not taken by the next process; or
-// if a stop leaves anything.
+// Fails if systemd does not start the daemon from its unit; if socket and event channels are not
+// stored when it is killed, also after a live update, or are not adopted by the next process; or if
+// a stop leaves anything behind.
 #[test]
-fn systemd_keeps_what_the_unit_says() {
+fn systemd_stores_descriptors_of_the_unit() {
     let Some(mut systemd) = Systemd::start() else { return };
     systemd.ctl(&["start", UNIT]).unwrap();
     let (socket, xen) = (systemd.socket(), systemd.xen());
@@ -176,7 +176,7 @@ fn systemd_keeps_what_the_unit_says() {
         systemd.has_stored("2");
         systemd.ctl(&["kill", "--signal=KILL", UNIT]).unwrap();
         guest.send(&frame(op::WRITE, 77, 0, format!("x\0{round}").as_bytes())).unwrap();
-        // Whether the next process is there yet or not.
+        // The next process may not run yet.
         let mut client = Conn::connect(&socket).unwrap();
         client.gives(op::READ, "/local/domain/5|", "").unwrap();
         let answer = guest.message(crate::LIMIT).unwrap().unwrap();
@@ -193,8 +193,9 @@ fn systemd_keeps_what_the_unit_says() {
     assert_eq!(table(&xen), Table::new());
 }
 
-// Fails if systemd ends the unit with a program that is undone, takes the wrong process for the daemon,
-// or does not notice a daemon that hangs; or watches over C xenstored, which tells it nothing.
+// Fails if systemd ends the unit together with a program that fails at a live update, takes the
+// wrong process for the daemon, or does not detect a daemon that hangs; or if its watchdog ends C
+// xenstored, which does not notify it.
 #[test]
 fn systemd_follows_an_update_that_fails() {
     let Some(mut systemd) = Systemd::start() else { return };
@@ -216,12 +217,12 @@ fn systemd_follows_an_update_that_fails() {
     assert_ne!(second, first);
     let state = |systemd: &Systemd| systemd.property("SubState") + &systemd.property("NRestarts");
     assert_eq!(state(&systemd), "running0");
-    // One that works is the daemon again, in the same process.
+    // After a successful update the daemon is the same process.
     update(&mut Conn::connect(&socket).unwrap(), &systemd.program());
     let pid = || systemd.property("MainPID") == second && state(&systemd) == "running0";
     assert!((0..500).any(|_| pid()), "{second} {}", systemd.ctl(&["show", UNIT]).unwrap());
     systemd.ctl(&["kill", "--signal=STOP", UNIT]).unwrap();
-    // The next process answers; the socket has been kept.
+    // The next process answers; the socket was stored.
     let mut client = Conn::connect(&socket).unwrap();
     client.send(&frame(op::READ, 1, 0, b"/a\0")).unwrap();
     let came = (0..10).find_map(|_| client.reply().ok()).expect("an answer");

@@ -1,4 +1,4 @@
-//! Guests that write what they like into their page, and others that must not notice.
+//! Guests that write arbitrary bytes into their page, beside guests that must not be affected.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use crate::{Host, on_each};
 
 const BAD: u16 = 5;
 
-/// Numbers that are the same every time.
+/// A reproducible sequence of numbers.
 struct Numbers(u32);
 
 impl Numbers {
@@ -22,7 +22,7 @@ impl Numbers {
     }
 }
 
-/// Lets a guest do something over and over while others are answered.
+/// Repeats an action of a guest while other guests are served.
 fn meanwhile(host: &mut Host, act: impl Fn(&mut FakeGuest, &mut Numbers) + Sync) {
     let mut bad = host.fake(BAD);
     let stop = AtomicBool::new(false);
@@ -34,22 +34,22 @@ fn meanwhile(host: &mut Host, act: impl Fn(&mut FakeGuest, &mut Numbers) + Sync)
             }
         });
         for _ in 0..100 {
-            host.others_are_answered();
+            host.others_are_served();
         }
         stop.store(true, Ordering::Relaxed);
     });
 }
 
-// Fails if an index that is garbage (XSA-38) does more than to end the connection that it belongs
-// to; with ours, if it does not do that, is not told, or cannot be mended.
+// Fails if an invalid index (XSA-38) does more than end its connection; with this project's daemon,
+// also if it does not end the connection, is not reported, or prevents a reconnection.
 #[test]
-fn garbage_in_an_index() {
+fn invalid_index_ends_only_its_connection() {
     on_each("garbage in an index", |host| {
         let (mut bad, mut conn) = host.guest(BAD);
         for word in [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD] {
             bad.put(word, 0x8000_0001).unwrap();
             bad.kick().unwrap();
-            host.others_are_answered();
+            host.others_are_served();
             if host.daemon.kind != Kind::Ours {
                 host.introduce(BAD, PORT);
                 continue;
@@ -57,13 +57,13 @@ fn garbage_in_an_index() {
             match word {
                 word::REQ_PROD => bad.await_word(word::ERROR, 2).unwrap(),
                 word::RSP_CONS => {
-                    // It is looked at when there is something to say.
+                    // The index is checked when there is something to send.
                     bad.scribble(0, &frame(op::READ, 1, 0, b"x\0")).unwrap();
                     bad.put(word::REQ_PROD, 18).unwrap();
                     bad.kick().unwrap();
                     bad.await_word(word::ERROR, 2).unwrap();
                 }
-                // Its own indices the server does not take from the page.
+                // The server does not read its own indices from the page.
                 _ => assert_eq!(bad.get(word::ERROR).unwrap(), 0),
             }
             bad.reconnect().unwrap();
@@ -74,10 +74,11 @@ fn garbage_in_an_index() {
     });
 }
 
-// Fails if a guest that sets the indices of its idle ring to 0, as boot firmware and crash kernels do, or
-// after every reply, as OpenBSD's first driver, is not served, or loses what belongs to its connection.
+// Fails if a guest that sets the indices of its idle ring to 0 is not served, or loses the state of
+// its connection. Boot firmware and crash kernels do so once, OpenBSD's first driver after every
+// reply.
 #[test]
-fn an_idle_ring_that_is_set_to_zero() {
+fn idle_ring_set_to_zero_is_served() {
     on_each("indices that are set to 0", |host| {
         let (page, mut conn) = host.guest(BAD);
         conn.watch("x|t|").unwrap();
@@ -98,9 +99,9 @@ fn an_idle_ring_that_is_set_to_zero() {
     });
 }
 
-// Fails if indices that change all the time, between any two accesses, can do more.
+// Fails if indices that change between any two accesses do more than that.
 #[test]
-fn indices_that_flip() {
+fn flipping_indices_end_only_their_connection() {
     on_each("indices that flip", |host| {
         host.guest(BAD);
         meanwhile(host, |bad, numbers| {
@@ -114,10 +115,10 @@ fn indices_that_flip() {
     });
 }
 
-// Fails if bytes that change while they are read can do more. The indices are sound; what lies
-// between them is not.
+// Fails if bytes that change while they are read do more than that. The indices are valid; the
+// bytes between them are not.
 #[test]
-fn bytes_that_change_while_they_are_read() {
+fn changing_bytes_affect_only_their_connection() {
     on_each("bytes that change", |host| {
         host.guest(BAD);
         meanwhile(host, |bad, numbers| {
@@ -136,45 +137,46 @@ fn bytes_that_change_while_they_are_read() {
     });
 }
 
-// Fails if a guest that does not ring is waited for, or is not answered once it does.
+// Fails if the server waits for a guest that sends no event, or does not answer it after an event.
 #[test]
-fn a_guest_that_does_not_ring() {
+fn guest_without_events_delays_no_other() {
     on_each("a guest that does not ring", |host| {
         let (mut bad, mut conn) = host.guest(BAD);
         let request = frame(op::READ, 9, 0, format!("/local/domain/{BAD}\0").as_bytes());
         bad.scribble(bad.get(word::REQ_PROD).unwrap(), &request).unwrap();
         let prod = bad.get(word::REQ_PROD).unwrap();
         bad.put(word::REQ_PROD, prod.wrapping_add(u32::try_from(request.len()).unwrap())).unwrap();
-        host.others_are_answered();
+        host.others_are_served();
         bad.kick().unwrap();
         let reply = conn.message(PATIENCE).unwrap().unwrap();
         assert_eq!((reply.ty, reply.req_id), (op::READ, 9));
     });
 }
 
-// Fails if a guest that dies in the middle of a request leaves anything, or keeps its death secret.
+// Fails if a guest that dies in the middle of a request leaves anything behind, or if its death is
+// not reported.
 #[test]
-fn a_guest_that_dies_in_the_middle_of_a_request() {
+fn guest_that_dies_in_a_request_leaves_nothing() {
     on_each("death in a request", |host| {
         let (mut bad, mut conn) = host.guest(BAD);
         conn.ok(op::WRITE, "mine|1").unwrap();
         host.dom0.watch("@releaseDomain|t|").unwrap();
         bad.send(&frame(op::WRITE, 1, 0, b"half\0of it")[..21]).unwrap();
-        host.others_are_answered();
+        host.others_are_served();
         set_state(&host.daemon.xen(), BAD, "gone").unwrap();
         host.dom0.event("@releaseDomain|t|").unwrap();
         host.dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{BAD}|"), "F|").unwrap();
         if host.daemon.kind == Kind::Ours {
             host.dom0.fails(op::READ, &format!("/local/domain/{BAD}|"), "ENOENT").unwrap();
         }
-        host.others_are_answered();
+        host.others_are_served();
     });
 }
 
-// Fails if transactions or watches of a guest outlive it, if a transaction of its takes effect, or
-// if a later domain finds anything of it.
+// Fails if transactions or watches of a guest outlive it, if one of its transactions takes effect,
+// or if a later domain finds anything of it.
 #[test]
-fn a_guest_that_is_killed_with_all_it_has_open() {
+fn guest_killed_with_open_transactions_leaves_nothing() {
     let mut host = Host::ours();
     let (_, mut conn) = host.guest(BAD);
     let listing = |host: &mut Host, what: &str| host.dom0.ok(op::CONTROL, what).unwrap();
@@ -196,6 +198,6 @@ fn a_guest_that_is_killed_with_all_it_has_open() {
     later.fails(op::READ, "never|", "ENOENT").unwrap();
     later.fails(op::UNWATCH, "x|t|", "ENOENT").unwrap();
     later.events(&[]).unwrap();
-    host.others_are_answered();
+    host.others_are_served();
     host.is_sound();
 }

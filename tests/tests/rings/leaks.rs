@@ -1,4 +1,4 @@
-//! What is left after many rounds, and what a guest that does not read can make the daemon keep.
+//! What remains after many rounds, and what the daemon stores for a guest that does not read.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use xenstore_tests::raw::{Link, frame, op};
 
 use crate::Host;
 
-/// What a daemon holds.
+/// Resources of a daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// Bound ports, by the table of the pretend Xen.
+    /// Bound ports, from the table of the pretend Xen.
     pub(crate) ports: usize,
     pub(crate) descriptors: usize,
-    /// Mapped pages of the files of rings.
+    /// Mapped pages of the ring files.
     pub(crate) pages: usize,
 }
 
@@ -23,7 +23,7 @@ impl Held {
         let table = fs::read(host.daemon.xen().join("ports")).unwrap();
         let maps = fs::read_to_string(format!("{proc}/maps")).unwrap();
         Held {
-            // Entry 0 is for totals.
+            // Entry 0 has totals.
             ports: table.chunks_exact(16).skip(1).filter(|entry| entry[..4] != [0; 4]).count(),
             descriptors: fs::read_dir(format!("{proc}/fd")).unwrap().count(),
             pages: maps.lines().filter(|line| line.ends_with("/ring")).count(),
@@ -31,14 +31,14 @@ impl Held {
     }
 }
 
-/// Memory in KiB: its own, without the journal, which is a file of bounded size.
+/// Memory in KiB, without the journal, which is a file of bounded size.
 fn memory(host: &Host) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", host.daemon.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Introduces and releases domains. In batches the release comes before anybody can have looked.
+/// Introduces and releases domains. In a batch, the release comes before the ring can be served.
 fn rounds(host: &mut Host, count: u16, batch: u16) {
     for number in 0..count / batch {
         let domids = (0..batch).map(|at| 100 + (number * batch + at) % 32);
@@ -54,17 +54,17 @@ fn rounds(host: &mut Host, count: u16, batch: u16) {
             assert_eq!(host.dom0.reply().unwrap().ty, op::RELEASE);
         }
     }
-    host.others_are_answered();
+    host.others_are_served();
 }
 
-/// KiB that the allocator may keep more than before, after thousands of rounds: 1 MiB is a tenth of
-/// a page for each of 10,000.
+/// KiB that the allocator may use more after thousands of rounds: 1 MiB is a tenth of a page for
+/// each of 10,000.
 const TOLERANCE: usize = 1024;
 
-// Fails if a port, a descriptor, a mapped page or memory is lost for each domain that comes and
-// goes, also if it is released in the same batch as it is introduced.
+// Fails if a port, a descriptor, a mapped page or memory is lost for each domain that is introduced
+// and released, also within one batch.
 #[test]
-fn ten_thousand_rounds_leave_nothing() {
+fn ten_thousand_introductions_leave_nothing() {
     let mut host = Host::ours();
     for domid in 100..132 {
         host.fake(domid);
@@ -81,17 +81,17 @@ fn ten_thousand_rounds_leave_nothing() {
     host.is_sound();
 }
 
-// Fails if a guest that does not read its answers and events makes the daemon keep more and more,
-// or anybody else wait.
+// Fails if a guest that does not read its replies and events makes the daemon use more and more
+// memory, or delays another client.
 #[test]
-fn a_guest_that_does_not_read_costs_little() {
+fn guest_that_does_not_read_uses_bounded_memory() {
     let mut host = Host::ours();
     let (mut fake, mut conn) = host.guest(5);
     conn.ok(op::WRITE, &format!("long|{}", "x".repeat(1900))).unwrap();
     conn.watch("/local/domain/5|t|").unwrap();
     let request = frame(op::READ, 1, 0, b"long\0");
     let before = memory(&host);
-    // As many requests as the daemon takes; it stops when it has 64 KiB of answers.
+    // As many requests as the daemon reads; it stops when it has 64 KiB of replies.
     let mut sent = 0;
     while sent < 2000 {
         let room = 1024
@@ -101,8 +101,8 @@ fn a_guest_that_does_not_read_costs_little() {
             sent += 1;
             continue;
         }
-        // It has had a turn by now, and takes no more.
-        host.others_are_answered();
+        // The guest has had a turn by now, and reads no more.
+        host.others_are_served();
         if fake.get(word::REQ_PROD).unwrap().wrapping_sub(fake.get(word::REQ_CONS).unwrap())
             == 1024 - room
         {
@@ -114,8 +114,8 @@ fn a_guest_that_does_not_read_costs_little() {
         host.dom0.ok(op::WRITE, &format!("/local/domain/5/n{}|", number % 1500)).unwrap();
     }
     let grown = memory(&host).saturating_sub(before);
-    // 1,500 nodes of dom0's, 1,024 events and 64 KiB of answers.
+    // 1,500 nodes of dom0, 1,024 events and 64 KiB of replies.
     assert!(grown < 2 * TOLERANCE, "grown by {grown} KiB");
-    host.others_are_answered();
+    host.others_are_served();
     host.is_sound();
 }

@@ -1,4 +1,5 @@
-//! Introduced, introduced again, connected again, offered features, shut down, dead, there before.
+//! Domains that are introduced, introduced again, reconnected, offered features, shut down,
+//! destroyed, or older than the daemon.
 
 use std::fs;
 
@@ -9,13 +10,14 @@ use xenstore_tests::raw::{Conn, frame, op};
 use crate::leaks::Held;
 use crate::{Host, on};
 
-/// oxenstored 4.17 keeps what a domain had open when it is introduced again, and its port.
+/// When a domain is introduced again, oxenstored 4.17 preserves its transactions and watches, and
+/// its port.
 const LIKE_C: [Kind; 2] = [Kind::Ours, Kind::C];
 
-// Fails if a domain that is introduced with another port is still listened to at the old one only,
-// or keeps what it had open.
+// Fails if a domain that is introduced with another port is served only at the old one, or if its
+// transactions and watches survive.
 #[test]
-fn introduced_again_with_another_port() {
+fn introducing_again_changes_the_port() {
     on(&LIKE_C, "another port", |host| {
         let (_, mut conn) = host.guest(5);
         conn.watch("x|t|").unwrap();
@@ -28,9 +30,9 @@ fn introduced_again_with_another_port() {
     });
 }
 
-// Fails if a domain that was released cannot come back, or comes back to anything that it had.
+// Fails if a released domain cannot be introduced again, or finds anything from before.
 #[test]
-fn released_and_introduced() {
+fn released_domain_can_be_introduced_again() {
     on(&LIKE_C, "release and introduce", |host| {
         let (_, mut conn) = host.guest(5);
         conn.watch("x|t|").unwrap();
@@ -45,10 +47,10 @@ fn released_and_introduced() {
     });
 }
 
-// Fails if a domain that was released before anybody looked at its ring, and is back, has somebody
-// serve its ring for each time: both would answer, into the same page.
+// Fails if a domain that is released before its ring is served, and introduced again, is served
+// twice: both tasks would write replies into the same page.
 #[test]
-fn released_and_introduced_at_once() {
+fn domain_released_before_its_ring_is_served_has_one_task() {
     on(&LIKE_C, "release and introduce at once", |host| {
         let mut conn = Conn::new(host.fake(5));
         let before = Held::by(host);
@@ -70,10 +72,10 @@ fn released_and_introduced_at_once() {
     });
 }
 
-// Fails if a guest that asks for a fresh connection does not get one, or one with anything of the
-// old one: half a request, a watch, a transaction. Its nodes stay.
+// Fails if a guest that requests a reconnection does not get one, or gets anything of the old
+// connection: half a request, a watch, a transaction. Its nodes remain.
 #[test]
-fn a_guest_connects_again() {
+fn reconnection_resets_the_connection() {
     let mut host = Host::ours();
     let (mut fake, mut conn) = host.guest(5);
     conn.ok(op::WRITE, "mine|1").unwrap();
@@ -81,7 +83,7 @@ fn a_guest_connects_again() {
     let tx = conn.begin().unwrap();
     conn.gives_in(tx, op::WRITE, "mine|2", "OK|").unwrap();
     conn.send(&[op::READ, 1, 0, 900].map(u32::to_le_bytes).concat()).unwrap();
-    host.others_are_answered();
+    host.others_are_served();
     fake.reconnect().unwrap();
     let indices = [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD];
     assert_eq!(indices.map(|at| fake.get(at).unwrap()), [0; 4]);
@@ -93,14 +95,14 @@ fn a_guest_connects_again() {
     host.is_sound();
 }
 
-// Fails if a guest finds other features in its page than it was offered, or an error although that
-// field is not among them.
+// Fails if the features in a guest's page differ from those offered, or if the error field is set
+// without being offered.
 #[test]
-fn features_are_as_offered() {
+fn features_in_the_page_are_those_offered() {
     let mut host = Host::ours();
     for (domid, features) in [(5, None), (6, Some(0)), (7, Some(13)), (8, Some(3))] {
         let mut fake = host.fake(domid);
-        // What a page may hold before.
+        // Previous contents of the page.
         fake.put(word::SERVER_FEATURES, 0xffff_ffff).unwrap();
         if let Some(features) = features {
             let payload = format!("{domid}|{features}|");
@@ -112,18 +114,18 @@ fn features_are_as_offered() {
         fake.put(word::REQ_PROD, 5000).unwrap();
         fake.kick().unwrap();
         match features & 2 {
-            0 => host.others_are_answered(),
+            0 => host.others_are_served(),
             _ => fake.await_word(word::ERROR, 2).unwrap(),
         }
         assert_eq!(fake.get(word::ERROR).unwrap(), features & 2);
     }
-    host.others_are_answered();
+    host.others_are_served();
 }
 
-// Fails if a violation of the protocol is told as something else than error 3, or as the death of
-// the domain (XSA-325).
+// Fails if a violation of the protocol is reported as anything but error 3, or as the death of the
+// domain (XSA-325).
 #[test]
-fn a_violation_is_no_death() {
+fn violation_is_not_reported_as_a_death() {
     let mut host = Host::ours();
     let (mut fake, mut conn) = host.guest(5);
     host.dom0.watch("@releaseDomain|t|").unwrap();
@@ -133,10 +135,10 @@ fn a_violation_is_no_death() {
     host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "T|").unwrap();
     set_state(&host.daemon.xen(), 5, "gone").unwrap();
     host.dom0.event("@releaseDomain|t|").unwrap();
-    host.others_are_answered();
+    host.others_are_served();
 }
 
-// Fails if a guest can fill the log by breaking the protocol again and again.
+// Fails if a guest can fill the log by repeated violations of the protocol.
 #[test]
 fn violations_do_not_fill_the_log() {
     let mut host = Host::ours();
@@ -151,10 +153,10 @@ fn violations_do_not_fill_the_log() {
     assert_eq!(log.matches("protocol error").count(), 1, "{log}");
 }
 
-// Fails if an operator cannot see which guest is not served for the indices of its ring: in the log, once,
-// and in CONTROL `connections` until it has reconnected.
+// Fails if an operator cannot see which guest is not served because of its ring indices: in the
+// log, once, and in CONTROL `connections` until it has reconnected.
 #[test]
-fn a_ring_that_makes_no_sense_is_shown() {
+fn ring_with_invalid_indices_is_shown_to_the_operator() {
     let mut host = Host::ours();
     let (mut fake, mut conn) = host.guest(5);
     const REASON: &str = "the indices of its ring make no sense";
@@ -173,11 +175,11 @@ fn a_ring_that_makes_no_sense_is_shown() {
     assert_eq!(log.matches(REASON).count(), 1, "{log}");
 }
 
-// Fails if a shutdown is told twice or taken for a death, a death is not told after a shutdown, a
-// watch with a depth or a domid hears too much or too little, or a dead domain leaves nodes or
+// Fails if a shutdown is reported twice or as a death, a death after a shutdown is not reported, a
+// watch with a depth or a domid gets too many or too few events, or a dead domain leaves nodes or
 // permission entries.
 #[test]
-fn shutdown_and_death_are_told_once_each() {
+fn shutdown_and_death_are_reported_once_each() {
     let mut host = Host::ours();
     let (_, mut conn) = host.guest(5);
     host.guest(6);
@@ -206,8 +208,9 @@ fn shutdown_and_death_are_told_once_each() {
                 assert!(told.contains(&got.as_str()), "{got}");
             }
         }
-        // The guest's request comes after the event about the domain, and dom0 hears in order.
-        host.others_are_answered();
+        // The guest's request comes after the event for the domain, and dom0's messages are in
+        // order.
+        host.others_are_served();
         host.dom0.events(&[]).unwrap();
         let alive = if state == "gone" { "F|" } else { "T|" };
         host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", alive).unwrap();
@@ -217,10 +220,10 @@ fn shutdown_and_death_are_told_once_each() {
     host.is_sound();
 }
 
-// Fails if a domain that a builder without toolstack has left waiting is not let in when the daemon
-// starts, or one that has no port is.
+// Fails if a domain that was built before the daemon ran is not introduced at its start, or if one
+// without a port is.
 #[test]
-fn domains_that_wait_are_let_in() {
+fn waiting_domains_are_introduced_at_the_start() {
     let prepare = |xen: &std::path::Path| {
         for (domid, port) in [(5, PORT), (6, 0)] {
             let fake = FakeGuest::create(xen, domid)?;
@@ -237,7 +240,7 @@ fn domains_that_wait_are_let_in() {
     fake.await_word(word::CONNECTION, 0).unwrap();
     assert_eq!(fake.get(word::SERVER_FEATURES).unwrap(), 15);
     Conn::new(fake).gives(op::GET_DOMAIN_PATH, "5|", "/local/domain/5|").unwrap();
-    // As a toolstack does later on.
+    // As a toolstack does later.
     dom0.gives(op::INTRODUCE, &format!("5|1|{PORT}|"), "OK|").unwrap();
     let again = FakeGuest::create(&daemon.xen(), 5).unwrap();
     Conn::new(again).gives(op::GET_DOMAIN_PATH, "5|", "/local/domain/5|").unwrap();

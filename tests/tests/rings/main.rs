@@ -1,5 +1,5 @@
-//! Rings of guests that do not keep to the protocol, come and go, or were there before the daemon:
-//! on the pretend Xen, with the daemon as a process.
+//! Rings of guests that violate the protocol, are created and destroyed, or are older than the
+//! daemon: on the pretend Xen, with the daemon as a process.
 
 #![allow(clippy::print_stderr)] // it says what is skipped
 
@@ -12,14 +12,14 @@ use xenstore_tests::peers::{self, Daemon, Kind, Quotas};
 use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
 
-/// A daemon, dom0 on its socket, and a guest that keeps to the protocol.
+/// A daemon, dom0 on its socket, and a guest that follows the protocol.
 struct Host {
     daemon: Daemon,
     dom0: Conn,
     other: Conn,
 }
 
-/// The guest that keeps to the protocol.
+/// The guest that follows the protocol.
 const OTHER: u16 = 77;
 
 impl Host {
@@ -37,7 +37,7 @@ impl Host {
         Host::start(Kind::Ours)
     }
 
-    /// Another end of the ring of a domain, which is made if need be.
+    /// Another end of the ring of a domain, which is created if necessary.
     fn fake(&self, domid: u16) -> FakeGuest {
         FakeGuest::create(&self.daemon.xen(), domid).unwrap()
     }
@@ -51,7 +51,7 @@ impl Host {
         self.dom0.ok(op::SET_PERMS, &format!("/local/domain/{domid}|n{domid}|")).unwrap();
     }
 
-    /// A guest with a home: its ring, and a connection over it.
+    /// Creates a guest with a home. Returns its ring, and a connection over it.
     fn guest(&mut self, domid: u16) -> (FakeGuest, Conn) {
         let (fake, link) = (self.fake(domid), self.fake(domid));
         self.introduce(domid, PORT);
@@ -59,22 +59,22 @@ impl Host {
         (fake, Conn::new(link))
     }
 
-    /// Everybody else is answered as if nothing were.
-    fn others_are_answered(&mut self) {
+    /// Checks that dom0 and the other guest are served normally.
+    fn others_are_served(&mut self) {
         for value in ["1", "2"] {
             self.other.gives(op::WRITE, &format!("x|{value}"), "OK|").unwrap();
             self.dom0.gives(op::READ, &format!("/local/domain/{OTHER}/x|"), value).unwrap();
         }
     }
 
-    /// The daemon finds nothing wrong with itself.
+    /// Checks all invariants of the daemon.
     fn is_sound(&mut self) {
         self.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
         assert!(!self.daemon.log().contains("panic"), "{}", self.daemon.log());
     }
 }
 
-/// Runs a test on ours, and on the packaged daemons that can be run here.
+/// Runs a test on this project's daemon, and on the packaged daemons that can run here.
 fn on_each(what: &str, test: impl Fn(&mut Host)) {
     on(&[Kind::Ours, Kind::C, Kind::Ocaml], what, test);
 }
@@ -87,7 +87,7 @@ fn on(kinds: &[Kind], what: &str, test: impl Fn(&mut Host)) {
                 eprintln!("{what} on {}", kind.name());
                 let mut host = Host::start(kind);
                 test(&mut host);
-                host.others_are_answered();
+                host.others_are_served();
                 assert!(host.daemon.is_running(), "{what} on {}", kind.name());
                 if kind == Kind::Ours {
                     host.is_sound();

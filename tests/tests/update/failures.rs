@@ -1,4 +1,4 @@
-//! Programs that cannot go on: the daemon that was asked goes on itself.
+//! Programs that cannot take over: the daemon that was asked continues.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use xenstore_tests::skip;
 use crate::takeover::sockets;
 use crate::{Host, ours};
 
-/// A program of this text, as a shell script in the daemon's directory.
+/// Writes a shell script with this text into the daemon's directory.
 pub(crate) fn script(host: &Host, name: &str, text: &str) -> PathBuf {
     let path = host.daemon.xen().join(name);
     let text = text.replace("OURS", ours().to_str().unwrap());
@@ -21,13 +21,13 @@ pub(crate) fn script(host: &Host, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// What a program of ours says when it is asked, and is asked by the rest of a script for its check.
+/// The help of this project's daemon. The rest of a script handles the check.
 pub(crate) const LIKE_OURS: &str = "case \"$*\" in --help) echo --check-state; exit;; esac";
 
-// Fails if a program that is none of ours, crashes, hangs up, lies or cannot be run takes the daemon
-// or anything that it has with it, or the reason is not told to the requester and in the log.
+// Fails if a program that is not a XenStore daemon, crashes, hangs up, lies or cannot be executed
+// damages the daemon or its state, or if the reason is missing in the reply or in the log.
 #[test]
-fn a_program_that_cannot_go_on_changes_nothing() {
+fn program_that_fails_the_check_changes_nothing() {
     let mut host = Host::start();
     let mut guest = host.guest(5);
     guest.watch("x|t|").unwrap();
@@ -58,14 +58,14 @@ fn a_program_that_cannot_go_on_changes_nothing() {
             "{}",
             host.daemon.log()
         );
-        // Everybody is answered, and has what they had.
+        // All connections are served with their state.
         host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
         guest.event("x|t|").unwrap();
         client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
         assert_eq!((host.daemon.pid(), host.updates()), (pid, 0));
     }
     client.end(tx, "T|", "OK|").unwrap();
-    // C xenstored is given descriptors at which one waits; ours must not wait at any.
+    // C xenstored gets blocking descriptors; this project's daemon must not block on any.
     let like_c = script(&host, "like-c", "echo 'xenstored <options>'; rm \"$0\"");
     let answer = host.update_to(&like_c);
     assert!(answer.contains("cannot be run"), "{answer}");
@@ -78,10 +78,10 @@ fn a_program_that_cannot_go_on_changes_nothing() {
     guest.gives(op::READ, "x|", "1").unwrap();
 }
 
-// Fails if a program that has taken the place of the daemon and cannot read the state does not give
-// the place back, or the requester takes that for success.
+// Fails if a program that has replaced the daemon and cannot read the state does not execute the
+// old one again, or if the requester gets a success.
 #[test]
-fn a_program_that_finds_out_late_goes_back() {
+fn program_that_cannot_read_the_state_executes_the_old_one() {
     let mut host = Host::start();
     let mut guest = host.guest(5);
     guest.watch("x|t|").unwrap();
@@ -101,10 +101,10 @@ fn a_program_that_finds_out_late_goes_back() {
     guest.gives(op::READ, "x|", "1").unwrap();
 }
 
-// Fails if the requester is answered otherwise than by C xenstored (texts of its lu.c), or a
-// session outlives its connection.
+// Fails if a reply differs from that of C xenstored (texts of its lu.c), or if a session outlives
+// its connection.
 #[test]
-fn requests_are_answered_as_by_c_xenstored() {
+fn replies_are_those_of_c_xenstored() {
     let mut host = Host::start();
     let file = ours();
     let file = file.to_str().unwrap();
@@ -128,7 +128,7 @@ fn requests_are_answered_as_by_c_xenstored() {
     let version = "live-update|-s|-v|3|";
     other.gives(op::CONTROL, version, "Migration stream version not supported.|").unwrap();
     drop(other);
-    // Its end has been seen once a new client is answered.
+    // The daemon has processed its end once a new client is served.
     let begun = (0..1000).find_map(|_| {
         let mut next = host.client();
         let answer = next.ok(op::CONTROL, &begin).unwrap();
@@ -141,9 +141,9 @@ fn requests_are_answered_as_by_c_xenstored() {
     assert_eq!(host.updates(), 0);
 }
 
-// Fails if a dry run does anything, or does not tell size and pause.
+// Fails if a dry run has an effect, or does not report size and pause.
 #[test]
-fn a_dry_run_only_tells() {
+fn dry_run_reports_and_has_no_effect() {
     let mut host = Host::start();
     let file = ours();
     assert_eq!(host.control(&["-f", file.to_str().unwrap()]), Ok("OK".into()));
@@ -167,10 +167,10 @@ fn a_dry_run_only_tells() {
     assert_eq!(host.updates(), 1);
 }
 
-// Fails if a dry run does anything to another daemon, or does not say what that cannot tell; or if a
-// mistake that can be found is not.
+// Fails if a dry run has an effect on another daemon, or does not report what that daemon cannot
+// tell; or if an invalid option that can be found is not.
 #[test]
-fn a_dry_run_says_what_another_daemon_does_not_allow() {
+fn dry_run_reports_what_another_daemon_cannot_tell() {
     for kind in [Kind::C, Kind::Ocaml] {
         let mut daemon = match peers::available(kind)
             .and_then(|()| Daemon::start(kind, peers::Quotas::Default))
@@ -195,11 +195,11 @@ fn a_dry_run_says_what_another_daemon_does_not_allow() {
     }
 }
 
-// Fails if a transaction that C xenstored cannot go on with is lost although nobody said so, is
-// not named, or one that ends in time is in the way; or if others cannot go on while it is waited
-// for.
+// Fails if a transaction that C xenstored cannot continue is lost without `-F`, is not named, or
+// one that ends in time makes the update fail; or if other connections are not served during the
+// wait.
 #[test]
-fn transactions_are_in_the_way_of_c_xenstored() {
+fn open_transaction_prevents_the_update_to_c_xenstored() {
     if let Err(why) = peers::available(Kind::C) {
         return skip("transactions and C xenstored", &why);
     }
@@ -212,7 +212,7 @@ fn transactions_are_in_the_way_of_c_xenstored() {
     assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
     let report = host.control(&["-s", "-n"]).unwrap();
     assert!(report.contains("in the way: conn") && report.contains("requests 1"), "{report}");
-    // C xenstored 4.17 ends at a newer stream, and says so nowhere.
+    // C xenstored 4.17 exits on a newer stream, without a message.
     assert!(report.contains("stream version: 1"), "{report}");
     assert_eq!(report.matches("lost: transaction 1 of connection").count(), 1, "{report}");
     assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
@@ -224,7 +224,7 @@ fn transactions_are_in_the_way_of_c_xenstored() {
     assert!(refusal.starts_with("Domains with long running transactions:\nconn"), "{refusal}");
     host.client().ok(op::WRITE, "/b|1").unwrap();
     client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
-    // It ends while it is waited for.
+    // The transaction ends during the wait.
     assert_eq!(host.control(&["-f", program]), Ok("OK".into()));
     host.dom0.start(op::CONTROL, 0, b"live-update\0-s\0-t\x0060\0").unwrap();
     client.end(tx, "T|", "OK|").unwrap();
@@ -237,9 +237,9 @@ fn transactions_are_in_the_way_of_c_xenstored() {
     client.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
 }
 
-// Fails if transactions that are given up are not told, or keep C xenstored from going on.
+// Fails if aborted transactions are not reported, or prevent the update to C xenstored.
 #[test]
-fn transactions_can_be_given_up() {
+fn forced_update_aborts_transactions() {
     if let Err(why) = peers::available(Kind::C) {
         return skip("transactions and C xenstored", &why);
     }

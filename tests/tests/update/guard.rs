@@ -41,8 +41,8 @@ impl Drop for Guarded {
     }
 }
 
-/// Updates to programs of which the first lines are these and the rest this, and expects that
-/// everything is as before.
+/// Updates to programs with these first lines and this rest, and checks that everything is
+/// unchanged.
 fn none_of_these(asked: &str, cases: &[(&str, &str, &str)]) {
     let mut guarded = Guarded::start();
     let pid = guarded.pid();
@@ -56,13 +56,13 @@ fn none_of_these(asked: &str, cases: &[(&str, &str, &str)]) {
         let program = script(host, &name.replace(' ', "-"), &format!("{asked}\n{text}"));
         let answer = answer_of(host, &program);
         assert!(answer.contains(reason), "{name}: {answer}");
-        // Everybody is answered, and has what they had.
+        // All connections are served with their state.
         host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
         guest.event("x|t|").unwrap();
         client.gives_in(tx, op::READ, "/a|", "in|").unwrap();
         host.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
         is_logged(host, "taken over", number + 1);
-        // A death is heard of: the virtual interrupt is still there.
+        // A death is reported: the virtual interrupt is still bound.
         let late = host.guest(20);
         host.dom0.watch("@releaseDomain|r|").unwrap();
         xenstore_tests::fake_guest::set_state(&host.daemon.xen(), 20, "gone").unwrap();
@@ -79,14 +79,15 @@ fn none_of_these(asked: &str, cases: &[(&str, &str, &str)]) {
     assert_ne!(guarded.pid(), pid);
 }
 
-/// Waits until the log has so many lines with this: the process that writes it is not known here.
+/// Waits until the log has `count` lines with this text: the process that writes it is not known
+/// here.
 fn is_logged(host: &Host, what: &str, count: usize) {
     let has = || host.daemon.log().matches(what).count() == count;
     let wait = || std::thread::sleep(std::time::Duration::from_millis(1));
     assert!((0..10_000).any(|_| has() || (wait(), false).1), "{what}: {}", host.daemon.log());
 }
 
-/// The answer to an update, also if it takes as long as a guard waits.
+/// Returns the reply to an update, which may take as long as a guard waits.
 fn answer_of(host: &mut Host, program: &Path) -> String {
     assert_eq!(host.control(&["-f", program.to_str().unwrap()]), Ok("OK".into()));
     host.dom0.start(op::CONTROL, 0, b"live-update\0-s\0").unwrap();
@@ -94,7 +95,7 @@ fn answer_of(host: &mut Host, program: &Path) -> String {
     text(&reply.payload)
 }
 
-/// Is there a process that was started by a script in this directory?
+/// Returns true if a process runs that a script in this directory has started.
 fn left_behind(dir: &Path) -> bool {
     let marker = dir.join("marker").display().to_string();
     fs::read_dir("/proc").unwrap().flatten().any(|process| {
@@ -103,10 +104,10 @@ fn left_behind(dir: &Path) -> bool {
     })
 }
 
-// Fails if a program that passes the check and then ends, however, or hangs, or closes what it has, is
-// not undone: there is no daemon, or it has lost something, or the requester is not told why.
+// Fails if a program that passes the check and then ends in any way, hangs, or closes its
+// descriptors is not undone: no daemon runs, it has lost state, or the reply lacks the reason.
 #[test]
-fn a_program_that_does_not_serve_is_undone() {
+fn program_that_does_not_serve_is_undone() {
     let check = format!("{LIKE_OURS}\ncase \"$*\" in *--check-state*) echo 5 us; exit;; esac");
     none_of_these(
         &check,
@@ -123,7 +124,7 @@ fn a_program_that_does_not_serve_is_undone() {
 
 // Fails if a program that looks like C xenstored and does not serve is not undone.
 #[test]
-fn a_program_like_c_xenstored_that_does_not_serve_is_undone() {
+fn program_like_c_xenstored_that_does_not_serve_is_undone() {
     none_of_these(
         "case \"$*\" in --help) echo 'xenstored <options>'; exit;; esac",
         &[
@@ -133,8 +134,8 @@ fn a_program_like_c_xenstored_that_does_not_serve_is_undone() {
     );
 }
 
-// Fails if C xenstored that cannot read the state, or ends in the middle of it with event channels of
-// its own bound, is not undone.
+// Fails if C xenstored is not undone when it cannot read the state, or ends while it reads it, with
+// its own event channels bound.
 #[test]
 fn c_xenstored_that_does_not_serve_is_undone() {
     if let Err(why) = peers::available(Kind::C) {
@@ -163,10 +164,10 @@ fn c_xenstored_that_does_not_serve_is_undone() {
     guest.gives(op::READ, "x|", "1").unwrap();
 }
 
-// Fails if systemd is not told who is the daemon at each moment: it would end the unit with the
-// program that fails, or not notice the end of the one that serves.
+// Fails if systemd is not notified which process is the daemon at each moment: it would end the
+// unit together with the failed program, or not detect the end of the one that serves.
 #[test]
-fn systemd_knows_which_process_is_the_daemon() {
+fn systemd_is_notified_of_the_serving_process() {
     let daemon = Daemon::start_with_fdstore().unwrap();
     let pid = daemon.pid();
     let dom0 = Conn::connect(&daemon.socket()).unwrap();
@@ -186,7 +187,7 @@ fn systemd_knows_which_process_is_the_daemon() {
     assert_eq!(answer, "OK");
     let pids = told(&mut host.daemon);
     assert!(pids.len() == 2 && pids[0] != pid, "the guard, then the daemon again: {pids:?}");
-    // The guard has ended, and nothing is left of it.
+    // The guard has ended, and no child is left.
     let children = format!("/proc/{pid}/task/{pid}/children");
     let gone = (0..5000).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(1));

@@ -1,4 +1,5 @@
-//! Live update: of ours to ours, and from and to the packaged daemons, on the pretend Xen.
+//! Live update between versions of this project's daemon, and from and to the packaged daemons, on
+//! the pretend Xen.
 
 #![allow(clippy::print_stderr)] // it says what is skipped, and figures
 
@@ -15,13 +16,13 @@ use xenstore_tests::fake_guest::{FakeGuest, PORT};
 use xenstore_tests::peers::{self, Daemon, Kind, Quotas};
 use xenstore_tests::raw::{Conn, op};
 
-/// A daemon that is updated, and who does it.
+/// A daemon, and the client that updates it.
 struct Host {
     daemon: Daemon,
     dom0: Conn,
 }
 
-/// Our daemon as a file.
+/// This project's daemon as a file.
 fn ours() -> PathBuf {
     peers::program("xenstored").unwrap()
 }
@@ -33,12 +34,12 @@ impl Host {
         Host { daemon, dom0 }
     }
 
-    /// Another client.
+    /// Connects another client.
     fn client(&self) -> Conn {
         Conn::connect(&self.daemon.socket()).unwrap()
     }
 
-    /// A guest with a home, and its connection.
+    /// Creates a guest with a home, and returns its connection.
     fn guest(&mut self, domid: u16) -> Conn {
         let guest = FakeGuest::create(&self.daemon.xen(), domid).unwrap();
         self.dom0.gives(op::INTRODUCE, &format!("{domid}|1|{PORT}|"), "OK|").unwrap();
@@ -47,14 +48,14 @@ impl Host {
         Conn::new(guest)
     }
 
-    /// CONTROL `live-update` with these arguments; the text of the answer.
+    /// Sends CONTROL `live-update` with these arguments, and returns the text of the reply.
     fn control(&mut self, args: &[&str]) -> Result<String, String> {
         let payload: String = ["live-update"].iter().chain(args).map(|a| format!("{a}|")).collect();
         let reply = self.dom0.tx(0, op::CONTROL, &payload).unwrap();
         reply.map(|text| text.trim_end_matches('|').to_owned())
     }
 
-    /// The whole of an update to this program; the answer.
+    /// Executes all steps of an update to this program, and returns the reply.
     fn update_to(&mut self, program: &Path) -> String {
         let begun = self.control(&["-f", program.to_str().unwrap()]).unwrap();
         match begun.as_str() {
@@ -67,12 +68,12 @@ impl Host {
         assert_eq!(self.update_to(&ours()), "OK", "{}", self.daemon.log());
     }
 
-    /// How often the daemon has taken over.
+    /// Returns how many updates the log reports.
     fn updates(&self) -> usize {
         self.daemon.log().matches("taken over").count()
     }
 
-    /// The daemon finds nothing wrong with itself.
+    /// Checks all invariants of the daemon.
     fn is_sound(&mut self) {
         self.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
         let log = self.daemon.log();

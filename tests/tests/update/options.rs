@@ -1,4 +1,5 @@
-//! Every option of the daemon at a live update, valid and not: served before, served after.
+//! Every option of the daemon at a live update, valid and invalid: the daemon serves before and
+//! after.
 
 use std::fs;
 
@@ -6,10 +7,11 @@ use xenstore_tests::raw::op;
 
 use crate::{Host, ours};
 
-// Fails if there is an option with which the new program takes over and ends, or a mistake that is not
-// told to the requester. The list is held against the daemon's options by a test beside those.
+// Fails if an option makes the new program end after it has taken over, or if an invalid option is
+// not reported to the requester. A test beside the daemon's options checks that the list is
+// complete.
 #[test]
-fn no_option_ends_the_daemon() {
+fn no_option_ends_the_daemon_at_an_update() {
     let mut host = Host::start();
     let dir = host.daemon.xen().parent().unwrap().display().to_string();
     let mut guest = host.guest(5);
@@ -21,7 +23,7 @@ fn no_option_ends_the_daemon() {
         let mut words = case.split(' ');
         let outcome = words.next().unwrap();
         let named = if outcome == "done" { None } else { words.next() };
-        // An option that is given twice counts as it was given last.
+        // The last occurrence of an option counts.
         let own = format!("-N --journal {dir}/run --pretend-xen {dir}/xen");
         let args: Vec<&str> = own.split(' ').chain(words).collect();
         assert_eq!(host.control(&["-f", ours().to_str().unwrap()]), Ok("OK".into()));

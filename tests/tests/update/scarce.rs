@@ -1,4 +1,5 @@
-//! Live updates without descriptors, threads or processes: an error answer, and nothing else.
+//! Live updates without free descriptors, threads or processes: an error reply, and no other
+//! effect.
 
 use std::fs;
 use std::process::Command;
@@ -11,15 +12,15 @@ use xenstore_tests::skip;
 use crate::failures::script;
 use crate::{Host, ours};
 
-/// Of what there is not enough.
+/// A limited resource.
 struct Scarce {
-    /// As prlimit(1) calls it.
+    /// Its name for prlimit(1).
     what: &'static str,
-    /// Whose daemon it is.
+    /// The user of the daemon.
     user: u32,
-    /// What a refusal may name.
+    /// Words that an error may contain.
     named: &'static [&'static str],
-    /// The limit before.
+    /// The previous limit.
     most: Option<u64>,
 }
 
@@ -28,7 +29,7 @@ impl Scarce {
     /// Returns true if the update was done.
     fn update(&self, host: &mut Host, client: &mut Conn, count: u64, most: Option<u64>) -> bool {
         let most = most.map_or("unlimited".to_owned(), |most| most.to_string());
-        // Limits of a process are set by its user, or with a privilege that a container lacks.
+        // Setting a limit needs the same user, or a privilege that a container lacks.
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={}", self.user), format!("--regid={}", self.user)]);
         command.args(["--clear-groups", "prlimit", "--pid"]);
@@ -48,15 +49,15 @@ impl Scarce {
         answer == "OK"
     }
 
-    /// Lets the daemon have ever more, from `least` on, until an update is done; and then ever less,
-    /// which also counts for the new program.
+    /// Raises the limit from `least` until an update succeeds, then lowers it, which also applies
+    /// to the new program.
     fn play(&self, host: &mut Host, least: u64) {
         let mut client = host.client();
         client.watch("/x|t|").unwrap();
         let like_c = script(host, "like-c", "echo 'xenstored <options>'; exec rm \"$0\"");
         let mut count = least;
         while !self.update(host, &mut client, count, self.most) {
-            // The same on the way to C xenstored, which is not asked.
+            // The same on the way to C xenstored, which is not checked.
             assert_ne!(host.update_to(&like_c), "OK");
             host.dom0.ok(op::WRITE, "/x|1").unwrap();
             client.event("/x|t|").unwrap();
@@ -70,10 +71,9 @@ impl Scarce {
     }
 }
 
-// Fails if an update for which there are no descriptors ends the daemon, at whichever step there are
-// none.
+// Fails if an update without free descriptors ends the daemon, whichever step lacks them.
 #[test]
-fn without_descriptors() {
+fn update_fails_cleanly_without_free_descriptors() {
     let mut host = Host::start();
     let descriptors = fs::read_dir(format!("/proc/{}/fd", host.daemon.pid())).unwrap().count();
     let named = &["Too many open files", "os error 24", "refuses the state"];
@@ -83,10 +83,10 @@ fn without_descriptors() {
     Scarce { what: "nofile", user: getuid().as_raw(), named, most }.play(&mut host, least);
 }
 
-// Fails if an update for which no thread or process can be made ends the daemon, at whichever step.
+// Fails if an update without free threads or processes ends the daemon, whichever step lacks them.
 #[test]
-fn without_processes() {
-    // Root may have as many as it likes.
+fn update_fails_cleanly_without_free_processes() {
+    // Root has no limit.
     let user = "chown -R 54321 \"$XENSTORED_RUNDIR/..\" && exec setpriv --reuid=54321 \
                 --regid=54321 --clear-groups \"$@\"";
     let wrapper = ["sh", "-c", user, "sh"].map(str::to_owned);

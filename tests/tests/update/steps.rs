@@ -1,4 +1,4 @@
-//! Clients see the same whether or not the daemon is updated in the middle of what they do.
+//! Clients get the same bytes whether or not the daemon is updated during an exchange.
 
 use std::fs;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use xenstore_tests::raw::{PATIENCE, bytes, frame, op, text};
 
 use crate::Host;
 
-/// Who does something.
+/// The client of a step.
 #[derive(Clone, Copy, Debug)]
 enum Who {
     /// On the socket, privileged.
@@ -17,7 +17,7 @@ enum Who {
     Slow,
     /// On a ring.
     Guest,
-    /// On another ring, with answers that do not fit it.
+    /// On another ring, with replies that do not fit it.
     Full,
 }
 use Who::{Full, Guest, Slow, Tool};
@@ -25,12 +25,12 @@ use Who::{Full, Guest, Slow, Tool};
 #[derive(Clone, Debug)]
 enum Step {
     Send(Who, Vec<u8>),
-    /// So many messages must come.
+    /// This many messages must come.
     Get(Who, usize),
 }
 
-/// The steps of one exchange. Where what one does is seen by another, its answer is awaited first,
-/// so that only one order is possible.
+/// The steps of one exchange. If one client depends on another's request, the script waits for the
+/// reply first, so that only one order is possible.
 fn script() -> Vec<Step> {
     let send = |who, ty, id, tx, payload: &str| Step::Send(who, frame(ty, id, tx, &bytes(payload)));
     let ask = |who, ty, id, tx, payload: &str| [send(who, ty, id, tx, payload), Step::Get(who, 1)];
@@ -44,11 +44,11 @@ fn script() -> Vec<Step> {
     let mut steps = Vec::new();
     let mut add = |more: &[Step]| steps.extend_from_slice(more);
     add(&ask(Tool, op::WRITE, 1, 0, &format!("/big|{big}")));
-    // Watches: one with a depth, one relative, one whose events wait.
+    // Watches: one with a depth, one relative, one with queued events.
     add(&[send(Tool, op::WATCH, 2, 0, "/w|deep|1|"), Step::Get(Tool, 2)]);
     add(&[send(Guest, op::WATCH, 3, 0, "home|t|"), Step::Get(Guest, 2)]);
     add(&[send(Slow, op::WATCH, 4, 0, "/w|slow|"), Step::Get(Slow, 2)]);
-    // More than a socket takes, and than a ring holds.
+    // More than a socket buffer or a ring holds.
     add(&[Step::Send(Slow, frame(op::READ, 5, 0, b"/big\0").repeat(120))]);
     add(&[send(Full, op::READ, 6, 0, "/big|"), send(Full, op::READ, 7, 0, "/big|")]);
     // A request in pieces, cut in its header and in its payload.
@@ -61,9 +61,9 @@ fn script() -> Vec<Step> {
     add(&ask(Guest, op::WRITE, 11, 0, "b|outside"));
     add(&ask(Tool, op::READ, 12, 1, "/w/x|"));
     add(&[send(Tool, op::TRANSACTION_END, 13, 1, "T|"), Step::Get(Tool, 2)]);
-    // What is below the depth of the watch is not told.
+    // No event for a change below the depth of the watch.
     add(&ask(Tool, op::WRITE, 14, 0, "/w/x/y/z|deep"));
-    // One that conflicts, and one that is given up.
+    // One transaction that conflicts, and one that is aborted.
     add(&ask(Tool, op::TRANSACTION_START, 15, 0, "|"));
     add(&ask(Tool, op::TRANSACTION_START, 16, 0, "|"));
     add(&ask(Guest, op::TRANSACTION_START, 17, 0, "|"));
@@ -75,7 +75,7 @@ fn script() -> Vec<Step> {
     add(&ask(Tool, op::WRITE, 23, 3, "/w/never|1"));
     add(&ask(Tool, op::TRANSACTION_END, 24, 3, "F|"));
     add(&ask(Guest, op::TRANSACTION_END, 25, 1, "T|"));
-    // The order of children is that of their creation; the last of two requests is cut.
+    // Children are in the order of their creation; the last of two requests is cut.
     add(&[Step::Send(
         Guest,
         [frame(op::MKDIR, 26, 0, b"z\0"), frame(op::MKDIR, 27, 0, b"a\0")].concat()[..30].to_vec(),
@@ -86,7 +86,7 @@ fn script() -> Vec<Step> {
     )]);
     add(&[Step::Get(Guest, 2)]);
     add(&ask(Tool, op::DIRECTORY, 28, 0, "/local/domain/5|"));
-    // Now the late ones read: answers first, then what happened to /w, each once.
+    // Now the late clients read: replies first, then each change of /w once.
     add(&[Step::Get(Full, 2), Step::Get(Slow, 122)]);
     add(&ask(Slow, op::UNWATCH, 29, 0, "/w|slow|"));
     for query in ["quota|5|", "quota|6|", "watches|", "transactions|", "check|"] {
@@ -99,17 +99,19 @@ fn script() -> Vec<Step> {
     steps
 }
 
-/// Plays the script and updates the daemon before the steps that `update` names. What everybody got.
+/// Plays the script, updates the daemon before the steps that `update` selects, and returns what
+/// each client got.
 fn play(script: &[Step], update: impl Fn(usize) -> bool) -> Vec<String> {
     let mut host = Host::start();
-    // Answered, so that it has been accepted: connections have the same numbers each time.
+    // Wait for a reply, so that the client is accepted: connections have the same numbers in each
+    // run.
     let [tool, slow] = [(); 2].map(|()| {
         let mut client = host.client();
         client.gives(op::GET_DOMAIN_PATH, "0|", "/local/domain/0|").unwrap();
         client
     });
     let (mut guest, full) = (host.guest(5), host.guest(6));
-    // The rings are not at their beginning.
+    // The ring indices are not at their start.
     for number in 0..40 {
         let payload = format!("/local/domain/{number}|");
         guest.gives(op::GET_DOMAIN_PATH, &format!("{number}|"), &payload).unwrap();
@@ -132,15 +134,15 @@ fn play(script: &[Step], update: impl Fn(usize) -> bool) -> Vec<String> {
                     let payload = text(&message.payload);
                     let (ty, req_id, tx_id) = (message.ty, message.req_id, message.tx_id);
                     let line = format!("{who:?} {ty} {req_id} {tx_id} {payload:.400}");
-                    // Where events come between the answers to another's requests is for the
-                    // kernel to say, by what it takes at a time.
+                    // The kernel decides where events come between the replies to another client's
+                    // requests, by the amount that it transfers at a time.
                     let between = matches!(who, Slow) && ty == op::WATCH_EVENT;
                     if between { &mut late } else { &mut seen }.push(line);
                 }
             }
         }
     }
-    // Nothing more comes to anybody.
+    // No more messages come.
     for conn in &mut conns {
         conn.events(&[]).unwrap();
     }
@@ -148,10 +150,10 @@ fn play(script: &[Step], update: impl Fn(usize) -> bool) -> Vec<String> {
     [seen, late].concat()
 }
 
-// Fails if anything is lost, repeated, reordered or answered otherwise by an update, at any step of
-// an exchange: half a request, answers that are not read, open transactions, events that wait.
+// Fails if an update at any step of an exchange loses, repeats, reorders or changes a message: half
+// a request, unread replies, open transactions, queued events.
 #[test]
-fn an_update_at_any_step_is_not_seen() {
+fn update_at_any_step_changes_no_message() {
     let script = script();
     let expected = play(&script, |_| false);
     assert!(expected.len() > 160, "{} messages", expected.len());
@@ -188,7 +190,7 @@ fn a_hundred_updates_leave_nothing_behind() {
     let pid = host.daemon.pid();
     host.update();
     host.update();
-    // The pretend Xen opens a guest's bell when it rings it for the first time.
+    // The pretend Xen opens a guest's event channel at its first event.
     host.dom0.ok(op::WRITE, "/local/domain/5/x|first").unwrap();
     guest.event("x|t|").unwrap();
     let (before, memory) = (descriptors(&host), resident(&host));
@@ -212,17 +214,17 @@ fn a_hundred_updates_leave_nothing_behind() {
     host.is_sound();
 }
 
-// Fails if a domain that is gone while the daemon is updated is kept, one that shut down is told
-// twice, or one is taken for another because its identity was not carried.
+// Fails if a domain that is destroyed during an update remains, a shutdown is reported twice, or a
+// domain is mistaken for another because its identity was not carried.
 #[test]
-fn domains_are_asked_about_after_an_update() {
+fn domains_are_queried_after_an_update() {
     let mut host = Host::start();
     let (_alive, _gone) = (host.guest(5), host.guest(6));
     set_state(&host.daemon.xen(), 5, "shutdown").unwrap();
     let mut watcher = host.client();
     watcher.watch("@releaseDomain|t|").unwrap();
     host.dom0.ok(op::WRITE, "/local/domain/6/x|1").unwrap();
-    // Nobody tells of it.
+    // Without an event.
     fs::write(host.daemon.xen().join("6/state"), "gone").unwrap();
     host.update();
     watcher.event("@releaseDomain|t|").unwrap();
@@ -234,10 +236,10 @@ fn domains_are_asked_about_after_an_update() {
     host.is_sound();
 }
 
-// Fails if a guest that broke the protocol is heard again after an update without having asked for
-// a fresh start, or cannot get one.
+// Fails if a guest that violated the protocol is served after an update without having requested a
+// reconnection, or cannot reconnect.
 #[test]
-fn a_ring_in_error_stays_so_until_it_starts_anew() {
+fn failed_ring_stays_failed_until_it_reconnects() {
     let mut host = Host::start();
     let mut guest = host.guest(5);
     let mut page = FakeGuest::create(&host.daemon.xen(), 5).unwrap();
@@ -253,10 +255,10 @@ fn a_ring_in_error_stays_so_until_it_starts_anew() {
     guest.gives(op::READ, "x|", "1").unwrap();
 }
 
-// Fails if a guest that sets the indices of its idle ring to 0 is not served by the program that comes
-// next, which was told the indices of before.
+// Fails if a guest that sets the indices of its idle ring to 0 is not served by the next program,
+// which got the previous indices.
 #[test]
-fn a_ring_that_is_set_to_zero_is_served_after_an_update() {
+fn ring_set_to_zero_is_served_after_an_update() {
     let mut host = Host::start();
     let mut guest = host.guest(5);
     let page = FakeGuest::create(&host.daemon.xen(), 5).unwrap();
@@ -273,10 +275,10 @@ fn a_ring_that_is_set_to_zero_is_served_after_an_update() {
     guest.event("x|t|").unwrap();
 }
 
-// Fails if requests that came together with the one for the update are lost or answered twice, or
-// before it.
+// Fails if requests that came together with that for the update are lost, executed twice, or
+// executed before it.
 #[test]
-fn requests_behind_the_one_for_the_update_wait() {
+fn requests_behind_the_update_request_are_executed_once() {
     let mut host = Host::start();
     let file = crate::ours();
     let begin = format!("live-update|-f|{}|", file.to_str().unwrap());

@@ -1,5 +1,4 @@
-//! One daemon goes on in place of another kind, under load, driven by the packaged
-//! `xenstore-control`.
+//! A daemon replaces another kind, under load, with the packaged `xenstore-control`.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,7 +13,7 @@ use xenstore_tests::peers::{self, Daemon, Kind, Quotas, XEN_BIN};
 use xenstore_tests::raw::{Conn, op};
 use xenstore_tests::skip;
 
-/// The packaged `xenstore-control live-update`, with this program and these options.
+/// Runs the packaged `xenstore-control live-update` with this program and these options.
 fn control(daemon: &Daemon, options: &[&str], program: &Path) -> Result<(), String> {
     let output = Command::new(Path::new(XEN_BIN).join("xenstore-control"))
         .env("XENSTORED_PATH", daemon.socket())
@@ -29,7 +28,8 @@ fn control(daemon: &Daemon, options: &[&str], program: &Path) -> Result<(), Stri
     }
 }
 
-/// One client under load: what it does shows if a request is lost, or done twice, or an event lost.
+/// One client under load. A lost request, a request executed twice, or a lost event changes a
+/// reply.
 fn load(
     mut conn: Conn,
     home: &str,
@@ -46,10 +46,10 @@ fn load(
         conn.gives(op::WRITE, &format!("{path}|{round}"), "OK|")?;
         conn.event(&event)?;
         conn.gives(op::READ, &format!("{path}|"), &round.to_string())?;
-        // Done twice, the second would be ENOENT.
+        // Executed twice, this would be ENOENT.
         conn.gives(op::RM, &format!("{path}|"), "OK|")?;
         conn.event(&event)?;
-        // And these EEXIST and ENOENT.
+        // And these would be EEXIST and ENOENT.
         conn.gives(op::WATCH, &format!("{path}|again|"), "OK|")?;
         conn.event(&format!("{path}|again|"))?;
         conn.gives(op::UNWATCH, &format!("{path}|again|"), "OK|")?;
@@ -58,12 +58,12 @@ fn load(
     Ok(round)
 }
 
-/// Clients on the socket and guests on rings, while `change` does something to the daemon.
+/// Runs clients on the socket and guests on rings during `change`.
 fn under_load(daemon: &Daemon, change: impl FnOnce()) {
     load_with(daemon, None, change);
 }
 
-/// The same with a lock for those who take turns.
+/// The same, with a lock around each round of a client.
 fn load_with(daemon: &Daemon, turn: Option<&Mutex<()>>, change: impl FnOnce()) {
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
     let mut clients = Vec::new();
@@ -85,7 +85,7 @@ fn load_with(daemon: &Daemon, turn: Option<&Mutex<()>>, change: impl FnOnce()) {
             scope.spawn(move || load(conn, &home, stop, turn))
         };
         let threads: Vec<_> = clients.into_iter().map(run).collect();
-        // Also if it panics: nobody would end.
+        // Also after a panic, or the clients would never end.
         let done = catch_unwind(AssertUnwindSafe(change));
         stop.store(true, Ordering::Relaxed);
         if let Err(panic) = done {
@@ -97,11 +97,11 @@ fn load_with(daemon: &Daemon, turn: Option<&Mutex<()>>, change: impl FnOnce()) {
     });
 }
 
-/// What is there before and must be there afterwards.
+/// State before the takeover, which must be the same afterwards.
 struct Before {
     dom0: Conn,
     guest: Conn,
-    /// Introduced, and never says anything.
+    /// Introduced, and sends nothing.
     _silent: FakeGuest,
 }
 
@@ -115,7 +115,7 @@ impl Before {
         }
         dom0.ok(op::WRITE, "/local/domain/5|").unwrap();
         dom0.ok(op::SET_PERMS, "/local/domain/5|n5|").unwrap();
-        // oxenstored does not go on with any.
+        // oxenstored does not carry transactions.
         if daemon.kind != Kind::Ocaml {
             dom0.ok(op::SET_TARGET, "6|5|").unwrap();
         }
@@ -137,7 +137,7 @@ impl Before {
         guest.gives(op::READ, "empty|", "").unwrap();
         let perms = dom0.ok(op::GET_PERMS, "/local/domain/5/binary|").unwrap();
         assert!(perms.starts_with("n5|r0|"), "{perms}");
-        // C xenstored 4.17 does not tell these.
+        // C xenstored 4.17 does not carry these.
         if let Ok(perms) = dom0.tx(0, op::GET_PERMS, "@introduceDomain|").unwrap() {
             assert_eq!(perms, "n0|r5|");
         }
@@ -145,7 +145,7 @@ impl Before {
         dom0.ok(op::WRITE, "/local/domain/5/watched|1").unwrap();
         guest.event("watched|rel,ative|").unwrap();
         dom0.event("/local/domain/5/watched|abs|").unwrap();
-        // It still has this token: it is the same watch.
+        // It has this token already: it is the same watch.
         guest.fails(op::WATCH, "watched|rel,ative|", "EEXIST").unwrap();
         guest.events(&[]).unwrap();
         for domid in [5, 6] {
@@ -171,10 +171,10 @@ fn start(kind: Kind, what: &str) -> Option<Daemon> {
     }
 }
 
-// Fails if C xenstored cannot be replaced by ours while guests and tools work, or anything of what
-// it carries is lost: nodes, permissions, watches, connections, requests, events.
+// Fails if this project's daemon cannot take over from C xenstored while guests and tools work, or
+// loses anything of its state: nodes, permissions, watches, connections, requests, events.
 #[test]
-fn c_xenstored_is_taken_over() {
+fn takeover_from_c_xenstored_loses_nothing() {
     let Some(mut daemon) = start(Kind::C, "takeover of C xenstored") else { return };
     let mut before = Before::new(&daemon);
     let (program, pid) = (daemon.stand_in(Kind::Ours).unwrap(), daemon.pid());
@@ -184,12 +184,12 @@ fn c_xenstored_is_taken_over() {
     before.is_there(&daemon);
     before.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
     assert!(daemon.is_running() && daemon.pid() == pid);
-    // And from there on to the next of ours.
+    // And then an update to the same program.
     under_load(&daemon, || control(&daemon, &[], &program).unwrap());
     assert_eq!(daemon.log().matches("taken over").count(), 2, "{}", daemon.log());
 }
 
-/// Options that make no sense, or name what cannot be had.
+/// Options that are invalid, or name a resource that is not available.
 const MISTAKES: [&str; 9] = [
     "--trace-file /proc/no/such/x",
     "--pid-file /proc/nope",
@@ -202,10 +202,10 @@ const MISTAKES: [&str; 9] = [
     "--check-state",
 ];
 
-// Fails if invalid options end this daemon when it has taken over from C xenstored, which neither checks
-// them nor can resume.
+// Fails if invalid options end this daemon when it has taken over from C xenstored, which neither
+// checks them nor can resume.
 #[test]
-fn no_option_ends_a_takeover_from_c_xenstored() {
+fn invalid_option_does_not_end_a_takeover_from_c_xenstored() {
     for mistake in MISTAKES {
         let Some(mut daemon) = start(Kind::C, "options at a takeover from C xenstored") else {
             return;
@@ -221,18 +221,18 @@ fn no_option_ends_a_takeover_from_c_xenstored() {
     }
 }
 
-// Fails if invalid options end the host's XenStore at a takeover from oxenstored. oxenstored tries the
-// program with them first: it must refuse the update and continue.
+// Fails if invalid options end the host's XenStore at a takeover from oxenstored. oxenstored tries
+// the program with them first: it must refuse the update and continue.
 #[test]
-fn no_option_ends_a_takeover_from_oxenstored() {
+fn invalid_option_is_refused_at_a_takeover_from_oxenstored() {
     let Some(mut daemon) = start(Kind::Ocaml, "options at a takeover from oxenstored") else {
         return;
     };
     let mut before = Before::new(&daemon);
     let program = daemon.stand_in(Kind::Ours).unwrap();
-    // The last two are none to a program that takes over.
+    // A program that takes over accepts the last two.
     for mistake in &MISTAKES[..7] {
-        // It passes all on as one option.
+        // It passes all of them as one option.
         let done = control(&daemon, &["-c", &mistake.replacen(' ', "=", 1)], &program);
         assert!(daemon.is_running(), "{mistake}: {}", daemon.log());
         assert!(done.is_err(), "{mistake}: {}", daemon.log());
@@ -241,14 +241,14 @@ fn no_option_ends_a_takeover_from_oxenstored() {
     before.is_there(&daemon);
 }
 
-// Fails if oxenstored cannot be replaced by ours while guests and tools work, or anything of what it
-// carries is lost.
+// Fails if this project's daemon cannot take over from oxenstored while guests and tools work, or
+// loses anything of its state.
 #[test]
-fn oxenstored_is_taken_over() {
+fn takeover_from_oxenstored_loses_nothing() {
     let Some(mut daemon) = start(Kind::Ocaml, "takeover of oxenstored") else { return };
     let mut before = Before::new(&daemon);
     let (program, pid) = (daemon.stand_in(Kind::Ours).unwrap(), daemon.pid());
-    // It waits for a moment in which nothing is on its way to anybody.
+    // oxenstored waits until no message is in transit.
     let turn = Mutex::new(());
     load_with(&daemon, Some(&turn), || control(&daemon, &[], &program).unwrap());
     let log = daemon.log();
@@ -260,7 +260,7 @@ fn oxenstored_is_taken_over() {
     assert_eq!(daemon.log().matches("taken over").count(), 2, "{}", daemon.log());
 }
 
-/// The sockets of a process at which a read waits, or those at which it does not.
+/// Returns the sockets of a process that block, or those that do not.
 pub(crate) fn sockets(pid: u32, waits: bool) -> Vec<String> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let names = descriptors.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -277,11 +277,11 @@ pub(crate) fn sockets(pid: u32, waits: bool) -> Vec<String> {
     names.filter(is_one).collect()
 }
 
-// Fails if ours cannot be replaced by C xenstored while guests and tools work, or loses what C
-// xenstored could carry; or gives it sockets at which a read does not wait, unlike its own: it takes
-// a client for gone whose header is there before the rest.
+// Fails if C xenstored cannot take over while guests and tools work, loses state that it supports,
+// or gets non-blocking sockets: it closes the connection of a client whose header arrives before
+// the rest.
 #[test]
-fn c_xenstored_takes_over() {
+fn handover_to_c_xenstored_keeps_what_it_supports() {
     if let Err(why) = peers::available(Kind::C) {
         return skip("takeover by C xenstored", &why);
     }
@@ -295,19 +295,19 @@ fn c_xenstored_takes_over() {
     before.is_there(&daemon);
     assert!(daemon.is_running() && daemon.pid() == pid);
     assert_eq!(sockets(pid, false), [""; 0]);
-    // It offers nothing, and a guest that was told of depths must not count on them.
+    // C xenstored 4.17 offers no features, so a guest must not rely on depths.
     let page = FakeGuest::create(&daemon.xen(), 5).unwrap();
     assert_eq!(page.get(word::SERVER_FEATURES).unwrap(), 0);
-    // Only C xenstored does not know this command.
+    // C xenstored does not have this command.
     before.dom0.fails(op::CONTROL, "connections|", "EINVAL").unwrap();
     before.dom0.ok(op::WRITE, "/deep/er/still|1").unwrap();
     deep.event("/deep/er/still|d|").unwrap();
     assert!(!daemon.socket().with_file_name("state_dump").exists());
 }
 
-// Fails if a host cannot be switched to ours and back again and again.
+// Fails if a host cannot be switched to this project's daemon and back repeatedly.
 #[test]
-fn there_and_back() {
+fn switching_back_and_forth_loses_nothing() {
     let Some(mut daemon) = start(Kind::C, "C xenstored to ours and back") else { return };
     let pid = daemon.pid();
     let [to_ours, to_c] = [Kind::Ours, Kind::C].map(|kind| daemon.stand_in(kind).unwrap());

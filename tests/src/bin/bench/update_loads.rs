@@ -89,7 +89,7 @@ impl Load for Crashes {
                 });
                 std::thread::sleep(LOAD);
                 let killed = Instant::now();
-                daemon.crash_and_go_on()?;
+                daemon.crash_without_waiting()?;
                 loop {
                     deadline.check()?;
                     let answered = Conn::connect(&daemon.socket())
