@@ -2,8 +2,8 @@
 //! that stands still, and transactions that fail on demand.
 
 use futures_lite::future::block_on;
-use xenstore_client::{Client, Error, Tree};
-use xenstored::embedded::Store;
+use xenstore_client::{Client, DomId, Error, Tree};
+use xenstore_embedded::Store;
 
 /// What is to be tested: takes a number from the store and counts it up.
 async fn count_up(client: &Client, path: &str) -> Result<u32, Error> {
@@ -19,8 +19,8 @@ async fn count_up(client: &Client, path: &str) -> Result<u32, Error> {
 
 fn main() -> Result<(), Error> {
     let store = Store::start();
-    let guest = Client::new(store.connect(5));
-    let dom0 = Client::new(store.connect(0));
+    let guest = Client::new(store.connect(DomId(5)));
+    let dom0 = Client::new(store.connect(DomId::DOM0));
 
     block_on(async {
         dom0.write("/local/domain/5/counter", "41").await?;
@@ -36,7 +36,7 @@ fn main() -> Result<(), Error> {
         // The toolstack hears of a domain that goes away; what it owned is gone by then.
         let mut releases = dom0.watch("@releaseDomain", None).await?;
         assert_eq!(releases.next().await?, "@releaseDomain");
-        store.destroy(5);
+        store.destroy(DomId(5));
         assert_eq!(releases.next().await?, "@releaseDomain");
         assert!(!dom0.exists("/local/domain/5/counter").await?);
         assert_eq!(guest.read("counter").await, Err(Error::Closed));

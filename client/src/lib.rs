@@ -1,12 +1,12 @@
 //! XenStore clients: async over any transport and any executor, and blocking.
 //!
 //! ```
-//! use xenstore_client::{Client, Tree};
-//! use xenstored::embedded::Store;
+//! use xenstore_client::{Client, DomId, Tree};
+//! use xenstore_embedded::Store;
 //!
 //! let store = Store::start(); // or Client::connect() to the daemon of this host
-//! let dom0 = Client::new(store.connect(0));
-//! let guest = Client::new(store.connect(5));
+//! let dom0 = Client::new(store.connect(DomId::DOM0));
+//! let guest = Client::new(store.connect(DomId(5)));
 //! futures_lite::future::block_on(async {
 //!     dom0.write("/local/domain/5/name", "guest").await?;
 //!     dom0.set_perms("/local/domain/5/name", "n0 r5").await?;

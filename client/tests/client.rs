@@ -4,10 +4,10 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use xenstore_client::{
     Client, DomId, Errno, Error, EvtchnPort, Features, Gfn, Quota, Tree, blocking,
 };
+use xenstore_embedded::Store;
 use xenstore_transport::Peer;
 use xenstore_transport::fault::{Fault, Faulty, rough};
 use xenstore_transport::memory::{Pipe, pair};
-use xenstored::embedded::Store;
 
 fn run<R>(future: impl Future<Output = Result<R, Error>>) -> R {
     future::block_on(future).unwrap()
@@ -17,7 +17,7 @@ fn run<R>(future: impl Future<Output = Result<R, Error>>) -> R {
 #[test]
 fn every_request() {
     let store = Store::start();
-    let dom0 = Client::new(store.connect(0));
+    let dom0 = Client::new(store.connect(DomId::DOM0));
     run(async {
         dom0.write("/a/b", "1").await?;
         dom0.mkdir("/a/c").await?;
@@ -51,7 +51,7 @@ fn every_request() {
 #[test]
 fn bad_arguments_are_not_sent() {
     let store = Store::start();
-    let dom0 = blocking::Client::new(store.connect(0));
+    let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let too_long = vec![0; 4096];
     for error in [
         dom0.read("/a b").unwrap_err(),
@@ -69,7 +69,7 @@ fn bad_arguments_are_not_sent() {
 #[test]
 fn long_lists_come_whole() {
     let store = Store::start();
-    let dom0 = blocking::Client::new(store.connect(0));
+    let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let names: Vec<String> = (0..3000).map(|i| format!("n{}", (i * 7) % 3000)).collect();
     dom0.transaction(1, |tx| names.iter().try_for_each(|n| tx.mkdir(&format!("/many/{n}"))))
         .unwrap();
@@ -80,7 +80,7 @@ fn long_lists_come_whole() {
 #[test]
 fn transactions_are_retried() {
     let store = Store::start();
-    let dom0 = blocking::Client::new(store.connect(0));
+    let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let mut tries = 0;
     store.inject_eagain(2);
     dom0.transaction(3, |tx| {
@@ -105,7 +105,8 @@ fn transactions_are_retried() {
 #[test]
 fn watches_get_their_own_events() {
     let store = Store::start();
-    let (dom0, other) = (Client::new(store.connect(0)), Client::new(store.connect(0)));
+    let (dom0, other) =
+        (Client::new(store.connect(DomId::DOM0)), Client::new(store.connect(DomId::DOM0)));
     run(async {
         let mut a = dom0.watch("/a", None).await?;
         let mut b = dom0.watch("/b", Some(0)).await?;
@@ -128,7 +129,7 @@ fn watches_get_their_own_events() {
 #[test]
 fn many_users_of_one_client() {
     let store = Store::start();
-    let client = Client::new(store.connect(0));
+    let client = Client::new(store.connect(DomId::DOM0));
     let threads: Vec<_> = (0..8)
         .map(|i| {
             let client = client.clone();
@@ -152,7 +153,7 @@ fn many_users_of_one_client() {
 fn rough_transports_change_nothing() {
     let store = Store::start();
     for seed in 1..20 {
-        let client = Client::new(Faulty::new(store.connect(0), rough(seed)));
+        let client = Client::new(Faulty::new(store.connect(DomId::DOM0), rough(seed)));
         run(async {
             client.write("/r", vec![b'x'; 3000]).await?;
             let mut watch = client.watch("/r", None).await?;
@@ -162,7 +163,8 @@ fn rough_transports_change_nothing() {
         });
     }
     let failing = |kind| {
-        let client = Client::new(Faulty::new(store.connect(0), move || Fault::Error(kind)));
+        let client =
+            Client::new(Faulty::new(store.connect(DomId::DOM0), move || Fault::Error(kind)));
         future::block_on(client.read("/")).unwrap_err()
     };
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut};
@@ -176,9 +178,9 @@ fn rough_transports_change_nothing() {
 fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
     for _ in 0..50 {
         let store = Store::start();
-        let guest = Client::new(store.connect(5));
+        let guest = Client::new(store.connect(DomId(5)));
         assert_eq!(future::block_on(guest.read("/")), Err(Error::Store(Errno::Eacces)));
-        store.destroy(5);
+        store.destroy(DomId(5));
         assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
     }
     let (client, mut server) = pair(Peer::Domain(0), Peer::Domain(0));
@@ -200,7 +202,7 @@ fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
 #[test]
 fn dropped_requests_leave_the_connection_sound() {
     let store = Store::start();
-    let client = Client::new(store.connect(0));
+    let client = Client::new(store.connect(DomId::DOM0));
     run(async {
         client.write("/a", "1").await?;
         for _ in 0..50 {
@@ -257,7 +259,8 @@ fn servers_that_misbehave_are_errors() {
 #[test]
 fn a_large_commit_is_told_in_full() {
     let store = Store::start();
-    let (dom0, other) = (Client::new(store.connect(0)), Client::new(store.connect(0)));
+    let (dom0, other) =
+        (Client::new(store.connect(DomId::DOM0)), Client::new(store.connect(DomId::DOM0)));
     let names: Vec<String> = (0..1000).map(|i| format!("/big/{i}-{}", "x".repeat(200))).collect();
     run(async {
         let mut watch = dom0.watch("/big", None).await?;
@@ -281,7 +284,7 @@ fn a_large_commit_is_told_in_full() {
 #[test]
 fn dropped_transactions_are_ended() {
     let store = Store::start();
-    let client = Client::new(store.connect(5));
+    let client = Client::new(store.connect(DomId(5)));
     run(async {
         for _ in 0..30 {
             // Polled once, so that it is sent, and dropped; then its answer comes, and what it opens
@@ -292,7 +295,7 @@ fn dropped_transactions_are_ended() {
         let _ = client.read("/").await;
         client.begin().await?.abort().await
     });
-    let dom0 = blocking::Client::new(store.connect(0));
+    let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     assert_eq!(dom0.control("transactions", &[]).unwrap(), b"\0");
 }
 
@@ -301,8 +304,8 @@ fn dropped_transactions_are_ended() {
 fn released_domains_have_no_connections() {
     let store = Store::start();
     for _ in 0..200 {
-        let guest = Client::new(store.connect(5));
-        store.release(5).unwrap();
+        let guest = Client::new(store.connect(DomId(5)));
+        store.release(DomId(5)).unwrap();
         assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
     }
 }
@@ -311,10 +314,10 @@ fn released_domains_have_no_connections() {
 #[test]
 fn a_broken_watch_ends() {
     let store = Store::start();
-    let guest = blocking::Client::new(store.connect(5));
+    let guest = blocking::Client::new(store.connect(DomId(5)));
     let mut watch = guest.watch("a", None).unwrap();
     assert_eq!(watch.next(), Some(Ok("a".into())));
-    store.destroy(5);
+    store.destroy(DomId(5));
     assert_eq!(watch.next(), Some(Err(Error::Closed)));
     assert_eq!(watch.next(), None);
 }

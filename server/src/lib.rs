@@ -3,13 +3,11 @@
 //! [`Server`] answers any number of connections over any transport, on one thread, with the engine
 //! of `xenstore-store`. Nothing here is global: any number of servers live in one process.
 //!
-//! For tests of XenStore clients there is [`embedded::Store`], a server in memory that needs
-//! neither Xen nor sockets nor an executor.
+//! For tests of XenStore clients there is the package `xenstore-embedded`, a store in memory.
 
 mod clock;
 mod connection;
 pub mod daemon;
-pub mod embedded;
 mod handover;
 mod journal;
 mod log;

@@ -4,6 +4,7 @@
 //! * [`peers`]: runs C xenstored, oxenstored and this project's daemon, without Xen.
 //! * [`fake_guest`]: a guest on the pretend Xen, which uses its ring.
 //! * [`fdstore`]: a test double for the descriptor store of systemd.
+//! * [`served`]: the daemon's server over memory, in this process.
 //! * [`target`]: one interface for all systems under test.
 //! * [`attacks`]: guests that try to delay other guests.
 //! * [`conformance`]: the cases, and the code that runs them.
@@ -18,6 +19,7 @@ pub mod fuzzing;
 pub mod model;
 pub mod peers;
 pub mod raw;
+pub mod served;
 pub mod target;
 
 /// Reports that a test is skipped. Panics if `XENSTORE_TESTS_REQUIRE` is set, as it is where all

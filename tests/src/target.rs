@@ -1,18 +1,14 @@
 //! One interface for all systems under test.
 
 use std::cell::RefCell;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use xenstore_transport::memory::Pipe;
-use xenstored::embedded::Store;
+use xenstore_embedded::{DomId, Store};
 
 use crate::fake_guest::{FakeGuest, PORT, set_state};
 use crate::peers::{Daemon, Kind, Quotas};
-use crate::raw::{Conn, Link, op};
+use crate::raw::{Conn, op};
 
 /// A daemon, or a store in this process.
 pub enum Target {
@@ -24,19 +20,6 @@ pub enum Target {
     Memory(Store),
     /// A daemon that runs already; without guests.
     Socket(PathBuf),
-}
-
-impl Link for Pipe {
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        future::block_on(self.write_all(bytes))
-    }
-
-    fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
-        future::block_on(future::or(self.read(buffer), async {
-            async_io::Timer::after(limit).await;
-            Err(io::ErrorKind::TimedOut.into())
-        }))
-    }
 }
 
 impl Target {
@@ -85,7 +68,7 @@ impl Target {
         };
         match self {
             Target::Daemon(daemon) | Target::Ring(daemon, _) => connect(daemon.socket()),
-            Target::Memory(store) => Ok(Conn::new(store.connect(0))),
+            Target::Memory(store) => Ok(Conn::new(store.connect(DomId::DOM0))),
             Target::Socket(path) => connect(path.clone()),
         }
     }
@@ -117,7 +100,7 @@ impl Target {
         match (self, guest) {
             (Target::Memory(store), _) => {
                 self.dom0()?.gives(op::INTRODUCE, &introduce, "OK|")?;
-                Ok(Conn::new(store.connect(domid)))
+                Ok(Conn::new(store.connect(DomId(domid))))
             }
             (_, Some(guest)) => {
                 self.dom0()?.gives(op::INTRODUCE, &introduce, "OK|")?;
@@ -135,11 +118,11 @@ impl Target {
                 set_state(&daemon.xen(), domid, state).map_err(|e| e.to_string())
             }
             Target::Memory(store) if gone => {
-                store.destroy(domid);
+                store.destroy(DomId(domid));
                 Ok(())
             }
             Target::Memory(store) => {
-                store.shut_down(domid);
+                store.shut_down(DomId(domid));
                 Ok(())
             }
             Target::Socket(_) => Err("no guests here".into()),

@@ -29,7 +29,7 @@ pub struct Faulty<T, P> {
     broken: Option<io::ErrorKind>,
 }
 
-impl<T: Transport, P: FnMut() -> Fault> Faulty<T, P> {
+impl<T, P: FnMut() -> Fault> Faulty<T, P> {
     /// Wraps `inner`. The plan is a function, so that a script, a fuzzer or a generator with a seed
     /// can be one.
     pub fn new(inner: T, plan: P) -> Self {
@@ -89,7 +89,7 @@ impl<T: Transport, P: FnMut() -> Fault + Unpin> Transport for Faulty<T, P> {
     }
 }
 
-impl<T: Transport, P: FnMut() -> Fault + Unpin> AsyncRead for Faulty<T, P> {
+impl<T: AsyncRead + Unpin, P: FnMut() -> Fault + Unpin> AsyncRead for Faulty<T, P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -102,7 +102,7 @@ impl<T: Transport, P: FnMut() -> Fault + Unpin> AsyncRead for Faulty<T, P> {
     }
 }
 
-impl<T: Transport, P: FnMut() -> Fault + Unpin> AsyncWrite for Faulty<T, P> {
+impl<T: AsyncWrite + Unpin, P: FnMut() -> Fault + Unpin> AsyncWrite for Faulty<T, P> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -142,7 +142,7 @@ impl<H: Host + 'static> Server<H> {
     }
 
     /// Does the deferred work of the engine, in pieces between the turns of connections. Never returns.
-    pub(crate) async fn do_work(&self) {
+    pub async fn do_work(&self) {
         loop {
             poll_fn(|cx| {
                 *self.0.worker.borrow_mut() = Some(cx.waker().clone());

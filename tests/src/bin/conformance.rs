@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use xenstore_embedded::Store;
 use xenstore_tests::conformance::{Differences, Verdict, cases, run};
 use xenstore_tests::peers::Kind;
 use xenstore_tests::target::Target;
-use xenstored::embedded::Store;
 
 const USAGE: &str = "usage: conformance [--socket PATH | --daemon memory|ours|c|ocaml [--ring]] \
                      [--differences FILE [--pin]] [--filter TEXT] [--list]";
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// In what the embedded store differs.
+const EMBEDDED: &str = include_str!("../../differences/embedded.txt");
 
 fn start() -> Result<bool, String> {
     let (mut socket, mut daemon, mut filter) = (None, None, String::new());
@@ -49,6 +52,9 @@ fn start() -> Result<bool, String> {
             }
             _ => return Err(format!("{arg}: unknown; {USAGE}")),
         }
+    }
+    if socket.is_none() && matches!(daemon.as_deref(), Some("memory") | None) {
+        differences = Differences::parse(EMBEDDED)?;
     }
     let target = || match (&socket, daemon.as_deref()) {
         (Some(path), None) => Ok(Target::Socket(path.clone())),
