@@ -21,51 +21,24 @@
 
 extern crate alloc;
 
-mod access;
-mod answer;
-mod change;
-mod charge;
-mod check;
-mod children;
-mod config;
-mod connection;
-mod control;
-mod deferred;
 mod domain;
 mod engine;
-mod execute;
-mod fanout;
-mod footprint;
-mod history;
-mod input;
-mod lifecycle;
-mod node;
-mod notices;
-mod oracle;
-mod owners;
-mod pins;
-mod protect;
-mod recent;
-mod restore;
-mod settings;
-mod sharing;
-mod state;
-mod text;
+mod ids;
+mod mru_map;
+mod snapshot;
 mod transaction;
-mod transaction_requests;
 mod tree;
 mod watch;
-mod watch_requests;
 
-pub use check::Violation;
-pub use config::{Config, Quotas};
-pub use connection::{Caller, ConnId};
-pub use domain::{DomainInfo, Host};
-pub use engine::{Engine, Millis};
-pub use history::Conflict;
-pub use input::{Input, Recorded, Replayed};
-pub use protect::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
-pub use restore::RestoreError;
-pub use state::{
+pub use domain::quotas::{Config, Quotas};
+pub use domain::registry::{DomainInfo, Host};
+pub use engine::Engine;
+pub use engine::conflicts::Conflict;
+pub use engine::fairness::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
+pub use engine::input::{Input, Recorded, Replayed};
+pub use engine::invariants::Violation;
+pub use engine::restore::RestoreError;
+pub use ids::{Caller, ConnId, Millis};
+pub use snapshot::{
     Base, CFormat, ConnectionState, DomainState, IoState, ServerIo, State, WatchState,
 };

@@ -1,0 +1,5 @@
+//! Domains: their lifecycle, quotas, usage, and warnings about them.
+
+pub(crate) mod quotas;
+pub(crate) mod registry;
+pub(crate) mod warnings;

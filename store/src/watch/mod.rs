@@ -1,0 +1,3 @@
+//! Watches, indexed by path, and their queued events.
+
+pub(crate) mod index;
