@@ -98,6 +98,10 @@ impl Attack {
                     must(arena, 0, tx, op::WRITE, "/local/domain/1/reply|")?;
                     let _ = arena.ask(0, tx, op::TRANSACTION_END, "T|")?;
                 }
+                // What the strike overwrites.
+                for domid in 1..=guests {
+                    must(arena, domid, 0, op::WRITE, "other|")?;
+                }
                 tx = begin(arena, 0)?;
                 for request in 0..REQUESTS {
                     let domid = 1 + request % usize::from(guests);
