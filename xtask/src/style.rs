@@ -19,7 +19,6 @@ const NOT_YET_CLEAN: &[&str] = &[
     "tests/src/conformance",
     "tests/src/fuzzing",
     "tests/src/model",
-    "docs/architecture.md",
     "docs/benchmarks",
 ];
 
