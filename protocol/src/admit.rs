@@ -1,6 +1,6 @@
 //! The order in which a request is checked before it is looked at.
 
-use crate::{Errno, Frame, Operation, Request, TxId};
+use crate::{Errno, Frame, Request, TxId};
 
 /// Decides whether a frame is a request that may go on, in the order of C xenstored, which can be
 /// seen in the name of the error:
@@ -14,8 +14,7 @@ pub fn admit<'a>(
     privileged: bool,
     has_transaction: impl FnOnce(TxId) -> bool,
 ) -> Result<Request<'a>, Errno> {
-    let op =
-        Operation::from_wire(frame.header.ty).filter(|op| op.is_request()).ok_or(Errno::Enosys)?;
+    let op = frame.header.operation().filter(|op| op.is_request()).ok_or(Errno::Enosys)?;
     if op.is_privileged() && !privileged {
         return Err(Errno::Eacces);
     }

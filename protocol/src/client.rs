@@ -137,7 +137,7 @@ fn incoming<'a>(
     frame: Frame<'a>,
 ) -> Result<Incoming<'a>, ProtocolError> {
     let Header { ty, req_id, .. } = frame.header;
-    let got = Operation::from_wire(ty);
+    let got = frame.header.operation();
     if got == Some(Operation::WatchEvent) {
         let event = WatchEvent::parse(frame.payload).ok_or(ProtocolError::MalformedEvent)?;
         return Ok(Incoming::Event(event));

@@ -41,7 +41,7 @@ pub use errno::Errno;
 pub use event::WatchEvent;
 pub use features::Features;
 pub use ids::{DomId, EvtchnPort, Gfn, RequestId, TxId};
-pub use operation::Operation;
+pub use operation::{Facet, Operation};
 pub use path::{AbsPath, Path, PathKind, domain_prefix_len};
 pub use perm::{Access, Perm, Perms};
 pub use quota::Quota;

@@ -245,7 +245,22 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The type that stands in the header.
+    /// The path of the node that a request on the tree names; `None` for any other request.
+    pub fn tree_path(&self) -> Option<Path<'a>> {
+        match self {
+            Request::Directory(path)
+            | Request::DirectoryPart { path, .. }
+            | Request::Read(path)
+            | Request::GetPerms(path)
+            | Request::Write { path, .. }
+            | Request::Mkdir(path)
+            | Request::Rm(path)
+            | Request::SetPerms { path, .. } => Some(*path),
+            _ => None,
+        }
+    }
+
+    /// The message type in the header.
     pub fn operation(&self) -> Operation {
         match self {
             Request::Control(_) => Operation::Control,
@@ -418,6 +433,8 @@ mod tests {
         for (op, payload) in sent {
             let request = parse(op, payload).unwrap_or_else(|e| panic!("{op} {payload:?}: {e}"));
             assert_eq!(request.operation().as_wire(), op);
+            let is_on_tree = request.operation().facet().is_some();
+            assert_eq!(request.tree_path().is_some(), is_on_tree, "{op} {payload:?}");
             let mut out = Vec::new();
             request.emit(&mut out);
             assert_eq!(out, payload.as_bytes(), "{op} {payload:?}");

@@ -1,6 +1,6 @@
 //! The header of a frame.
 
-use crate::{HEADER_LEN, RequestId, TxId};
+use crate::{HEADER_LEN, Operation, RequestId, TxId};
 
 /// The first 16 bytes of every frame (`struct xsd_sockmsg`): four little-endian words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,17 @@ pub struct Header {
 }
 
 impl Header {
+    /// The message type, or `None` if its number is unknown.
+    #[inline]
+    pub const fn operation(&self) -> Option<Operation> {
+        Operation::from_wire(self.ty)
+    }
+
+    /// The name of the message type for a log line; `?` if its number is unknown.
+    pub fn operation_name(&self) -> &'static str {
+        self.operation().map_or("?", Operation::name)
+    }
+
     /// Reads a header.
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Header {
         let word =

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use xenstore_protocol::{Errno, Header, Operation};
+use xenstore_protocol::{Errno, Header};
 use xenstore_sys::own_file::{self, Access, Others};
 
 pub(crate) use output::{GUEST, flush, plain, start};
@@ -110,7 +110,7 @@ impl Trace {
         if !state.on || !state.io {
             return;
         }
-        let op = Operation::from_wire(header.ty).map_or("?", Operation::name);
+        let op = header.operation_name();
         let time = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());

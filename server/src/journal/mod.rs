@@ -46,7 +46,6 @@ use std::task::Waker;
 use std::time::Instant;
 
 use xenstore_protocol::stream::Sink;
-use xenstore_protocol::{Header, Operation, TxId};
 use xenstore_store::{Config, ConnId, Engine, Input};
 use xenstore_sys::mapped_file::Recycled;
 
@@ -276,14 +275,4 @@ impl Journal {
         self.commit();
         Ok(engine)
     }
-}
-
-/// Returns true if a request changes nothing, apart from fetching the events that precede its reply.
-pub(crate) fn only_reads(header: &Header) -> bool {
-    use Operation::{Directory, DirectoryPart, GetDomainPath, GetPerms, IsDomainIntroduced, Read};
-    let reads = matches!(
-        Operation::from_wire(header.ty),
-        Some(Directory | DirectoryPart | GetDomainPath | GetPerms | IsDomainIntroduced | Read)
-    );
-    reads && header.tx_id == TxId::NONE
 }

@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tracing::{error, warn};
-use xenstore_protocol::{Header, Operation};
+use xenstore_protocol::Header;
 use xenstore_store::{ConnId, Input};
 use xenstore_sys::crash;
 use xenstore_sys::own_file::{self, Access, Others};
@@ -62,7 +62,7 @@ fn key(input: &Input<'_>) -> Vec<u8> {
 fn describe(input: &Input<'_>) -> String {
     let Input::Requests { conn, frames, .. } = input else { return format!("{input:?}") };
     let header = frames.first_chunk().map(Header::parse).unwrap_or_default();
-    let operation = Operation::from_wire(header.ty).map_or("?", Operation::name);
+    let operation = header.operation_name();
     format!("{operation} of connection {conn}, {header:?}")
 }
 
@@ -193,7 +193,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use xenstore_protocol::stream::Sink;
-    use xenstore_protocol::{DomId, HEADER_LEN};
+    use xenstore_protocol::{DomId, HEADER_LEN, Operation};
     use xenstore_store::{Caller, Config, Engine, State};
 
     use super::super::tests::panics::log_of;

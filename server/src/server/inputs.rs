@@ -16,7 +16,7 @@ use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
 use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
 use super::Server;
-use crate::journal::{self, Entry, Journal, RequestBatch};
+use crate::journal::{Entry, Journal, RequestBatch};
 use crate::log::GUEST;
 
 /// Units of deferred work that are done between the turns of connections: about a millisecond.
@@ -228,7 +228,7 @@ fn log_panic(input: &Input<'_>) {
         return error!(target: GUEST, ?input, "panic in this input, which is refused; please report it");
     };
     let Some((Frame { header, payload }, _)) = Frame::split_first(frames) else { return };
-    let name = Operation::from_wire(header.ty).map(Operation::name);
+    let name = header.operation().map(Operation::name);
     let payload = String::from_utf8_lossy(payload);
     error!(target: GUEST, %conn, ?header, name, %payload,
         "panic while answering this request; please report it");
@@ -237,7 +237,7 @@ fn log_panic(input: &Input<'_>) {
 /// Returns true if this request must be in the journal. On a socket, which does not outlive the
 /// process, a request that only reads and brings no events is left out.
 fn is_journaled(engine: &Engine, conn: ConnId, header: &Header) -> bool {
-    !journal::only_reads(header)
+    header.operation().is_none_or(|op| op.is_journaled(header.tx_id))
         || engine.caller(conn) != Some(Caller::Socket)
         || engine.has_events(conn)
 }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use triomphe::Arc;
 use xenstore_protocol::stream::{Cursor, StreamError, Writer};
-use xenstore_protocol::{DomId, Errno, Operation, Request};
+use xenstore_protocol::{DomId, Errno, Facet, Operation, Request};
 
 use crate::snapshot::difference::{
     put_difference, put_path, put_subtree, take_difference, take_path, take_subtree,
@@ -155,7 +155,7 @@ fn put_answer(
         put_perms(writer, node.acl());
         writer.len16(node.value().len());
         writer.bytes(node.value());
-        let lists = matches!(logged.op, Operation::Directory | Operation::DirectoryPart);
+        let lists = logged.op.facet() == Some(Facet::Children);
         let children = if lists { node.children().by_creation() } else { Vec::new() };
         writer.len32(children.len());
         for child in children {

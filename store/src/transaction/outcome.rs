@@ -5,7 +5,7 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 use triomphe::Arc;
-use xenstore_protocol::{Errno, PAYLOAD_MAX, Reply, Request};
+use xenstore_protocol::{Errno, Facet, PAYLOAD_MAX, Reply, Request};
 
 use crate::ids::Millis;
 use crate::tree::accounting::bytes;
@@ -46,9 +46,9 @@ impl Answer {
 
     /// Bytes of the reply that are kept with it.
     pub(crate) fn size(&self, request: &Request<'_>) -> i64 {
-        match (self, request) {
-            (Answer::Seen(node), Request::Read(_)) => bytes(node.value().len()),
-            (Answer::Seen(node), Request::GetPerms(_)) => bytes(8 * node.acl().entries().len()),
+        match (self, request.operation().facet()) {
+            (Answer::Seen(node), Some(Facet::Value)) => bytes(node.value().len()),
+            (Answer::Seen(node), Some(Facet::Permissions)) => bytes(8 * node.acl().entries().len()),
             (Answer::Seen(node), _) => bytes(node.children().names_len()),
             _ => 0,
         }
@@ -68,9 +68,9 @@ pub(crate) fn same(
         (Err(a), Err(b)) => return a == b,
         _ => return false,
     };
-    let list = matches!(request, Request::Directory(_) | Request::DirectoryPart { .. });
+    let facet = request.operation().facet();
     Arc::ptr_eq(a, b)
-        || list && a.listed() == b.listed()
+        || facet == Some(Facet::Children) && a.listed() == b.listed()
         || match request {
             Request::Read(_) => a.value() == b.value(),
             Request::GetPerms(_) => a.acl().perms() == b.acl().perms(),

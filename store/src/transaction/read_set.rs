@@ -5,36 +5,15 @@
 //! of a transaction's footprint: it does not care for anything else that others do.
 
 use triomphe::Arc;
-use xenstore_protocol::{Path, Request};
+use xenstore_protocol::{Facet, Path, Request};
 
 use crate::tree::{Tree, components};
 
-/// What a request looks at besides the way to its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Facet {
-    /// Whether the node is there.
-    Existence,
-    Value,
-    Permissions,
-    /// Names of the children.
-    Children,
-}
-
-/// The path that a request on the tree names, what it looks at there, and whether it can change
-/// anything.
+/// The path that a request on the tree names, the facet that it reads there, and whether it can
+/// change anything.
 pub(crate) fn looks_at<'p>(request: &Request<'p>) -> Option<(Path<'p>, Facet, bool)> {
-    Some(match request {
-        Request::Read(path) => (*path, Facet::Value, false),
-        Request::GetPerms(path) => (*path, Facet::Permissions, false),
-        Request::Directory(path) | Request::DirectoryPart { path, .. } => {
-            (*path, Facet::Children, false)
-        }
-        Request::Write { path, .. }
-        | Request::Mkdir(path)
-        | Request::Rm(path)
-        | Request::SetPerms { path, .. } => (*path, Facet::Existence, true),
-        _ => return None,
-    })
+    let operation = request.operation();
+    Some((request.tree_path()?, operation.facet()?, !operation.is_read_only()))
 }
 
 /// Is what a request sees at `path` the same in both trees? Goes down both at once and stops where

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, TxId};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, Header, Operation, TxId};
 use xenstore_store::{DomainInfo, Host, State};
 
 use super::files::{new_file, old_file, segment_file};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use xenstore_protocol::{DomId, HEADER_LEN};
+use xenstore_protocol::{DomId, HEADER_LEN, Header, Operation};
 use xenstore_store::{Caller, State};
 use xenstore_transport::memory::{self, Pipe};
 use xenstore_transport::{Failure, Peer, ResumePoint};

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::task::Context;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
+use xenstore_protocol::Operation;
 use xenstore_store::Engine;
 use xenstore_sys::mapped_file::{self, fail};
 

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xenstore_protocol::DomId;
+use xenstore_protocol::{DomId, Operation};
 use xenstore_store::{Caller, DomainInfo};
 use xxhash_rust::xxh3::xxh3_64;
 
