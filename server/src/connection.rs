@@ -268,8 +268,8 @@ fn answer_frame<H: Host + 'static>(
 ) -> Result<Option<Held>, End> {
     let start = out.len();
     match server.handle(batch, at.clone(), frame, out) {
-        Ok(Outcome::Answered) => Ok(None),
-        Ok(Outcome::Later(until)) => {
+        Ok(Outcome::Executed) => Ok(None),
+        Ok(Outcome::Deferred(until)) => {
             let timer = Timer::after(Duration::from_millis(until.saturating_sub(batch.now())));
             Ok(Some(Held { bytes: batch.bytes()[at].into(), until, timer }))
         }

@@ -276,11 +276,11 @@ impl<H: Host + 'static> Server<H> {
             let outcome = self.handle(&mut batch, 0..bytes.len(), &frame, &mut out);
             self.flush(&mut batch);
             match outcome {
-                Ok(Outcome::Later(until)) => {
+                Ok(Outcome::Deferred(until)) => {
                     now = until;
                     self.work();
                 }
-                Ok(Outcome::Answered) => break,
+                Ok(Outcome::Executed) => break,
                 Err(_) => {
                     self.disconnect(conn);
                     return eio;
@@ -365,7 +365,7 @@ impl<H: Host + 'static> Server<H> {
 
     fn wake(&self) {
         let mut engine = self.0.engine.borrow_mut();
-        while let Some(line) = engine.pop_notice() {
+        while let Some(line) = engine.pop_warning() {
             warn!(target: GUEST, "{line}");
         }
         let wakers = self.0.wakers.borrow();

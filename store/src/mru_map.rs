@@ -9,7 +9,7 @@ use core::fmt;
 use core::ops::Index;
 
 #[derive(Clone)]
-pub(crate) struct Recent<K: Copy, V> {
+pub(crate) struct MruMap<K: Copy, V> {
     /// Where the value of each key is.
     places: BTreeMap<K, usize>,
     values: Vec<Option<Box<V>>>,
@@ -17,10 +17,10 @@ pub(crate) struct Recent<K: Copy, V> {
     last: Cell<Option<(K, usize)>>,
 }
 
-impl<K: Ord + Copy, V> Recent<K, V> {
-    pub(crate) fn new() -> Recent<K, V> {
+impl<K: Ord + Copy, V> MruMap<K, V> {
+    pub(crate) fn new() -> MruMap<K, V> {
         let places = BTreeMap::new();
-        Recent { places, values: Vec::new(), free: Vec::new(), last: Cell::new(None) }
+        MruMap { places, values: Vec::new(), free: Vec::new(), last: Cell::new(None) }
     }
 
     fn place(&self, key: &K) -> Option<usize> {
@@ -74,7 +74,7 @@ impl<K: Ord + Copy, V> Recent<K, V> {
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Recent::new();
+        *self = MruMap::new();
     }
 
     /// In the order of keys.
@@ -97,13 +97,13 @@ impl<K: Ord + Copy, V> Recent<K, V> {
     }
 }
 
-impl<K: Ord + Copy, V> Default for Recent<K, V> {
+impl<K: Ord + Copy, V> Default for MruMap<K, V> {
     fn default() -> Self {
-        Recent::new()
+        MruMap::new()
     }
 }
 
-impl<K: Ord + Copy, V> Index<&K> for Recent<K, V> {
+impl<K: Ord + Copy, V> Index<&K> for MruMap<K, V> {
     type Output = V;
 
     fn index(&self, key: &K) -> &V {
@@ -111,7 +111,7 @@ impl<K: Ord + Copy, V> Index<&K> for Recent<K, V> {
     }
 }
 
-impl<K: Ord + Copy + fmt::Debug, V: fmt::Debug> fmt::Debug for Recent<K, V> {
+impl<K: Ord + Copy + fmt::Debug, V: fmt::Debug> fmt::Debug for MruMap<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
     }
@@ -124,7 +124,7 @@ mod tests {
     // Fails if what was found last is found when it is gone, or in the place of another.
     #[test]
     fn behaves_like_a_map() {
-        let (mut recent, mut model) = (Recent::new(), BTreeMap::new());
+        let (mut recent, mut model) = (MruMap::new(), BTreeMap::new());
         let mut random = 1_u32;
         for step in 0..10_000_u32 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -73,7 +73,7 @@ impl Host {
             let outcome = self.step(|engine, machine| {
                 engine.handle(conn, &header, payload.as_bytes(), 0, machine, &mut out)
             });
-            if outcome == Outcome::Answered {
+            if outcome == Outcome::Executed {
                 let last = last_frame(&out);
                 return (last.0, last.1.replace('\0', "|"));
             }

@@ -25,11 +25,11 @@ fn begin(store: &mut Store) -> u32 {
 /// The guest writes its key. Is it put off?
 fn write(store: &mut Store, guest: ConnId, text: &str) -> Option<u64> {
     match store.offer(guest, 0, WRITE, text.replace('|', "\0").as_bytes()) {
-        (Outcome::Later(until), out) => {
+        (Outcome::Deferred(until), out) => {
             assert!(out.is_empty(), "nothing is written for a request that is put off");
             Some(until)
         }
-        (Outcome::Answered, out) => {
+        (Outcome::Executed, out) => {
             assert_eq!(out[0], 11, "{text}");
             None
         }
@@ -133,7 +133,7 @@ fn a_commit_of_a_guest_waits_as_well() {
     store.tx(guest, own, READ, "key|").unwrap();
     store.tx(guest, own, WRITE, "key|mine").unwrap();
     let (outcome, out) = store.offer(guest, own, 7, b"T\0");
-    assert_eq!((outcome, out.len()), (Outcome::Later(PROTECTED_FOR), 0));
+    assert_eq!((outcome, out.len()), (Outcome::Deferred(PROTECTED_FOR), 0));
     assert_eq!(store.end(store.dom0, tx, true), Ok("OK|".into()));
     assert_eq!(store.end(guest, own, true), Ok("OK|".into()));
     assert_eq!(value(&mut store), Ok("mine".into()));

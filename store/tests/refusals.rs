@@ -11,7 +11,7 @@ const WATCH: u32 = 4;
 const WRITE: u32 = 11;
 
 fn notices(store: &mut Store) -> Vec<String> {
-    std::iter::from_fn(|| store.engine.pop_notice()).collect()
+    std::iter::from_fn(|| store.engine.pop_warning()).collect()
 }
 
 // Fails if a refusal by any quota is not counted with domain, quota, limit, what was wanted and where, is

@@ -122,7 +122,7 @@ impl State {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let (mut out, mut now) = (Vec::new(), self.now);
-        while let Outcome::Later(until) =
+        while let Outcome::Deferred(until) =
             self.engine.handle(conn, &header, payload, now, &mut self.domains, &mut out)
         {
             now = until;
@@ -188,7 +188,7 @@ impl State {
     fn settle(&mut self) {
         loop {
             // There is no operator to read them.
-            while self.engine.pop_notice().is_some() {}
+            while self.engine.pop_warning().is_some() {}
             if let Some(id) = self.engine.pop_ready() {
                 self.advance(id, self.now);
             } else if let Some(id) = self.engine.pop_closed() {
@@ -234,7 +234,7 @@ impl State {
                     Ok(Some((frame, out))) => {
                         served.unread += 1;
                         let outcome = execute(engine, id, &frame, now, domains, out);
-                        if let Outcome::Later(_) = outcome {
+                        if let Outcome::Deferred(_) = outcome {
                             let bytes = [&frame.header.emit()[..], frame.payload].concat();
                             served.deferred = Some((bytes, 0));
                         }
@@ -243,7 +243,7 @@ impl State {
                 }
             };
             match (outcome, &mut served.deferred) {
-                (Outcome::Later(until), Some((_, known))) => {
+                (Outcome::Deferred(until), Some((_, known))) => {
                     if std::mem::replace(known, until) != until {
                         expire_later(self.shared.clone(), id, until, until.saturating_sub(now));
                     }

@@ -114,7 +114,7 @@ impl<H: Host + 'static> Server<H> {
             .apply(Entry::Request { batch, range: at, recorded }, |engine, host| {
                 engine.handle(conn, header, payload, now, host, out)
             })?;
-        if outcome != Outcome::Answered {
+        if outcome != Outcome::Executed {
             return Ok(outcome);
         }
         let withheld = shared.update.withhold_reply(header, out);

@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Quota};
 
 use crate::domain::quotas::Quotas;
-use crate::domain::warnings::Notices;
+use crate::domain::warnings::Warnings;
 use crate::ids::Millis;
-use crate::mru_map::Recent;
+use crate::mru_map::MruMap;
 use crate::tree::accounting::Charge;
 use crate::tree::acl::Era;
 
@@ -171,10 +171,10 @@ pub(crate) struct Domain {
 /// All domains that the store knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Domains {
-    pub(crate) known: Recent<DomId, Domain>,
+    pub(crate) known: MruMap<DomId, Domain>,
     /// What new domains start with.
     pub(crate) defaults: Quotas,
-    pub(crate) notices: Notices,
+    pub(crate) warnings: Warnings,
     /// The era of each domid whose era is not 0.
     pub(crate) eras: BTreeMap<DomId, Era>,
     /// Dead domains that still have nodes, and whether they had been introduced. Their domids are not used
@@ -196,9 +196,9 @@ impl Domains {
     /// None, of which new ones start with these quotas.
     pub(crate) fn new(defaults: Quotas) -> Domains {
         Domains {
-            known: Recent::new(),
+            known: MruMap::new(),
             defaults,
-            notices: Notices::default(),
+            warnings: Warnings::default(),
             eras: BTreeMap::new(),
             dying: BTreeMap::new(),
             targets: BTreeSet::new(),
@@ -310,7 +310,7 @@ impl Domains {
         let over = !domain.quotas.allows(Quota::SoftMemory, bytes);
         if core::mem::replace(&mut domain.over_soft, over) != over && over {
             let limit = domain.quotas.get(Quota::SoftMemory);
-            self.notices.tell_sometimes(&mut domain.soft_told, || {
+            self.warnings.push_throttled(&mut domain.soft_told, || {
                 format!("domain {domid} has more than its quota soft-memory: {bytes} of {limit}")
             });
         }
@@ -329,7 +329,7 @@ impl Domains {
     /// Counts a refusal, and at which path it was, if it was at one.
     pub(crate) fn refuse(&mut self, domid: DomId, quota: Quota, wanted: i64, path: Option<&str>) {
         let quotas = self.known.get(&domid).map_or(&self.defaults, |domain| &domain.quotas);
-        self.notices.refuse(domid, quota, (quotas.get(quota), wanted), path);
+        self.warnings.refuse(domid, quota, (quotas.get(quota), wanted), path);
     }
 
     pub(crate) fn charge(&mut self, domid: DomId, charge: Charge) {

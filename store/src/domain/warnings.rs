@@ -38,14 +38,14 @@ impl Refused {
 
 /// Refusals, and lines for the log. Bounded by the number of domains.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Notices {
+pub(crate) struct Warnings {
     pub(crate) refused: BTreeMap<(DomId, Quota), Refused>,
     lines: VecDeque<String>,
     /// The time of the request that is being answered.
     pub(crate) now: Millis,
 }
 
-impl Notices {
+impl Warnings {
     /// A domain may not have as much of something as it wants. Told once until it is reset.
     pub(crate) fn refuse(
         &mut self,
@@ -61,7 +61,7 @@ impl Notices {
         let refused = Refused { count: before + 1, limit, wanted, path: shown.into() };
         if before == 0 {
             let name = quota.name();
-            self.tell(format!(
+            self.push(format!(
                 "domain {domid} has reached its quota {name}: limit {limit}, wanted {wanted}{}; \
                  CONTROL refusals counts, further ones are not logged",
                 refused.at()
@@ -75,21 +75,21 @@ impl Notices {
         self.refused.retain(|(of, _), _| domid.is_some_and(|domid| domid != *of));
     }
 
-    pub(crate) fn tell(&mut self, line: String) {
+    pub(crate) fn push(&mut self, line: String) {
         if self.lines.len() < LINES_MAX {
             self.lines.push_back(line);
         }
     }
 
     /// The same, unless something of the kind was told a short while ago.
-    pub(crate) fn tell_sometimes(
+    pub(crate) fn push_throttled(
         &mut self,
         last: &mut Option<Millis>,
         line: impl FnOnce() -> String,
     ) {
         if last.is_none_or(|last| self.now.saturating_sub(last) >= PAUSE) {
             *last = Some(self.now);
-            self.tell(line());
+            self.push(line());
         }
     }
 

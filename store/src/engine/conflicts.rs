@@ -12,7 +12,7 @@ const CONFLICTS_MAX: usize = 32;
 
 /// A change of the committed tree.
 #[derive(Clone, Debug)]
-pub(crate) struct Past {
+pub(crate) struct RecentChange {
     pub(crate) path: String,
     /// Nobody's, if a domain has gone.
     pub(crate) conn: Option<ConnId>,
@@ -35,8 +35,8 @@ pub struct Conflict {
 
 /// What is remembered; the oldest is forgotten.
 #[derive(Debug, Default)]
-pub(crate) struct History {
-    past: VecDeque<Past>,
+pub(crate) struct ConflictLog {
+    past: VecDeque<RecentChange>,
     /// Bytes of their paths.
     past_bytes: usize,
     conflicts: VecDeque<Conflict>,
@@ -46,8 +46,8 @@ pub(crate) struct History {
     pub(crate) conflict_count: u64,
 }
 
-impl History {
-    pub(crate) fn changed(&mut self, past: Past) {
+impl ConflictLog {
+    pub(crate) fn changed(&mut self, past: RecentChange) {
         self.past_bytes += past.path.len();
         self.past.push_back(past);
         while self.past.len() > PAST_MAX || self.past_bytes > PAST_BYTES_MAX {
@@ -93,12 +93,12 @@ mod tests {
     // own client.
     #[test]
     fn the_last_who_changed_something_there_is_found() {
-        let mut history = History::default();
+        let mut conflicts = ConflictLog::default();
         let changes = [("/a", 1, 10), ("/a/b", 2, 11), ("/ab", 3, 12), ("/a/b/c", 4, 13)];
         for (path, conn, stamp) in changes {
-            history.changed(Past { path: path.into(), conn: Some(ConnId(conn)), stamp });
+            conflicts.changed(RecentChange { path: path.into(), conn: Some(ConnId(conn)), stamp });
         }
-        let who = |path, conn, since| history.who(path, ConnId(conn), since).map(|conn| conn.0);
+        let who = |path, conn, since| conflicts.who(path, ConnId(conn), since).map(|conn| conn.0);
         assert_eq!(who("/a/b", 9, 0), Some(4), "a child of it");
         assert_eq!(who("/a/b", 4, 0), Some(2), "itself");
         assert_eq!(who("/a/x", 9, 0), Some(1), "above it");

@@ -54,7 +54,7 @@ impl Engine {
             (b"refusals", []) => self.show_refusals(),
             (b"refusals", [b"-r"]) => {
                 let text = self.show_refusals();
-                self.domains.notices.forget(None);
+                self.domains.warnings.forget(None);
                 text
             }
             (b"watches", []) => self.show_watches(),
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     fn show_refusals(&self) -> String {
-        let refused = &self.domains.notices.refused;
+        let refused = &self.domains.warnings.refused;
         refused.iter().fold(String::new(), |text, ((domid, quota), refused)| {
             let (count, limit, wanted) = (refused.count, refused.limit, refused.wanted);
             let (name, at) = (quota.name(), refused.at());
@@ -159,7 +159,7 @@ impl Engine {
                 text += &format!(
                     "conn {conn} transaction {id} age {age} s requests {requests} changes {changes}"
                 );
-                if let Some(end) = self.protection.end_of(*conn, *id) {
+                if let Some(end) = self.fairness.end_of(*conn, *id) {
                     text += &format!(" protected for {} ms", end.saturating_sub(now));
                 }
                 text.push('\n');
@@ -169,13 +169,13 @@ impl Engine {
     }
 
     fn show_conflicts(&self, now: Millis) -> String {
-        let (count, protection) = (self.history.conflict_count, &self.protection);
-        let (protected, held) = (protection.protected_count, protection.held_count);
+        let (count, fairness) = (self.conflicts.conflict_count, &self.fairness);
+        let (protected, held) = (fairness.protected_count, fairness.held_count);
         let mut title = format!("{count} so far, the last first\n");
         if protected > 0 {
             title += &format!("{protected} transactions protected, {held} requests put off\n");
         }
-        self.history.conflicts().fold(title, |text, c| {
+        self.conflicts.conflicts().fold(title, |text, c| {
             let age = now.saturating_sub(c.at) / 1000;
             let by = c.by.map_or("unknown".into(), |by| self.who(by));
             text + &format!("{age} s ago {} at {} because of {by}\n", self.who(c.conn), c.path)
@@ -187,7 +187,7 @@ impl Engine {
     pub(crate) fn tell_conflict(&mut self, conn: ConnId, path: &str, by: Option<ConnId>) {
         let by = by.map_or("unknown".into(), |by| self.who(by));
         let line = format!("a transaction of {} failed at {path} because of {by}", self.who(conn));
-        self.domains.notices.tell_sometimes(&mut self.history.told, || line);
+        self.domains.warnings.push_throttled(&mut self.conflicts.told, || line);
     }
 
     /// A connection, by its number and whose it is; it may have ended.
@@ -204,7 +204,7 @@ impl Engine {
             let who = self.who(*conn);
             let (watches, transactions) = (connection.watches.len(), connection.transactions.len());
             let events = connection.waiting();
-            let waits = if self.protection.is_held(*conn) { " waits" } else { "" };
+            let waits = if self.fairness.is_held(*conn) { " waits" } else { "" };
             text + &format!(
                 "{who} watches {watches} transactions {transactions} events {events}{waits}\n"
             )

@@ -240,7 +240,7 @@ impl Engine {
             }
             if let Some(node) = removal.indexed.pop() {
                 self.deferred.spend(1);
-                if self.owners.unindex(&node) {
+                if self.owner_index.unindex(&node) {
                     self.deferred.spend(node.children().len() / 4);
                     removal.indexed.extend(node.children().iter().cloned());
                 }

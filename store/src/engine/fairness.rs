@@ -22,8 +22,8 @@ use crate::domain::registry::Host;
 use crate::engine::Engine;
 use crate::engine::connection::Connection;
 use crate::ids::{ConnId, Millis};
-use crate::mru_map::Recent;
-use crate::transaction::execute::Work;
+use crate::mru_map::MruMap;
+use crate::transaction::execute::Staged;
 use crate::transaction::read_set::looks_at;
 use crate::tree::change::Change;
 use crate::tree::{Tree, parent};
@@ -43,20 +43,20 @@ pub const HELD_FOR: Millis = 500;
 #[must_use = "a request that was put off has not been answered"]
 pub enum Outcome {
     /// It has been answered.
-    Answered,
+    Executed,
     /// Nothing has been done and nothing written: the very same request is to be offered again, and
     /// no other of its connection before. That is when [`Engine::pop_ready`] names the connection,
     /// or at this time, when it does not wait any longer.
-    Later(Millis),
+    Deferred(Millis),
 }
 
 /// Who is protected, and who waits.
 #[derive(Debug, Default)]
-pub(crate) struct Protection {
+pub(crate) struct Fairness {
     /// Protected transactions, and when that ends.
     pub(crate) open: Vec<(ConnId, TxId, Millis)>,
     /// Paths of the requests of protected transactions.
-    pub(crate) footprints: BTreeMap<(ConnId, TxId), BTreeSet<Box<str>>>,
+    pub(crate) read_sets: BTreeMap<(ConnId, TxId), BTreeSet<Box<str>>>,
     /// Connections whose request has been put off, and for how long at the most.
     pub(crate) held: BTreeMap<ConnId, Millis>,
     /// How many transactions were protected, and requests put off.
@@ -66,7 +66,7 @@ pub(crate) struct Protection {
     told: Option<Millis>,
 }
 
-impl Protection {
+impl Fairness {
     fn is_active(&self, now: Millis) -> bool {
         self.open.iter().any(|(.., end)| *end > now)
     }
@@ -98,46 +98,46 @@ impl Engine {
     /// A transaction has been opened on a connection that has had these failures.
     pub(crate) fn protect(&mut self, conn: ConnId, tx_id: TxId, failures: u32, now: Millis) {
         if failures >= FAILURES && self.rights(conn).privileged {
-            self.protection.open.push((conn, tx_id, now + PROTECTED_FOR));
-            self.protection.protected_count += 1;
+            self.fairness.open.push((conn, tx_id, now + PROTECTED_FOR));
+            self.fairness.protected_count += 1;
             let line = format!(
                 "transactions of {} keep failing: guests that are in their way have to wait",
                 self.who(conn)
             );
-            self.domains.notices.tell_sometimes(&mut self.protection.told, || line);
+            self.domains.warnings.push_throttled(&mut self.fairness.told, || line);
         }
     }
 
     /// Transactions have ended: who waited for a protected one is tried again.
     pub(crate) fn unprotect(&mut self) {
-        let protection = &mut self.protection;
-        let before = protection.open.len();
-        protection.open.retain(|(conn, id, _)| {
+        let fairness = &mut self.fairness;
+        let before = fairness.open.len();
+        fairness.open.retain(|(conn, id, _)| {
             self.conns.get(conn).is_some_and(|conn| conn.transactions.contains_key(id))
         });
-        if protection.open.len() < before {
-            self.ready.extend(protection.held.keys());
+        if fairness.open.len() < before {
+            self.ready.extend(fairness.held.keys());
         }
-        if !protection.footprints.is_empty() {
+        if !fairness.read_sets.is_empty() {
             let open: BTreeSet<_> =
-                protection.open.iter().map(|(conn, id, _)| (*conn, *id)).collect();
-            protection.footprints.retain(|transaction, _| open.contains(transaction));
+                fairness.open.iter().map(|(conn, id, _)| (*conn, *id)).collect();
+            fairness.read_sets.retain(|transaction, _| open.contains(transaction));
         }
     }
 
     /// Records that a protected transaction has a request about this path.
-    pub(crate) fn add_footprint(&mut self, conn: ConnId, id: TxId, request: &Request<'_>) {
+    pub(crate) fn add_to_read_set(&mut self, conn: ConnId, id: TxId, request: &Request<'_>) {
         let Some((path, ..)) = looks_at(request) else { return };
         if let Some(path) = path.resolve(self.rights(conn).domid) {
-            let footprint = self.protection.footprints.entry((conn, id)).or_default();
-            footprint.insert(path.as_str().into());
+            let read_set = self.fairness.read_sets.entry((conn, id)).or_default();
+            read_set.insert(path.as_str().into());
         }
     }
 
     /// The tree as it is, if what `conn` is about to do to it may have to be taken back.
     pub(crate) fn guard(&self, conn: ConnId, now: Millis) -> Option<(Tree, u64)> {
-        let guarded = self.protection.is_active(now) && !self.rights(conn).privileged;
-        guarded.then(|| (self.work.tree.clone(), self.stamp))
+        let guarded = self.fairness.is_active(now) && !self.rights(conn).privileged;
+        guarded.then(|| (self.committed.tree.clone(), self.stamp))
     }
 
     /// Must what `conn` has done since `guard` wait? Then it is taken back, and this is until when.
@@ -149,29 +149,30 @@ impl Engine {
         host: &mut dyn Host,
     ) -> Option<Millis> {
         let (before, stamp) = guard;
-        let until = self.protection.held.get(&conn).copied().unwrap_or(now + HELD_FOR);
-        if until <= now || self.work.changes.is_empty() {
+        let until = self.fairness.held.get(&conn).copied().unwrap_or(now + HELD_FOR);
+        if until <= now || self.committed.changes.is_empty() {
             return None;
         }
-        let after = self.work.tree.clone();
+        let after = self.committed.tree.clone();
         // Most changes are elsewhere, and replaying a long transaction for each would be expensive.
-        let footprints = &self.protection.footprints;
+        let read_sets = &self.fairness.read_sets;
         let near = |conn, id| {
-            let footprint = footprints.get(&(conn, id));
-            footprint
-                .is_some_and(|footprint| self.work.changes.iter().any(|c| concerns(c, footprint)))
+            let read_set = read_sets.get(&(conn, id));
+            read_set.is_some_and(|read_set| {
+                self.committed.changes.iter().any(|c| concerns(c, read_set))
+            })
         };
         let in_force = |(conn, id, end): &&(ConnId, TxId, Millis)| *end > now && near(*conn, *id);
-        let open: Vec<_> = self.protection.open.iter().filter(in_force).copied().collect();
+        let open: Vec<_> = self.fairness.open.iter().filter(in_force).copied().collect();
         let broken = open.into_iter().find(|(conn, id, _)| {
             !self.could_commit(*conn, *id, &after, host)
                 && self.could_commit(*conn, *id, before, host)
         });
         let (.., end) = broken?;
-        self.work = Work::new(before.clone());
+        self.committed = Staged::new(before.clone());
         self.stamp = *stamp;
-        if self.protection.held.insert(conn, until).is_none() {
-            self.protection.held_count += 1;
+        if self.fairness.held.insert(conn, until).is_none() {
+            self.fairness.held_count += 1;
         }
         Some(end.min(until))
     }
@@ -179,7 +180,7 @@ impl Engine {
     /// Would the answers that a transaction has given still be given on `tree`?
     fn could_commit(&mut self, conn: ConnId, id: TxId, tree: &Tree, host: &mut dyn Host) -> bool {
         let take =
-            |conns: &mut Recent<ConnId, Connection>| conns.get_mut(&conn)?.transactions.remove(&id);
+            |conns: &mut MruMap<ConnId, Connection>| conns.get_mut(&conn)?.transactions.remove(&id);
         let Some(transaction) = take(&mut self.conns) else { return false };
         self.deferred.spend(transaction.steps);
         let (stamp, epoch) = (self.stamp, self.epoch);
@@ -196,15 +197,15 @@ impl Engine {
 /// Returns true if a change can alter the reply to a request about one of these paths. It cannot if neither
 /// path is at or above the other: a request depends on its node and on those above it, and a change
 /// affects its node, the nodes below, and those above that were created or got another list of children.
-fn concerns(change: &Change, footprint: &BTreeSet<Box<str>>) -> bool {
+fn concerns(change: &Change, read_set: &BTreeSet<Box<str>>) -> bool {
     if change.path.starts_with('@') {
         return true;
     }
     let top = &change.path[..change.top];
     let mut above = core::iter::successors(Some(&*change.path), |path| parent(path));
     let start = format!("{}/", top.trim_end_matches('/'));
-    above.any(|path| footprint.contains(path))
-        || footprint
+    above.any(|path| read_set.contains(path))
+        || read_set
             .range::<str, _>((Bound::Included(&*start), Bound::Unbounded))
             .next()
             .is_some_and(|path| path.starts_with(&start))

@@ -142,8 +142,8 @@ impl Engine {
             Input::Requests { conn, now, frames } => {
                 for Frame { header, payload } in requests(frames) {
                     match self.handle(*conn, &header, payload, *now, host, out) {
-                        Outcome::Answered => answered += HEADER_LEN + payload.len(),
-                        Outcome::Later(_) => {}
+                        Outcome::Executed => answered += HEADER_LEN + payload.len(),
+                        Outcome::Deferred(_) => {}
                     }
                 }
             }

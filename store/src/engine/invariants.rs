@@ -14,7 +14,7 @@ use crate::engine::connection::Connection;
 use crate::ids::{Caller, ConnId};
 use crate::tree::accounting::{Charges, event_cost, watch_cost};
 use crate::tree::components;
-use crate::tree::owner_index::Owners;
+use crate::tree::owner_index::OwnerIndex;
 use crate::watch::index::WatchId;
 
 /// An invariant that does not hold; always a bug of this crate.
@@ -40,9 +40,10 @@ impl Engine {
         self.check_tree()?;
         self.check_watches()?;
         self.check_usage()?;
-        ensure(self.work.charges.domids().len() == 0 && self.work.changes.is_empty(), || {
-            "charges or changes of a request are not settled".into()
-        })?;
+        ensure(
+            self.committed.charges.domids().len() == 0 && self.committed.changes.is_empty(),
+            || "charges or changes of a request are not settled".into(),
+        )?;
         for (domid, domain) in self.domains.known.iter() {
             let target = domain.target.filter(|target| self.domains.get(*target).is_none());
             ensure(target.is_none(), || format!("domain {domid} has a target that is gone"))?;
@@ -51,7 +52,7 @@ impl Engine {
     }
 
     fn check_tree(&self) -> Result<(), Violation> {
-        for node in self.work.tree.all() {
+        for node in self.committed.tree.all() {
             let names: Vec<&str> = node.children().iter().map(|child| child.name()).collect();
             let name = node.name();
             ensure(names.windows(2).all(|pair| pair[0] < pair[1]), || {
@@ -83,7 +84,7 @@ impl Engine {
     /// What is charged must be what is there.
     fn check_usage(&self) -> Result<(), Violation> {
         let mut nodes = Charges::default();
-        for node in self.work.tree.all() {
+        for node in self.committed.tree.all() {
             nodes.add(node.acl().owner(), node.charge());
         }
         let mut others: BTreeMap<DomId, Usage> = BTreeMap::new();
@@ -114,9 +115,10 @@ impl Engine {
 
     /// What is found by domain must be what is there.
     fn check_indices(&self) -> Result<(), Violation> {
-        let owners = Owners::of(&self.work.tree, [self.config.privileged, self.config.store]);
-        ensure(self.has_work() || self.owners == owners, || {
-            format!("the index of owners is {:?} and not {owners:?}", self.owners)
+        let expected =
+            OwnerIndex::of(&self.committed.tree, [self.config.privileged, self.config.store]);
+        ensure(self.has_work() || self.owner_index == expected, || {
+            format!("the index of owners is {:?} and not {expected:?}", self.owner_index)
         })?;
         let known = self.domains.known.iter();
         let targets = known.filter_map(|(domid, domain)| Some((domain.target?, *domid))).collect();
@@ -201,26 +203,26 @@ mod tests {
             (
                 "charged",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x", 2));
+                    e.committed.tree.get_mut("/").unwrap().children_mut().insert(node("x", 2));
                 }),
             ),
             (
                 "future",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x", 99));
+                    e.committed.tree.get_mut("/").unwrap().children_mut().insert(node("x", 99));
                 }),
             ),
             (
                 "name",
                 broken(|e| {
-                    e.work.tree.get_mut("/").unwrap().children_mut().insert(node("x y", 2));
+                    e.committed.tree.get_mut("/").unwrap().children_mut().insert(node("x y", 2));
                 }),
             ),
             (
                 "gone",
                 broken(|e| {
                     let acl = Acl::private(Id(7));
-                    e.work.tree.get_mut("/tool").unwrap().set_acl(acl);
+                    e.committed.tree.get_mut("/tool").unwrap().set_acl(acl);
                 }),
             ),
             (
@@ -248,11 +250,11 @@ mod tests {
             (
                 "owners",
                 broken(|e| {
-                    let charge = e.work.tree.get("/tool").unwrap().charge();
+                    let charge = e.committed.tree.get("/tool").unwrap().charge();
                     e.domains.add(Id(5), 1);
                     e.domains.charge(Id(0), -charge);
                     e.domains.charge(Id(5), charge);
-                    e.work.tree.get_mut("/tool").unwrap().set_acl(Acl::private(Id(5)));
+                    e.committed.tree.get_mut("/tool").unwrap().set_acl(Acl::private(Id(5)));
                 }),
             ),
             (
@@ -263,7 +265,7 @@ mod tests {
             (
                 "settled",
                 broken(|e| {
-                    e.work
+                    e.committed
                         .changes
                         .push(crate::tree::change::Change::written("/a", Default::default()))
                 }),

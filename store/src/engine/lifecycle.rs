@@ -128,7 +128,7 @@ impl Engine {
         }
         // A later domain with this domid must not inherit anything (XSA-322).
         self.domains.untarget(domid);
-        self.domains.notices.forget(Some(domid));
+        self.domains.warnings.forget(Some(domid));
         let introduced = self.domains.forget(domid);
         if introduced {
             host.release(domid);
@@ -144,24 +144,24 @@ impl Engine {
     /// domain. The root cannot be removed. Stops when the budget is used up.
     pub(crate) fn remove_nodes_of(&mut self, domid: DomId) {
         while self.deferred.budget() > 0 {
-            let Some(created) = self.owners.first(domid) else {
+            let Some(created) = self.owner_index.first(domid) else {
                 if self.domains.dying.remove(&domid) == Some(true) {
                     self.fire_special(RELEASE, domid);
                 }
                 return;
             };
-            let path = self.owners.path_of(created);
+            let path = self.owner_index.path_of(created);
             self.deferred.spend(1 + components(&path).count() / 4);
-            let Nearest { node, above, missing } = self.work.tree.nearest(&path);
+            let Nearest { node, above, missing } = self.committed.tree.nearest(&path);
             if missing > 0 || node.created() != created {
                 // It has been removed, and the index still has it.
-                self.owners.forget(created);
+                self.owner_index.forget(created);
             } else if self.config.keep_orphans || path == "/" {
                 self.deferred.spend(node.children().len() / 4);
                 self.disown(&path, domid);
             } else {
                 let readers = Readers::from_iter([node.acl(), above.acl()]);
-                remove(&mut self.work, &mut self.stamp, &path, readers);
+                remove(&mut self.committed, &mut self.stamp, &path, readers);
                 self.settle(None, None);
             }
         }
@@ -169,11 +169,11 @@ impl Engine {
 
     /// Gives a node that a dead domain owns to the privileged domain. No watch fires.
     fn disown(&mut self, path: &str, domid: DomId) {
-        let acl = self.work.tree.get(path).map(|node| node.acl().clone());
+        let acl = self.committed.tree.get(path).map(|node| node.acl().clone());
         let Some(acl) = acl.filter(|acl| acl.owner() == domid) else { return };
-        replace_acl(&mut self.work, path, acl.with_owner(self.config.privileged, 0));
+        replace_acl(&mut self.committed, path, acl.with_owner(self.config.privileged, 0));
         let change = Change { owned: true, ..Change::written(path, Readers::default()) };
-        self.owners.follow(&change, &self.work.tree);
+        self.owner_index.follow(&change, &self.committed.tree);
         self.settle(None, None);
     }
 

@@ -27,19 +27,19 @@ use xenstore_protocol::{
 
 use crate::domain::quotas::{Config, Quotas};
 use crate::domain::registry::{Domain, Domains, Host};
-use crate::engine::conflicts::{History, Past};
+use crate::engine::conflicts::{ConflictLog, RecentChange};
 use crate::engine::connection::Connection;
 use crate::engine::deferred::{BUDGET, Deferred, Removal};
-use crate::engine::fairness::{Outcome, Protection};
-use crate::engine::retention::Pins;
+use crate::engine::fairness::{Fairness, Outcome};
+use crate::engine::retention::Retention;
 use crate::ids::{Caller, ConnId, Millis};
-use crate::mru_map::Recent;
-use crate::transaction::execute::{COUNTED_MAX, Context, Work, execute};
-use crate::transaction::outcome::{Answer, Lists};
+use crate::mru_map::MruMap;
+use crate::transaction::execute::{COUNTED_MAX, Context, Staged, execute};
+use crate::transaction::response::{Lists, Response};
 use crate::tree::Tree;
 use crate::tree::acl::{Era, Rights};
 use crate::tree::change::{Change, merge};
-use crate::tree::owner_index::Owners;
+use crate::tree::owner_index::OwnerIndex;
 use crate::watch::index::Watches;
 
 /// Bytes of events that go out before a reply; more wait until they are fetched.
@@ -56,11 +56,11 @@ const CHANGES_KEPT: usize = 16;
 pub struct Engine {
     pub(crate) config: Config,
     /// The committed tree. Its charges are settled and its changes told after each request.
-    pub(crate) work: Work,
+    pub(crate) committed: Staged,
     /// Follows the committed tree whenever that is settled.
-    pub(crate) owners: Owners,
+    pub(crate) owner_index: OwnerIndex,
     pub(crate) domains: Domains,
-    pub(crate) conns: Recent<ConnId, Connection>,
+    pub(crate) conns: MruMap<ConnId, Connection>,
     /// The connections of each domain that are no sockets.
     pub(crate) conns_of: BTreeSet<(DomId, ConnId)>,
     pub(crate) watches: Watches,
@@ -71,9 +71,9 @@ pub struct Engine {
     pub(crate) epoch: u64,
     pub(crate) ready: BTreeSet<ConnId>,
     pub(crate) closed: VecDeque<ConnId>,
-    pub(crate) history: History,
-    pub(crate) protection: Protection,
-    pub(crate) pins: Pins,
+    pub(crate) conflicts: ConflictLog,
+    pub(crate) fairness: Fairness,
+    pub(crate) retention: Retention,
     pub(crate) deferred: Deferred,
     lists: Lists,
     pub(crate) last_conn: u64,
@@ -98,19 +98,19 @@ impl Engine {
             tree.all().map(|node| node.created().max(node.listed())).max().unwrap_or_default();
         Engine {
             config: *config,
-            owners: Owners::of(&tree, [config.privileged, config.store]),
-            work: Work::new(tree),
+            owner_index: OwnerIndex::of(&tree, [config.privileged, config.store]),
+            committed: Staged::new(tree),
             domains,
-            conns: Recent::new(),
+            conns: MruMap::new(),
             conns_of: BTreeSet::new(),
             watches: Watches::default(),
             stamp,
             epoch: 0,
             ready: BTreeSet::new(),
             closed: VecDeque::new(),
-            history: History::default(),
-            protection: Protection::default(),
-            pins: Pins::default(),
+            conflicts: ConflictLog::default(),
+            fairness: Fairness::default(),
+            retention: Retention::default(),
             deferred: Deferred::default(),
             lists: Lists::default(),
             last_conn: 0,
@@ -223,14 +223,14 @@ impl Engine {
         let frame = Frame { header: *header, payload };
         let Some(caller) = self.caller(conn) else {
             Reply::Error(Errno::Eio).emit(header, out);
-            return Outcome::Answered;
+            return Outcome::Executed;
         };
-        self.domains.notices.now = now;
+        self.domains.warnings.now = now;
         self.deferred.begin(BUDGET);
         // Long paths cost their levels, several times over.
         self.deferred.spend(1 + payload.len() / 16);
         if let Some(until) = self.deferred.delay(conn, now) {
-            return Outcome::Later(until);
+            return Outcome::Deferred(until);
         }
         let privileged = self.domid_of(Some(caller)) == self.config.privileged;
         let has_transaction =
@@ -239,10 +239,10 @@ impl Engine {
             let answer = self.dispatch(conn, &frame, &request, now, host)?;
             Ok((request, answer))
         });
-        if let Ok((_, Answer::Later(until))) = answer {
-            return Outcome::Later(until);
+        if let Ok((_, Response::Deferred(until))) = answer {
+            return Outcome::Deferred(until);
         }
-        self.protection.answered(conn);
+        self.fairness.answered(conn);
         let limit = out.len() + EVENTS_BEFORE_REPLY;
         self.emit_events(conn, limit, out);
         match answer {
@@ -259,7 +259,7 @@ impl Engine {
                 }
             }
         }
-        Outcome::Answered
+        Outcome::Executed
     }
 
     fn dispatch(
@@ -269,13 +269,13 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, Errno> {
+    ) -> Result<Response, Errno> {
         let tx_id = frame.header.tx_id;
         if request.operation().is_transactional() {
             if let Request::SetPerms { .. } = request
                 && let Some(until) = self.delay_for_dying(conn, request, now, host)
             {
-                return Ok(Answer::Later(until));
+                return Ok(Response::Deferred(until));
             }
             return match tx_id {
                 TxId::NONE => self.run(conn, request, now, host),
@@ -283,7 +283,7 @@ impl Engine {
             };
         }
         if let Some(until) = self.delay_for_dying(conn, request, now, host) {
-            return Ok(Answer::Later(until));
+            return Ok(Response::Deferred(until));
         }
         match request {
             Request::Watch { path, token, depth } => self.watch(conn, *path, token, *depth)?,
@@ -298,9 +298,9 @@ impl Engine {
             Request::SetQuota { domid, quota, value } => {
                 self.set_quota(*domid, *quota, *value, host)?;
             }
-            _ => return self.ask(conn, tx_id, request, now, host).map(Answer::Reply),
+            _ => return self.ask(conn, tx_id, request, now, host).map(Response::Reply),
         }
-        Ok(Answer::Done)
+        Ok(Response::Done)
     }
 
     /// Requests that answer more than that it is done.
@@ -372,7 +372,7 @@ impl Engine {
         &mut self,
         conn: ConnId,
         host: &mut dyn Host,
-        run: impl FnOnce(&mut Work, &mut Context<'_>) -> T,
+        run: impl FnOnce(&mut Staged, &mut Context<'_>) -> T,
     ) -> T {
         // Every request comes here: connection and domain are looked up once.
         let caller = self.caller(conn);
@@ -397,12 +397,12 @@ impl Engine {
             exists: &mut exists,
             era_of: &era_of,
             captures: true,
-            counts_copies: self.pins.is_active(),
+            counts_copies: self.retention.is_active(),
             refused,
             refused_at: None,
             largest: Cell::default(),
         };
-        let result = run(&mut self.work, &mut cx);
+        let result = run(&mut self.committed, &mut cx);
         let largest = cx.largest.get();
         if let Some((quota, wanted)) = cx.refused.take() {
             let path = cx.refused_at.take();
@@ -427,8 +427,8 @@ impl Engine {
     }
 
     /// A line for the log: something that an operator should know.
-    pub fn pop_notice(&mut self) -> Option<String> {
-        self.domains.notices.pop()
+    pub fn pop_warning(&mut self) -> Option<String> {
+        self.domains.warnings.pop()
     }
 
     /// Runs a request on the committed tree.
@@ -438,19 +438,19 @@ impl Engine {
         request: &Request<'_>,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, Errno> {
+    ) -> Result<Response, Errno> {
         let guard = self.guard(conn, now);
         let captures = !self.watches.all.is_empty();
-        let answer = self.with_context(conn, host, |work, cx| {
+        let answer = self.with_context(conn, host, |staged, cx| {
             cx.captures = captures;
-            execute(work, cx, request)
+            execute(staged, cx, request)
         });
         if let Some(guard) = &guard
             && let Some(until) = self.hold(conn, guard, now, host)
         {
-            return Ok(Answer::Later(until));
+            return Ok(Response::Deferred(until));
         }
-        if !self.work.changes.is_empty() {
+        if !self.committed.changes.is_empty() {
             self.settle(Some(conn), None);
         }
         if let Some((tree, _)) = guard {
@@ -462,22 +462,22 @@ impl Engine {
     /// Charges what has been done to the committed tree, by a connection or else by the store itself,
     /// and queues its events. If it is a commit, `old` is the tree before.
     pub(crate) fn settle(&mut self, conn: Option<ConnId>, old: Option<&Tree>) {
-        for (domid, charge) in self.work.charges.drain() {
+        for (domid, charge) in self.committed.charges.drain() {
             self.domains.charge(domid, charge);
         }
-        let mut changes = merge(core::mem::take(&mut self.work.changes));
-        let counted = core::mem::take(&mut self.work.counted);
+        let mut changes = merge(core::mem::take(&mut self.committed.changes));
+        let counted = core::mem::take(&mut self.committed.counted);
         let mut removal = None;
         // Most requests remove nothing.
-        if counted > 0 || !self.work.uncounted.is_empty() {
+        if counted > 0 || !self.committed.uncounted.is_empty() {
             removal = Some(self.removal(&changes, counted));
         }
         for change in changes.iter().filter(|change| change.owned) {
-            self.owners.follow(change, &self.work.tree);
+            self.owner_index.follow(change, &self.committed.tree);
         }
         self.fire(conn, &changes, old);
         for change in changes.drain(..) {
-            self.history.changed(Past { path: change.path, conn, stamp: self.stamp });
+            self.conflicts.changed(RecentChange { path: change.path, conn, stamp: self.stamp });
             if let Some(removal) = &mut removal
                 && (counted > COUNTED_MAX || !removal.charged.is_empty())
             {
@@ -486,10 +486,10 @@ impl Engine {
         }
         // For the next request, which mostly changes one node.
         if changes.capacity() <= CHANGES_KEPT {
-            self.work.changes = changes;
+            self.committed.changes = changes;
         }
-        let replaced =
-            core::mem::take(&mut self.work.copied) + core::mem::take(&mut self.work.removed);
+        let replaced = core::mem::take(&mut self.committed.copied)
+            + core::mem::take(&mut self.committed.removed);
         if replaced > 0 {
             self.retire(replaced);
         }
@@ -503,9 +503,9 @@ impl Engine {
         // Freeing a node takes a fifth of a unit.
         self.deferred.spend(counted / 4);
         let mut removal = Removal::default();
-        removal.charged = core::mem::take(&mut self.work.uncounted);
+        removal.charged = core::mem::take(&mut self.committed.uncounted);
         for change in changes {
-            let tops = change.removed.iter().filter(|top| self.owners.cut(top)).cloned();
+            let tops = change.removed.iter().filter(|top| self.owner_index.cut(top)).cloned();
             removal.indexed.extend(tops);
         }
         removal

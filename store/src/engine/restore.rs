@@ -20,7 +20,7 @@ use crate::transaction::Transaction;
 use crate::tree::Tree;
 use crate::tree::accounting::{Charge, event_cost};
 use crate::tree::node::Node;
-use crate::tree::owner_index::Owners;
+use crate::tree::owner_index::OwnerIndex;
 use crate::watch::index::{PENDING_MAX, WatchId};
 
 /// A state that cannot be; nothing was made of it.
@@ -69,8 +69,8 @@ impl Engine {
             last_conn: self.last_conn,
             last_watch: self.watches.last,
             injected_eagain: self.injected_eagain,
-            protected: self.protection.protected_count,
-            held: self.protection.held_count,
+            protected: self.fairness.protected_count,
+            held: self.fairness.held_count,
         };
         State {
             quotas: Some(self.domains.defaults),
@@ -79,9 +79,9 @@ impl Engine {
             io: ServerIo::default(),
             lost: Vec::new(),
             counters,
-            pins: self.pins.clone(),
+            retention: self.retention.clone(),
             eras: self.domains.eras.clone(),
-            tree: self.work.tree.clone(),
+            tree: self.committed.tree.clone(),
         }
     }
 
@@ -109,8 +109,8 @@ impl Engine {
             domid: Some(self.rights(id).domid),
             last_transaction: connection.last_transaction,
             failures: connection.failures,
-            held: self.protection.held.get(&id).copied(),
-            protected: self.protection.of(id).collect(),
+            held: self.fairness.held.get(&id).copied(),
+            protected: self.fairness.of(id).collect(),
             events: connection.events.iter().filter(is_live).map(event).collect(),
             transactions: connection
                 .transactions
@@ -147,15 +147,15 @@ impl Engine {
         engine.stamp = counters.stamp;
         engine.epoch = counters.epoch;
         engine.injected_eagain = counters.injected_eagain;
-        engine.protection.protected_count = counters.protected;
-        engine.protection.held_count = counters.held;
-        engine.pins = state.pins.restored();
+        engine.fairness.protected_count = counters.protected;
+        engine.fairness.held_count = counters.held;
+        engine.retention = state.retention.restored();
         engine.restore_tree(&state.tree);
         for connection in &state.connections {
             engine.restore_connection(connection, &counters)?;
         }
         // In the order in which they were opened, as far as it matters.
-        engine.protection.open.sort_by_key(|(.., end)| *end);
+        engine.fairness.open.sort_by_key(|(.., end)| *end);
         engine.last_conn = counters.last_conn;
         engine.watches.last = counters.last_watch;
         for domain in &state.domains {
@@ -199,9 +199,9 @@ impl Engine {
         };
         tree.special().for_each(|node| visit(node));
         let immortal = [self.config.privileged, self.config.store];
-        self.owners = Owners::with(&tree, immortal, visit);
+        self.owner_index = OwnerIndex::with(&tree, immortal, visit);
         charge(run.0, run.1);
-        self.work.tree = tree;
+        self.committed.tree = tree;
     }
 
     fn restore_connection(&mut self, state: &ConnectionState, counters: &Counters) -> Result<()> {
@@ -234,16 +234,16 @@ impl Engine {
         }
         for (id, end) in &state.protected {
             let known = state.transactions.iter().any(|(known, _)| known == id);
-            ensure(known, || format!("protection of no transaction of connection {conn}"))?;
-            self.protection.open.push((conn, *id, *end));
+            ensure(known, || format!("fairness of no transaction of connection {conn}"))?;
+            self.fairness.open.push((conn, *id, *end));
             let transaction = state.transactions.iter().find(|(known, _)| known == id);
             for logged in transaction.iter().flat_map(|(_, transaction)| &transaction.log) {
                 if let Ok(request) = Request::parse(logged.op, &logged.payload) {
-                    self.add_footprint(conn, *id, &request);
+                    self.add_to_read_set(conn, *id, &request);
                 }
             }
         }
-        self.protection.held.extend(state.held.map(|until| (conn, until)));
+        self.fairness.held.extend(state.held.map(|until| (conn, until)));
         Ok(())
     }
 
@@ -296,7 +296,7 @@ impl Engine {
         let wrong = || RestoreError(format!("transaction {id} of connection {conn} cannot be"));
         // It may be taken over as it is, so that it must fit to what there is.
         let known = |domid: DomId| self.domains.get(domid).is_some();
-        let fits = transaction.epoch < self.epoch || transaction.work.charges.domids().all(known);
+        let fits = transaction.epoch < self.epoch || transaction.staged.charges.domids().all(known);
         let domid = self.rights(conn).domid;
         let connection = self.conns.get_mut(&conn).ok_or_else(wrong)?;
         let old = connection.transactions.insert(id, transaction.clone());
@@ -304,7 +304,7 @@ impl Engine {
             return Err(wrong());
         }
         if transaction.lost {
-            self.pin(domid);
+            self.track_retention(domid);
         }
         self.domains.count(domid, |usage| {
             usage.transactions += 1;

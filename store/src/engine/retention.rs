@@ -20,7 +20,7 @@ use crate::tree::cow_cost::kept_by;
 
 /// What has been replaced in the tree, and who may keep it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pins {
+pub(crate) struct Retention {
     /// Bytes of all versions of nodes that were replaced while somebody had a snapshot.
     pub(crate) retired: i64,
     /// When it reaches this, somebody has to be measured.
@@ -29,10 +29,10 @@ pub(crate) struct Pins {
     pub(crate) due: BTreeMap<DomId, i64>,
 }
 
-impl Pins {
+impl Retention {
     /// As they were; what they are measured against comes with the first change.
-    pub(crate) fn restored(&self) -> Pins {
-        Pins { next: 0, ..self.clone() }
+    pub(crate) fn restored(&self) -> Retention {
+        Retention { next: 0, ..self.clone() }
     }
 
     /// Does anybody have a snapshot for which it matters what is replaced?
@@ -53,28 +53,34 @@ impl Pins {
 
 impl Engine {
     /// A domain has opened a transaction.
-    pub(crate) fn pin(&mut self, domid: DomId) {
+    pub(crate) fn track_retention(&mut self, domid: DomId) {
         let limit = i64::from(self.quotas(domid).get(Quota::Memory));
-        if limit > 0 && domid != self.config.privileged && !self.pins.due.contains_key(&domid) {
-            self.pins.set(domid, self.pins.retired + limit);
+        if limit > 0 && domid != self.config.privileged && !self.retention.due.contains_key(&domid)
+        {
+            self.retention.set(domid, self.retention.retired + limit);
         }
     }
 
     /// So many bytes of the tree have been replaced.
     pub(crate) fn retire(&mut self, bytes: i64) {
-        self.pins.retired += bytes;
-        if bytes == 0 || self.pins.retired < self.pins.next {
+        self.retention.retired += bytes;
+        if bytes == 0 || self.retention.retired < self.retention.next {
             return;
         }
-        let now = self.pins.retired;
-        let due: Vec<DomId> =
-            self.pins.due.iter().filter(|(_, at)| **at <= now).map(|(domid, _)| *domid).collect();
+        let now = self.retention.retired;
+        let due: Vec<DomId> = self
+            .retention
+            .due
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(domid, _)| *domid)
+            .collect();
         for domid in due {
             let limit = i64::from(self.quotas(domid).get(Quota::Memory));
             let kept = self.keep_within(domid, limit);
-            self.pins.set(domid, now + (limit - kept).max(limit / 4).max(1));
+            self.retention.set(domid, now + (limit - kept).max(limit / 4).max(1));
         }
-        self.pins.next = self.pins.due.values().copied().min().unwrap_or(i64::MAX);
+        self.retention.next = self.retention.due.values().copied().min().unwrap_or(i64::MAX);
     }
 
     /// Gives up transactions of a domain, the oldest first, until what they keep is within the limit
@@ -83,7 +89,7 @@ impl Engine {
         let mut open = self.snapshots_of(domid);
         // From the newest on, each keeps what the next newer one does not. Those that are older than the
         // one with which the limit is exceeded are given up whatever they keep.
-        let mut newer = self.work.tree.clone();
+        let mut newer = self.committed.tree.clone();
         let mut kept: Vec<i64> = Vec::new();
         let mut sum = 0;
         for (_, conn, id) in open.iter().rev() {

@@ -1,4 +1,4 @@
-//! What a commit by footprint is held against: the same transaction run again request by request.
+//! What a commit by read_set is held against: the same transaction run again request by request.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::engine::invariants::Violation;
 use crate::ids::ConnId;
 use crate::transaction::Refusal;
-use crate::transaction::execute::Work;
+use crate::transaction::execute::Staged;
 use crate::tree::{Tree, paths};
 
 /// Paths, values and permissions in order of creation; not the stamps, which differ.
@@ -23,14 +23,15 @@ fn content(tree: &Tree) -> Vec<String> {
     paths(tree, |_| true).into_iter().map(line).collect()
 }
 
-fn describe(outcome: &Result<Option<Work>, Refusal>, unchanged: &Tree) -> String {
+fn describe(outcome: &Result<Option<Staged>, Refusal>, unchanged: &Tree) -> String {
     match outcome {
         Err(refusal) => format!("{refusal:?}"),
         Ok(None) => format!("{:?}", content(unchanged)),
-        Ok(Some(work)) => {
+        Ok(Some(staged)) => {
             // What a change does to permissions is in the tree.
-            let changes: Vec<_> = work.changes.iter().map(|c| (&c.path, c.removed.len())).collect();
-            format!("{:?} {:?} {changes:?}", content(&work.tree), work.charges)
+            let changes: Vec<_> =
+                staged.changes.iter().map(|c| (&c.path, c.removed.len())).collect();
+            format!("{:?} {:?} {changes:?}", content(&staged.tree), staged.charges)
         }
     }
 }
@@ -52,23 +53,23 @@ impl Engine {
         let usage = self.domains.get(self.rights(conn).domid).map(|domain| domain.usage);
         let domid = self.rights(conn).domid;
         self.discount_transaction(domid, &transaction);
-        let replayed = self.with_context(conn, host, |work, cx| {
+        let replayed = self.with_context(conn, host, |staged, cx| {
             if !transaction.can_matter() {
                 return None;
             }
-            Some(transaction.replay(cx, &work.tree, false).map(Some))
+            Some(transaction.replay(cx, &staged.tree, false).map(Some))
         });
         let (stamp, epoch) = before;
         self.stamp = stamp;
         let done =
-            self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
+            self.with_context(conn, host, |staged, cx| transaction.commit(cx, &staged.tree, epoch));
         self.stamp = stamp;
         if let (Some(usage), Some(domain)) = (usage, self.domains.known.get_mut(&domid)) {
             domain.usage = usage;
         }
-        self.pin(domid);
+        self.track_retention(domid);
         let Some(replayed) = replayed else { return Ok(()) };
-        let tree = &self.work.tree;
+        let tree = &self.committed.tree;
         let (done, replayed) = (describe(&done, tree), describe(&replayed, tree));
         if done == replayed {
             return Ok(());

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::engine::conflicts::Conflict;
 use crate::ids::{ConnId, Millis};
 use crate::transaction::Transaction;
-use crate::transaction::outcome::Answer;
+use crate::transaction::response::Response;
 
 impl Engine {
     pub(crate) fn start(&mut self, conn: ConnId, now: Millis) -> Result<Reply<'static>, Errno> {
@@ -19,7 +19,7 @@ impl Engine {
         }
         // Orders the snapshots of transactions by age.
         self.stamp += 1;
-        let transaction = Transaction::new(&self.work.tree, self.epoch, self.stamp, now);
+        let transaction = Transaction::new(&self.committed.tree, self.epoch, self.stamp, now);
         let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let id = connection.next_transaction();
         let failures = connection.failures.count_ones();
@@ -35,19 +35,19 @@ impl Engine {
         request: &Request<'_>,
         payload: &[u8],
         host: &mut dyn Host,
-    ) -> Result<Answer, Errno> {
+    ) -> Result<Response, Errno> {
         let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let mut shared = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
         // Copied if a state that is being written shares it.
         let transaction = Arc::make_mut(&mut shared);
         let before = transaction.bytes;
-        let (protected, epoch) = (self.protection.end_of(conn, tx_id).is_some(), self.epoch);
+        let (protected, epoch) = (self.fairness.end_of(conn, tx_id).is_some(), self.epoch);
         if protected {
-            self.add_footprint(conn, tx_id, request);
+            self.add_to_read_set(conn, tx_id, request);
         }
-        let answer = self.with_context(conn, host, |work, cx| {
+        let answer = self.with_context(conn, host, |staged, cx| {
             if protected {
-                transaction.follow(cx, &work.tree, epoch, request);
+                transaction.follow(cx, &staged.tree, epoch, request);
             }
             transaction.request(cx, request, payload)
         });
@@ -72,7 +72,7 @@ impl Engine {
         commit: bool,
         now: Millis,
         host: &mut dyn Host,
-    ) -> Result<Answer, Errno> {
+    ) -> Result<Response, Errno> {
         let connection = self.conns.get_mut(&conn).ok_or(Errno::Eio)?;
         let mut shared = connection.transactions.remove(&tx_id).ok_or(Errno::Enoent)?;
         // Copied if a state that is being written shares it.
@@ -82,7 +82,7 @@ impl Engine {
         if !commit {
             self.unprotect();
             self.forget_nodes(None, Arc::unwrap_or_clone(shared).into_nodes());
-            return Ok(Answer::Done);
+            return Ok(Response::Done);
         }
         if self.injected_eagain > 0 {
             self.injected_eagain -= 1;
@@ -91,27 +91,27 @@ impl Engine {
         }
         let guard = self.guard(conn, now).map(|guard| (guard, Transaction::clone(transaction)));
         let epoch = self.epoch;
-        let old = self.work.tree.clone();
+        let old = self.committed.tree.clone();
         let outcome =
-            self.with_context(conn, host, |work, cx| transaction.commit(cx, &work.tree, epoch));
+            self.with_context(conn, host, |staged, cx| transaction.commit(cx, &staged.tree, epoch));
         let result = match outcome {
-            Ok(Some(work)) => {
-                self.work = work;
+            Ok(Some(staged)) => {
+                self.committed = staged;
                 if let Some((guard, transaction)) = guard
                     && let Some(until) = self.hold(conn, &guard, now, host)
                 {
                     self.open_transaction(conn, tx_id, Arc::new(transaction));
-                    return Ok(Answer::Later(until));
+                    return Ok(Response::Deferred(until));
                 }
                 self.settle(Some(conn), Some(&old));
-                Ok(Answer::Done)
+                Ok(Response::Done)
             }
-            Ok(None) => Ok(Answer::Done),
+            Ok(None) => Ok(Response::Done),
             Err(refusal) => {
                 if let Some(path) = refusal.path {
-                    let by = self.history.who(&path, conn, transaction.stamp);
+                    let by = self.conflicts.who(&path, conn, transaction.stamp);
                     self.tell_conflict(conn, &path, by);
-                    self.history.conflict(Conflict { conn, path, by, at: now });
+                    self.conflicts.conflict(Conflict { conn, path, by, at: now });
                 }
                 Err(refusal.error)
             }
@@ -140,7 +140,7 @@ impl Engine {
         if let Some(connection) = self.conns.get_mut(&conn) {
             connection.transactions.insert(id, transaction);
         }
-        self.pin(domid);
+        self.track_retention(domid);
     }
 
     /// Releases the charges of a transaction that is no longer open.
@@ -155,7 +155,7 @@ impl Engine {
             usage.bytes -= transaction.bytes;
         });
         if self.domains.get(domid).is_none_or(|domain| domain.usage.transactions == 0) {
-            self.pins.forget(domid);
+            self.retention.forget(domid);
         }
     }
 }

@@ -118,7 +118,7 @@ impl Engine {
         for transaction in transactions.into_values() {
             self.forget_transaction(domid, triomphe::Arc::unwrap_or_clone(transaction));
         }
-        self.protection.answered(conn);
+        self.fairness.answered(conn);
         self.unprotect();
     }
 
@@ -158,7 +158,7 @@ impl Engine {
         for (at, change) in changes.iter().enumerate() {
             self.deferred.spend(change.path.len() / 16);
             if !self.fire_at_once(change, old) {
-                let (tree, newest) = (self.work.tree.clone(), WatchId(self.watches.last));
+                let (tree, newest) = (self.committed.tree.clone(), WatchId(self.watches.last));
                 let fanout = Fanout::new(changes[at..].to_vec(), tree, old.cloned(), newest);
                 return self.deferred.defer_fanout(conn, fanout);
             }
@@ -170,7 +170,7 @@ impl Engine {
     fn fire_at_once(&mut self, change: &Change, old: Option<&Tree>) -> bool {
         let mut room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
         let mut events = Vec::new();
-        let now = || self.work.tree.get(&change.path);
+        let now = || self.committed.tree.get(&change.path);
         for before in &change.removed {
             let Some(below) = self.watches.count_below(&change.path, room) else { return false };
             room -= below;
@@ -192,13 +192,14 @@ impl Engine {
             return false;
         }
         // Events queued before the budget ends are queued again later; equal events are merged.
-        events.iter().all(|(path, ids, readers)| self.tell(path, ids, readers))
-            && (ids.is_empty() || self.tell(&change.path.as_str().into(), &ids, &change.readers))
+        events.iter().all(|(path, ids, readers)| self.queue_for_readers(path, ids, readers))
+            && (ids.is_empty()
+                || self.queue_for_readers(&change.path.as_str().into(), &ids, &change.readers))
     }
 
     /// Queues the events of a special node about a domain.
     pub(crate) fn fire_special(&mut self, name: &str, domid: DomId) {
-        let tree = self.work.tree.clone();
+        let tree = self.committed.tree.clone();
         let nodes = [tree.get(name), Some(tree.root())].into_iter().flatten();
         let readers: Readers = nodes.map(|node| node.acl()).collect();
         let with_domid: Arc<str> = alloc::format!("{name}/{domid}").into();
@@ -206,7 +207,7 @@ impl Engine {
         let room = usize::try_from(self.deferred.budget()).unwrap_or(usize::MAX);
         let at_once = !self.deferred.has_fanouts() && count[0] + count[1] < room && {
             let matching = self.watches.matching_special(name, domid);
-            matching.into_iter().all(|(id, path)| self.tell(&path, &[id], &readers))
+            matching.into_iter().all(|(id, path)| self.queue_for_readers(&path, &[id], &readers))
         };
         if !at_once {
             let newest = WatchId(self.watches.last);
@@ -217,7 +218,7 @@ impl Engine {
 
     /// Queues an event for those watches whose connection may read by one of the lists. Returns false if
     /// the budget ends before the last.
-    fn tell(&mut self, path: &Arc<str>, ids: &[WatchId], readers: &Readers) -> bool {
+    fn queue_for_readers(&mut self, path: &Arc<str>, ids: &[WatchId], readers: &Readers) -> bool {
         for id in ids {
             if self.deferred.budget() == 0 {
                 return false;

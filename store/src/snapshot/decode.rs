@@ -20,7 +20,7 @@ use super::{
 };
 use crate::domain::quotas::Quotas;
 use crate::domain::registry::{Largest, Usage};
-use crate::engine::retention::Pins;
+use crate::engine::retention::Retention;
 use crate::ids::{Caller, ConnId};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -52,7 +52,7 @@ pub(super) struct Decoder {
     pub(super) lost: Vec<String>,
     unknown: BTreeSet<u32>,
     counters: Option<Counters>,
-    pins: Pins,
+    retention: Retention,
     eras: BTreeMap<DomId, Era>,
     last_watch: u64,
     /// Stamps of the nodes, sorted.
@@ -142,7 +142,7 @@ impl Decoder {
             lost: Vec::new(),
             unknown: BTreeSet::new(),
             counters: None,
-            pins: Pins::default(),
+            retention: Retention::default(),
             eras: BTreeMap::new(),
             last_watch: 0,
             created: Vec::new(),
@@ -191,7 +191,7 @@ impl Decoder {
     /// Reads the counters of the stream that follows, which count from now on.
     fn follow(&mut self, next: &Reader<'_>) -> Result<()> {
         let before = self.counters.take();
-        self.pins = Pins::default();
+        self.retention = Retention::default();
         self.look_ahead(next)?;
         match (before, self.counters) {
             (Some(before), Some(now)) if before.stamp <= now.stamp => Ok(()),
@@ -200,11 +200,11 @@ impl Decoder {
     }
 
     fn take_pins(&mut self, body: &mut Cursor<'_>) -> Result<()> {
-        self.pins.retired = body.u64()?.cast_signed();
+        self.retention.retired = body.u64()?.cast_signed();
         for _ in 0..body.u32()? {
-            self.pins.due.insert(DomId(body.u16()?), body.u64()?.cast_signed());
+            self.retention.due.insert(DomId(body.u16()?), body.u64()?.cast_signed());
         }
-        let all = self.pins.due.values().chain([&self.pins.retired]);
+        let all = self.retention.due.values().chain([&self.retention.retired]);
         match all.copied().all(|bytes| (0..=i64::MAX / 4).contains(&bytes)) {
             true => Ok(()),
             false => Err(body.error("a counter that has nearly run out")),
@@ -552,7 +552,7 @@ impl Decoder {
             io: self.io,
             lost: self.lost,
             counters,
-            pins: self.pins,
+            retention: self.retention,
             eras: self.eras,
             tree,
         })

@@ -102,9 +102,9 @@ impl State {
         writer.u32(counters.injected_eagain);
         writer.u64(counters.protected);
         writer.u64(counters.held);
-        writer.u64(self.pins.retired.cast_unsigned());
-        writer.len32(self.pins.due.len());
-        for (domid, due) in &self.pins.due {
+        writer.u64(self.retention.retired.cast_unsigned());
+        writer.len32(self.retention.due.len());
+        for (domid, due) in &self.retention.due {
             writer.u16(domid.0);
             writer.u64(due.cast_unsigned());
         }

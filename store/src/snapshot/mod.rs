@@ -41,7 +41,7 @@ use xenstore_protocol::{DomId, Features, Perms, TxId};
 
 use crate::domain::quotas::Quotas;
 use crate::domain::registry::{Largest, Usage};
-use crate::engine::retention::Pins;
+use crate::engine::retention::Retention;
 use crate::ids::{Caller, ConnId, Millis};
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -233,7 +233,7 @@ pub struct State {
     /// the operator. Not written.
     pub lost: Vec<String>,
     pub(crate) counters: Counters,
-    pub(crate) pins: Pins,
+    pub(crate) retention: Retention,
     /// How many domains with each domid have died.
     pub(crate) eras: BTreeMap<DomId, Era>,
     pub(crate) tree: Tree,

@@ -14,9 +14,9 @@ use crate::snapshot::difference::{
     put_difference, put_path, put_subtree, take_difference, take_path, take_subtree,
 };
 use crate::snapshot::nodes::{put_perms, take_perms};
-use crate::transaction::execute::Work;
-use crate::transaction::outcome::Answer;
+use crate::transaction::execute::Staged;
 use crate::transaction::read_set::looks_at;
+use crate::transaction::response::Response;
 use crate::transaction::{Logged, Transaction};
 use crate::tree::Tree;
 use crate::tree::accounting::Charge;
@@ -50,13 +50,13 @@ pub(super) fn put_transaction(
     base: &Tree,
     domid: Option<DomId>,
 ) {
-    let Transaction { snapshot, work, .. } = transaction;
+    let Transaction { snapshot, staged, .. } = transaction;
     writer.u32(FORMAT | u32::from(transaction.lost));
     writer.u64(transaction.steps as u64);
     writer.u64(transaction.stamp);
     writer.u64(transaction.epoch);
     writer.u64(transaction.since);
-    let made = [transaction.bytes, work.charges.added, work.copied, work.removed];
+    let made = [transaction.bytes, staged.charges.added, staged.copied, staged.removed];
     made.iter().for_each(|bytes| writer.u64(bytes.cast_unsigned()));
     writer.u8(transaction.doomed.is_some().into());
     if let Some(error) = transaction.doomed {
@@ -71,13 +71,13 @@ pub(super) fn put_transaction(
         }
     }
     put_difference(writer, base, snapshot);
-    put_difference(writer, snapshot, &work.tree);
-    writer.len32(work.charges.domids().len());
-    for domid in work.charges.domids() {
+    put_difference(writer, snapshot, &staged.tree);
+    writer.len32(staged.charges.domids().len());
+    for domid in staged.charges.domids() {
         writer.u16(domid.0);
     }
-    writer.len32(work.changes.len());
-    for change in &work.changes {
+    writer.len32(staged.changes.len());
+    for change in &staged.changes {
         put_change(writer, change, snapshot);
     }
     writer.len32(transaction.log.len());
@@ -135,7 +135,7 @@ fn put_answer(
     domid: Option<DomId>,
 ) {
     let node = match &logged.answer {
-        Ok(Answer::Seen(node)) => node,
+        Ok(Response::Seen(node)) => node,
         Ok(_) => return writer.u8(answer::DONE),
         Err(error) => {
             writer.u8(answer::ERROR);
@@ -145,7 +145,7 @@ fn put_answer(
     let is_in = |tree: &Tree| place(logged, tree, domid).is_some_and(|at| Arc::ptr_eq(at, node));
     if is_in(&transaction.snapshot) {
         writer.u8(answer::AS_BEFORE);
-    } else if is_in(&transaction.work.tree) {
+    } else if is_in(&transaction.staged.tree) {
         writer.u8(answer::AS_NOW);
     } else {
         writer.u8(answer::SEEN);
@@ -207,24 +207,24 @@ pub(super) fn take_transaction(
         }
     }
     let (snapshot, _) = take_difference(body, base, limit)?;
-    let mut work = Work::new(snapshot.clone());
+    let mut staged = Staged::new(snapshot.clone());
     let effect;
-    (work.tree, effect) = take_difference(body, &snapshot, limit)?;
-    work.charges = effect.charges;
-    work.charges.forget_zeroes();
+    (staged.tree, effect) = take_difference(body, &snapshot, limit)?;
+    staged.charges = effect.charges;
+    staged.charges.forget_zeroes();
     // What has been charged and given back leaves a zero.
     for _ in 0..body.u32()? {
-        work.charges.add(DomId(body.u16()?), Charge::default());
+        staged.charges.add(DomId(body.u16()?), Charge::default());
     }
     for _ in 0..body.u32()? {
-        work.changes.push(take_change(body, &snapshot, limit)?);
+        staged.changes.push(take_change(body, &snapshot, limit)?);
     }
-    if !are_told(&effect.places, &work.changes) || !are_new(effect.created, stamp) {
+    if !are_told(&effect.places, &staged.changes) || !are_new(effect.created, stamp) {
         return Err(body.error("a transaction that has done what it has not"));
     }
-    (work.charges.added, work.copied, work.removed) = (added, copied, removed);
+    (staged.charges.added, staged.copied, staged.removed) = (added, copied, removed);
     let mut transaction = Transaction::new(&snapshot, epoch, stamp, since);
-    (transaction.work, transaction.lost) = (work, lost);
+    (transaction.staged, transaction.lost) = (staged, lost);
     (transaction.bytes, transaction.steps) = (bytes, steps.min(usize::MAX / 2));
     transaction.copies = copies;
     for _ in 0..body.u32()? {
@@ -232,7 +232,7 @@ pub(super) fn take_transaction(
         let op = op.ok_or(body.error("no request of a transaction"))?;
         let len = body.u16()?;
         let payload = body.take(len.into())?.into();
-        let mut logged = Logged { op, payload, answer: Ok(Answer::Done) };
+        let mut logged = Logged { op, payload, answer: Ok(Response::Done) };
         if Request::parse(op, &logged.payload).is_err() {
             return Err(body.error("a malformed request"));
         }
@@ -265,20 +265,20 @@ fn take_answer(
     logged: &Logged,
     limit: u64,
     domid: Option<DomId>,
-) -> Result<Result<Answer, Errno>, StreamError> {
+) -> Result<Result<Response, Errno>, StreamError> {
     let seen_in = |tree: &Tree, body: &Cursor<'_>| {
         let node = place(logged, tree, domid).ok_or(body.error("an answer about no node"))?;
-        Ok(Ok(Answer::Seen(node.clone())))
+        Ok(Ok(Response::Seen(node.clone())))
     };
     match body.u8()? {
-        answer::DONE => Ok(Ok(Answer::Done)),
+        answer::DONE => Ok(Ok(Response::Done)),
         answer::ERROR => {
             let error = Errno::parse(body.c_string()?);
             Ok(Err(error.ok_or(body.error("no name of an error"))?))
         }
         answer::AS_BEFORE => seen_in(&transaction.snapshot, body),
-        answer::AS_NOW => seen_in(&transaction.work.tree, body),
-        answer::SEEN => take_seen(body, limit).map(|node| Ok(Answer::Seen(Arc::new(node)))),
+        answer::AS_NOW => seen_in(&transaction.staged.tree, body),
+        answer::SEEN => take_seen(body, limit).map(|node| Ok(Response::Seen(Arc::new(node)))),
         _ => Err(body.error("no such answer")),
     }
 }

@@ -15,8 +15,8 @@ use xenstore_protocol::{
 
 use crate::domain::quotas::Quotas;
 use crate::domain::registry::{Largest, Usage};
-use crate::transaction::outcome::Answer;
 use crate::transaction::read_set::looks_at;
+use crate::transaction::response::Response;
 use crate::tree::accounting::{Charge, Charges, bytes};
 use crate::tree::acl::{Acl, AclEntry, Era, Rights};
 use crate::tree::change::{Change, Readers};
@@ -30,7 +30,7 @@ pub(crate) const COUNTED_MAX: usize = 16_384;
 /// A tree that requests work on, and what they did to it: the committed one, or that of a
 /// transaction.
 #[derive(Clone, Debug)]
-pub(crate) struct Work {
+pub(crate) struct Staged {
     pub(crate) tree: Tree,
     /// What has been charged since the charges were last settled.
     pub(crate) charges: Charges,
@@ -44,9 +44,9 @@ pub(crate) struct Work {
     pub(crate) uncounted: Vec<Arc<Node>>,
 }
 
-impl Work {
-    pub(crate) fn new(tree: Tree) -> Work {
-        Work {
+impl Staged {
+    pub(crate) fn new(tree: Tree) -> Staged {
+        Staged {
             tree,
             charges: Charges::default(),
             changes: Vec::new(),
@@ -146,18 +146,18 @@ impl Context<'_> {
     }
 
     /// Counts what the change of `path` that follows copies.
-    fn count_copies(&self, work: &mut Work, path: &str) {
+    fn count_copies(&self, staged: &mut Staged, path: &str) {
         if self.counts_copies {
-            work.copied += replaced_by_change(&work.tree, path);
+            staged.copied += replaced_by_change(&staged.tree, path);
         }
     }
 
     /// Would the caller stay within its memory with this much more?
-    fn check_memory(&self, work: &Work, owner: DomId, more: i64) -> Result<()> {
+    fn check_memory(&self, staged: &Staged, owner: DomId, more: i64) -> Result<()> {
         if owner != self.rights.domid || more <= 0 {
             return Ok(());
         }
-        self.check(Quota::Memory, self.usage.bytes + work.charges.of(owner).bytes + more)
+        self.check(Quota::Memory, self.usage.bytes + staged.charges.of(owner).bytes + more)
     }
 }
 
@@ -170,11 +170,11 @@ pub(crate) fn resolve<'p>(rights: &Rights, path: Path<'p>) -> Result<(Cow<'p, st
 
 /// Runs a request on `work`. On an error nothing has changed.
 pub(crate) fn execute(
-    work: &mut Work,
+    staged: &mut Staged,
     cx: &mut Context<'_>,
     request: &Request<'_>,
-) -> Result<Answer> {
-    let answer = execute_unreported(work, cx, request);
+) -> Result<Response> {
+    let answer = execute_unreported(staged, cx, request);
     if answer.is_err() && cx.refused.get().is_some() {
         let path = looks_at(request).map(|(path, ..)| path);
         cx.refused_at =
@@ -184,75 +184,75 @@ pub(crate) fn execute(
 }
 
 fn execute_unreported(
-    work: &mut Work,
+    staged: &mut Staged,
     cx: &mut Context<'_>,
     request: &Request<'_>,
-) -> Result<Answer> {
+) -> Result<Response> {
     match request {
         Request::Read(path) | Request::DirectoryPart { path, .. } => {
             let path = cx.resolve_ordinary(*path)?;
-            Ok(Answer::Seen(cx.reach(&work.tree, &path, Access::Read)?.clone()))
+            Ok(Response::Seen(cx.reach(&staged.tree, &path, Access::Read)?.clone()))
         }
         Request::Directory(path) => {
             let path = cx.resolve_ordinary(*path)?;
-            let node = cx.reach(&work.tree, &path, Access::Read)?;
+            let node = cx.reach(&staged.tree, &path, Access::Read)?;
             if node.children().names_len() > PAYLOAD_MAX {
                 return Err(Errno::E2big);
             }
-            Ok(Answer::Seen(node.clone()))
+            Ok(Response::Seen(node.clone()))
         }
         Request::GetPerms(path) => {
             let path = cx.resolve(*path)?;
-            let node = cx.reach(&work.tree, &path, Access::Read)?;
-            Ok(Answer::Seen(match node.acl().without_stale(cx.era_of) {
+            let node = cx.reach(&staged.tree, &path, Access::Read)?;
+            Ok(Response::Seen(match node.acl().without_stale(cx.era_of) {
                 None => node.clone(),
                 Some(acl) => Arc::new(Node::new("", node.created(), acl, b"")),
             }))
         }
         Request::Write { path, value } => {
             let path = cx.resolve_ordinary(*path)?;
-            write(work, cx, &path, value)
+            write(staged, cx, &path, value)
         }
         Request::Mkdir(path) => {
             let path = cx.resolve_ordinary(*path)?;
-            mkdir(work, cx, &path)
+            mkdir(staged, cx, &path)
         }
         Request::Rm(path) => {
             let path = cx.resolve_ordinary(*path)?;
-            rm(work, cx, &path)
+            rm(staged, cx, &path)
         }
         Request::SetPerms { path, perms } => {
             let path = cx.resolve(*path)?;
-            set_perms(work, cx, &path, perms)
+            set_perms(staged, cx, &path, perms)
         }
         _ => Err(Errno::Enosys),
     }
 }
 
-fn write(work: &mut Work, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Answer> {
-    let nearest = cx.find(&work.tree, path, Access::Write)?;
+fn write(staged: &mut Staged, cx: &mut Context<'_>, path: &str, value: &[u8]) -> Result<Response> {
+    let nearest = cx.find(&staged.tree, path, Access::Write)?;
     if nearest.missing > 0 {
-        return plan(work, cx, nearest, path, value)?.carry_out(work, cx, path, value);
+        return plan(staged, cx, nearest, path, value)?.carry_out(staged, cx, path, value);
     }
     let Nearest { node, above, .. } = nearest;
     let readers = cx.readers([node.acl(), above.acl()]);
     let more = bytes(value.len()) - bytes(node.value().len());
     let owner = node.acl().owner();
     cx.check(Quota::NodeSize, bytes(node.size()) + more)?;
-    cx.check_memory(work, owner, more)?;
-    cx.count_copies(work, path);
-    work.copied += bytes(value.len());
-    let node = work.tree.get_mut(path).ok_or(Errno::Eio)?;
+    cx.check_memory(staged, owner, more)?;
+    cx.count_copies(staged, path);
+    staged.copied += bytes(value.len());
+    let node = staged.tree.get_mut(path).ok_or(Errno::Eio)?;
     node.set_value(value);
-    work.charges.add(owner, Charge { nodes: 0, bytes: more });
-    work.changes.push(Change::written(path, readers));
-    Ok(Answer::Done)
+    staged.charges.add(owner, Charge { nodes: 0, bytes: more });
+    staged.changes.push(Change::written(path, readers));
+    Ok(Response::Done)
 }
 
-fn mkdir(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
-    match cx.find(&work.tree, path, Access::Write)? {
-        Nearest { missing: 0, .. } => Ok(Answer::Done),
-        nearest => plan(work, cx, nearest, path, b"")?.carry_out(work, cx, path, b""),
+fn mkdir(staged: &mut Staged, cx: &mut Context<'_>, path: &str) -> Result<Response> {
+    match cx.find(&staged.tree, path, Access::Write)? {
+        Nearest { missing: 0, .. } => Ok(Response::Done),
+        nearest => plan(staged, cx, nearest, path, b"")?.carry_out(staged, cx, path, b""),
     }
 }
 
@@ -268,7 +268,7 @@ struct Plan {
 /// May a node that is missing be created, with its missing parents? They get the permissions of the
 /// nearest existing ancestor; an unprivileged creator owns them.
 fn plan(
-    work: &Work,
+    staged: &Staged,
     cx: &Context<'_>,
     Nearest { node: ancestor, missing, .. }: Nearest<'_>,
     path: &str,
@@ -292,32 +292,32 @@ fn plan(
         more += Charge::node(name.len(), perms, value.len());
     }
     let domid = cx.rights.domid;
-    let nodes = cx.usage.nodes + work.charges.of(domid).nodes + more.nodes;
+    let nodes = cx.usage.nodes + staged.charges.of(domid).nodes + more.nodes;
     cx.check(Quota::Nodes, nodes)?;
-    cx.check_memory(work, acl.owner(), more.bytes)?;
+    cx.check_memory(staged, acl.owner(), more.bytes)?;
     Ok(Plan { acl, above: ancestor.acl().clone(), missing, more })
 }
 
 impl Plan {
     fn carry_out(
         self,
-        work: &mut Work,
+        staged: &mut Staged,
         cx: &mut Context<'_>,
         path: &str,
         value: &[u8],
-    ) -> Result<Answer> {
-        cx.count_copies(work, path);
-        work.tree.create(path, self.missing, &self.acl, value, cx.stamp);
-        work.charges.add(self.acl.owner(), self.more);
+    ) -> Result<Response> {
+        cx.count_copies(staged, path);
+        staged.tree.create(path, self.missing, &self.acl, value, cx.stamp);
+        staged.charges.add(self.acl.owner(), self.more);
         let above = (self.missing == 1).then_some(&self.above);
         let readers = cx.readers([&self.acl].into_iter().chain(above));
         let created: usize = components_from_end(path).take(self.missing - 1).sum();
-        work.changes.push(Change {
+        staged.changes.push(Change {
             top: path.len() - created,
             owned: self.acl.owner() != self.above.owner(),
             ..Change::written(path, readers)
         });
-        Ok(Answer::Done)
+        Ok(Response::Done)
     }
 }
 
@@ -326,18 +326,18 @@ fn components_from_end(path: &str) -> impl Iterator<Item = usize> {
     path.rsplit('/').map(|name| name.len() + 1)
 }
 
-fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
-    match cx.reach_with_parent(&work.tree, path, Access::Write) {
+fn rm(staged: &mut Staged, cx: &mut Context<'_>, path: &str) -> Result<Response> {
+    match cx.reach_with_parent(&staged.tree, path, Access::Write) {
         Ok(_) if path == "/" => Err(Errno::Einval),
         Ok((node, above)) => {
             let readers = cx.readers([node.acl(), above.acl()]);
-            cx.count_copies(work, path);
-            remove(work, cx.stamp, path, readers);
-            Ok(Answer::Done)
+            cx.count_copies(staged, path);
+            remove(staged, cx.stamp, path, readers);
+            Ok(Response::Done)
         }
         // Not there already is fine, if its parent is.
-        Err(Errno::Enoent) if parent(path).is_some_and(|p| work.tree.get(p).is_some()) => {
-            Ok(Answer::Done)
+        Err(Errno::Enoent) if parent(path).is_some_and(|p| staged.tree.get(p).is_some()) => {
+            Ok(Response::Done)
         }
         Err(error) => Err(error),
     }
@@ -345,23 +345,28 @@ fn rm(work: &mut Work, cx: &mut Context<'_>, path: &str) -> Result<Answer> {
 
 /// Removes a node and its subtree, also nodes of other owners. Releases the charges of at most
 /// [`COUNTED_MAX`] of them now.
-pub(crate) fn remove(work: &mut Work, stamp: &mut u64, path: &str, readers: Readers) {
-    let Some(removed) = work.tree.remove(path, stamp) else { return };
+pub(crate) fn remove(staged: &mut Staged, stamp: &mut u64, path: &str, readers: Readers) {
+    let Some(removed) = staged.tree.remove(path, stamp) else { return };
     let mut rest = alloc::vec![&removed];
     for _ in 0..COUNTED_MAX {
         let Some(node) = rest.pop() else { break };
-        work.charges.add(node.acl().owner(), -node.charge());
-        work.removed += node.charge().bytes;
-        work.counted += 1;
+        staged.charges.add(node.acl().owner(), -node.charge());
+        staged.removed += node.charge().bytes;
+        staged.counted += 1;
         rest.extend(node.children().iter());
     }
-    work.uncounted.extend(rest.into_iter().cloned());
+    staged.uncounted.extend(rest.into_iter().cloned());
     let removed = alloc::vec![removed];
-    work.changes.push(Change { removed, ..Change::written(path, readers) });
+    staged.changes.push(Change { removed, ..Change::written(path, readers) });
 }
 
 /// In the order of C xenstored: number of entries, existence of the owner, access, change of owner.
-fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -> Result<Answer> {
+fn set_perms(
+    staged: &mut Staged,
+    cx: &mut Context<'_>,
+    path: &str,
+    perms: &Perms,
+) -> Result<Response> {
     cx.check(Quota::NodePermissions, bytes(perms.0.len()))?;
     let owner = perms.0[0].domid;
     if (cx.exists)(owner).is_none() {
@@ -375,7 +380,7 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
     };
     let entries: Vec<AclEntry> = perms.0.iter().map(&mut entry).collect();
     let acl = Acl::from_entries(entries).ok_or(Errno::Einval)?;
-    let (node, above) = cx.reach_with_parent(&work.tree, path, Access::Write)?;
+    let (node, above) = cx.reach_with_parent(&staged.tree, path, Access::Write)?;
     if !node.acl().is_owner(&cx.rights) {
         return Err(Errno::Eacces);
     }
@@ -388,18 +393,18 @@ fn set_perms(work: &mut Work, cx: &mut Context<'_>, path: &str, perms: &Perms) -
     )?;
     let readers = cx.readers([node.acl(), &acl, above.acl()]);
     let owned = owner != node.acl().owner();
-    cx.count_copies(work, path);
-    replace_acl(work, path, acl);
-    work.changes.push(Change { owned, ..Change::written(path, readers) });
-    Ok(Answer::Done)
+    cx.count_copies(staged, path);
+    replace_acl(staged, path, acl);
+    staged.changes.push(Change { owned, ..Change::written(path, readers) });
+    Ok(Response::Done)
 }
 
 /// Gives the node at `path`, if there is one, another list, and charges its owners.
-pub(crate) fn replace_acl(work: &mut Work, path: &str, acl: Acl) {
-    let Some(node) = work.tree.get_mut(path) else { return };
+pub(crate) fn replace_acl(staged: &mut Staged, path: &str, acl: Acl) {
+    let Some(node) = staged.tree.get_mut(path) else { return };
     let before = (node.acl().owner(), node.charge());
     node.set_acl(acl);
     let after = (node.acl().owner(), node.charge());
-    work.charges.add(before.0, -before.1);
-    work.charges.add(after.0, after.1);
+    staged.charges.add(before.0, -before.1);
+    staged.charges.add(after.0, after.1);
 }

@@ -10,8 +10,8 @@
 //! have changed under it.
 
 pub(crate) mod execute;
-pub(crate) mod outcome;
 pub(crate) mod read_set;
+pub(crate) mod response;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -21,9 +21,9 @@ use xenstore_protocol::{Errno, Operation, Path, Quota, Request};
 
 use crate::engine::deferred::Removal;
 use crate::ids::Millis;
-use crate::transaction::execute::{Context, Work, execute};
-use crate::transaction::outcome::{Answer, same};
+use crate::transaction::execute::{Context, Staged, execute};
 use crate::transaction::read_set::{looks_at, unchanged};
+use crate::transaction::response::{Response, same};
 use crate::tree::accounting::{TRANSACTION, bytes, request_cost};
 use crate::tree::cow_cost::Copies;
 use crate::tree::{Tree, components};
@@ -33,7 +33,7 @@ use crate::tree::{Tree, components};
 pub(crate) struct Logged {
     pub(crate) op: Operation,
     pub(crate) payload: Box<[u8]>,
-    pub(crate) answer: Result<Answer, Errno>,
+    pub(crate) answer: Result<Response, Errno>,
 }
 
 /// Levels of paths and nodes that are removed, in all requests of a transaction of a domain with quotas:
@@ -60,7 +60,7 @@ pub(crate) struct Transaction {
     pub(crate) epoch: u64,
     /// `Engine::stamp` when it was opened.
     pub(crate) stamp: u64,
-    pub(crate) work: Work,
+    pub(crate) staged: Staged,
     pub(crate) log: Vec<Logged>,
     /// A limit was reached: nothing but END is answered any more, and END T fails with this error.
     pub(crate) doomed: Option<Errno>,
@@ -83,7 +83,7 @@ impl Transaction {
             snapshot: tree.clone(),
             epoch,
             stamp,
-            work: Work::new(tree.clone()),
+            staged: Staged::new(tree.clone()),
             log: Vec::new(),
             doomed: None,
             lost: false,
@@ -104,7 +104,7 @@ impl Transaction {
     /// Everything that it alone keeps, to be freed in pieces.
     pub(crate) fn into_nodes(self) -> Removal {
         let mut unused = self.unused;
-        discard(self.snapshot, self.work, self.log, &mut unused);
+        discard(self.snapshot, self.staged, self.log, &mut unused);
         unused
     }
 
@@ -120,7 +120,7 @@ impl Transaction {
 
     /// Has it changed anything?
     pub(crate) fn has_changes(&self) -> bool {
-        !self.work.changes.is_empty()
+        !self.staged.changes.is_empty()
     }
 
     /// Does its commit depend on the requests? Not if it is doomed or has changed nothing.
@@ -142,9 +142,9 @@ impl Transaction {
         self.doomed = Some(error);
         self.copies = Copies::default();
         let none = Tree::empty();
-        let work = core::mem::replace(&mut self.work, Work::new(none.clone()));
+        let staged = core::mem::replace(&mut self.staged, Staged::new(none.clone()));
         let snapshot = core::mem::replace(&mut self.snapshot, none);
-        discard(snapshot, work, core::mem::take(&mut self.log), &mut self.unused);
+        discard(snapshot, staged, core::mem::take(&mut self.log), &mut self.unused);
         core::mem::replace(&mut self.bytes, TRANSACTION) - TRANSACTION
     }
 
@@ -154,7 +154,7 @@ impl Transaction {
         cx: &mut Context<'_>,
         request: &Request<'_>,
         payload: &[u8],
-    ) -> Result<Answer, Errno> {
+    ) -> Result<Response, Errno> {
         let copied = self.copied_by(cx, request);
         let cost = request_cost(payload.len()) + copied;
         let room = cx
@@ -168,17 +168,17 @@ impl Transaction {
             return Err(Errno::Enospc);
         }
         // What it has made is in what is charged for the transaction already.
-        cx.usage.bytes -= self.work.charges.of(cx.rights.domid).bytes;
+        cx.usage.bytes -= self.staged.charges.of(cx.rights.domid).bytes;
         cx.counts_copies = false;
-        self.work.copied += copied;
-        let before = self.work.charges.added + self.work.copied;
-        let counted = self.work.counted;
-        let answer = execute(&mut self.work, cx, request);
-        self.steps += self.work.counted - counted;
+        self.staged.copied += copied;
+        let before = self.staged.charges.added + self.staged.copied;
+        let counted = self.staged.counted;
+        let answer = execute(&mut self.staged, cx, request);
+        self.steps += self.staged.counted - counted;
         // Nothing is given back before its end: the answers that it has given keep what they saw.
-        self.bytes += self.work.charges.added + self.work.copied - before;
+        self.bytes += self.staged.charges.added + self.staged.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
-        if let Ok(Answer::Seen(node)) = &answer {
+        if let Ok(Response::Seen(node)) = &answer {
             self.copies.seen.insert(node.created(), self.number_of_next());
         }
         let op = request.operation();
@@ -202,7 +202,7 @@ impl Transaction {
         let Some((path, _, true)) = looks_at(request) else { return 0 };
         let Ok(path) = cx.resolve(path) else { return 0 };
         let at = self.number_of_next();
-        self.copies.change(&self.work.tree, &path, self.stamp, at) + bytes(path.len())
+        self.copies.change(&self.staged.tree, &path, self.stamp, at) + bytes(path.len())
     }
 
     fn number_of_next(&self) -> u32 {
@@ -215,7 +215,7 @@ impl Transaction {
         cx: &mut Context<'_>,
         tree: &Tree,
         epoch: u64,
-    ) -> Result<Option<Work>, Refusal> {
+    ) -> Result<Option<Staged>, Refusal> {
         if let Some(error) = self.doomed {
             return Err(Refusal { error, path: None });
         }
@@ -226,7 +226,7 @@ impl Transaction {
             return Ok(None);
         }
         if self.epoch == epoch && self.snapshot.is_same(tree) {
-            return Ok(Some(core::mem::replace(&mut self.work, Work::new(tree.clone()))));
+            return Ok(Some(core::mem::replace(&mut self.staged, Staged::new(tree.clone()))));
         }
         self.replay(cx, tree, self.epoch == epoch).map(Some)
     }
@@ -250,9 +250,9 @@ impl Transaction {
         // have earlier ones.
         *cx.stamp += 1;
         let stamp = *cx.stamp;
-        if let Ok(work) = self.replay(cx, tree, self.epoch == epoch) {
+        if let Ok(staged) = self.replay(cx, tree, self.epoch == epoch) {
             (self.snapshot, self.epoch, self.stamp) = (tree.clone(), epoch, stamp);
-            self.work = work;
+            self.staged = staged;
         }
     }
 
@@ -269,15 +269,15 @@ impl Transaction {
         cx: &mut Context<'_>,
         tree: &Tree,
         skip: bool,
-    ) -> Result<Work, Refusal> {
-        let mut work = Work::new(tree.clone());
+    ) -> Result<Staged, Refusal> {
+        let mut staged = Staged::new(tree.clone());
         for logged in &self.log {
             let malformed = |error| Refusal { error, path: None };
             let request = Request::parse(logged.op, &logged.payload).map_err(malformed)?;
             if skip && self.sees_the_same(cx, tree, &request) {
                 continue;
             }
-            let answer = execute(&mut work, cx, &request);
+            let answer = execute(&mut staged, cx, &request);
             if !same(&request, &answer, &logged.answer) {
                 let path = looks_at(&request).and_then(|(path, ..)| cx.resolve(path).ok());
                 // A quota that others have used up in the meantime will not be free at once.
@@ -286,7 +286,7 @@ impl Transaction {
                 return Err(Refusal { error, path: path.map(Into::into) });
             }
         }
-        Ok(work)
+        Ok(staged)
     }
 
     /// Does this request only read, and of what it has seen has nothing changed in `tree`?
@@ -301,12 +301,12 @@ impl Transaction {
 }
 
 /// Appends the nodes of which this has the last use.
-fn discard(snapshot: Tree, work: Work, log: Vec<Logged>, removal: &mut Removal) {
+fn discard(snapshot: Tree, staged: Staged, log: Vec<Logged>, removal: &mut Removal) {
     let seen = log.into_iter().filter_map(|logged| match logged.answer {
-        Ok(Answer::Seen(node)) => Some(node),
+        Ok(Response::Seen(node)) => Some(node),
         _ => None,
     });
-    let removed = work.changes.into_iter().flat_map(|change| change.removed);
-    let roots = [work.tree, snapshot].map(Tree::into_root);
-    removal.free(seen.chain(removed).chain(work.uncounted).chain(roots));
+    let removed = staged.changes.into_iter().flat_map(|change| change.removed);
+    let roots = [staged.tree, snapshot].map(Tree::into_root);
+    removal.free(seen.chain(removed).chain(staged.uncounted).chain(roots));
 }

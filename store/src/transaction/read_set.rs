@@ -2,7 +2,7 @@
 //!
 //! A request that only reads sees four things: which nodes on its path exist, their permissions,
 //! and at the end of it a value, a list of permissions or a list of children. These are the facets
-//! of a transaction's footprint: it does not care for anything else that others do.
+//! of a transaction's read_set: it does not care for anything else that others do.
 
 use triomphe::Arc;
 use xenstore_protocol::{Facet, Path, Request};
@@ -71,7 +71,7 @@ mod tests {
     }
 
     // Fails if a change that a request would see is overlooked, or one is seen that it would not
-    // (the facets of a footprint: existence, value, permissions, list of children).
+    // (the facets of a read_set: existence, value, permissions, list of children).
     #[test]
     fn each_change_is_seen_by_those_who_look_there() {
         use Facet::*;

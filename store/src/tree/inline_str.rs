@@ -9,36 +9,36 @@ const INLINE_MAX: usize = 21;
 
 /// A name, which stays, and a value behind it.
 #[derive(Clone)]
-pub(crate) enum Text {
+pub(crate) enum InlineStr {
     Inline { name: u8, len: u8, bytes: [u8; INLINE_MAX] },
     // A name is shorter than a path, and that than 4 KiB.
     Boxed { name: u16, bytes: Box<[u8]> },
 }
 
-impl Text {
-    pub(crate) fn new(name: &[u8], value: &[u8]) -> Text {
+impl InlineStr {
+    pub(crate) fn new(name: &[u8], value: &[u8]) -> InlineStr {
         let len = name.len() + value.len();
         if len > INLINE_MAX {
             let mut bytes = Vec::with_capacity(len);
             bytes.extend_from_slice(name);
             bytes.extend_from_slice(value);
             let name = u16::try_from(name.len()).expect("a name is short");
-            return Text::Boxed { name, bytes: bytes.into() };
+            return InlineStr::Boxed { name, bytes: bytes.into() };
         }
         let short = |len: usize| u8::try_from(len).expect("it fits");
         let mut bytes = [0; INLINE_MAX];
         bytes[..name.len()].copy_from_slice(name);
         bytes[name.len()..len].copy_from_slice(value);
-        Text::Inline { name: short(name.len()), len: short(len), bytes }
+        InlineStr::Inline { name: short(name.len()), len: short(len), bytes }
     }
 
     /// The name, then the value.
     fn parts(&self) -> (&[u8], &[u8]) {
         match self {
-            Text::Inline { name, len, bytes } => {
+            InlineStr::Inline { name, len, bytes } => {
                 bytes[..usize::from(*len)].split_at(usize::from(*name))
             }
-            Text::Boxed { name, bytes } => bytes.split_at(usize::from(*name)),
+            InlineStr::Boxed { name, bytes } => bytes.split_at(usize::from(*name)),
         }
     }
 
@@ -51,7 +51,7 @@ impl Text {
     }
 
     pub(crate) fn set_value(&mut self, value: &[u8]) {
-        *self = Text::new(self.name(), value);
+        *self = InlineStr::new(self.name(), value);
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
         let long = [b'x'; 64];
         for name in [0, 1, 20, 21, 22, 40] {
             for (first, second) in [(0, 30), (1, 0), (20, 21), (22, 1), (64, 64)] {
-                let mut text = Text::new(&long[..name], &long[..first]);
+                let mut text = InlineStr::new(&long[..name], &long[..first]);
                 assert_eq!((text.name(), text.value()), (&long[..name], &long[..first]));
                 text.set_value(&long[..second]);
                 assert_eq!((text.name(), text.value()), (&long[..name], &long[..second]));

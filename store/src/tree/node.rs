@@ -9,13 +9,13 @@ use triomphe::Arc;
 use crate::tree::accounting::Charge;
 use crate::tree::acl::Acl;
 use crate::tree::children::Children;
-use crate::tree::inline_str::Text;
+use crate::tree::inline_str::InlineStr;
 
 /// 48 bytes, which with the count in front of them fill a block of 64 of the usual allocators. A
 /// node that has never had children has no list of them.
 #[derive(Clone)]
 pub(crate) struct Node {
-    text: Text,
+    text: InlineStr,
     created: u64,
     acl: Acl,
     children: Option<Box<Children>>,
@@ -39,7 +39,7 @@ static NO_CHILDREN: Children = Children::new(0);
 
 impl Node {
     pub(crate) fn new(name: &str, created: u64, acl: Acl, value: &[u8]) -> Node {
-        Node { text: Text::new(name.as_bytes(), value), created, acl, children: None }
+        Node { text: InlineStr::new(name.as_bytes(), value), created, acl, children: None }
     }
 
     pub(crate) fn name(&self) -> &str {

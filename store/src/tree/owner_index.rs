@@ -37,7 +37,7 @@ const CUT: u64 = u64::MAX;
 
 /// An index of the tree by owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owners {
+pub(crate) struct OwnerIndex {
     /// Domains that never die.
     immortal: [DomId; 2],
     /// For each domain the nodes at which its nodes begin.
@@ -48,16 +48,20 @@ pub(crate) struct Owners {
 /// Nodes from the root down to one.
 type Way<'t> = Vec<&'t Arc<Node>>;
 
-impl Owners {
+impl OwnerIndex {
     /// The index of a tree, without entries for the `immortal` domains.
-    pub(crate) fn of(tree: &Tree, immortal: [DomId; 2]) -> Owners {
-        Owners::with(tree, immortal, |_| ())
+    pub(crate) fn of(tree: &Tree, immortal: [DomId; 2]) -> OwnerIndex {
+        OwnerIndex::with(tree, immortal, |_| ())
     }
 
-    /// Like [`Owners::of`], and calls `visit` with every node except the special ones: one walk of a
+    /// Like [`OwnerIndex::of`], and calls `visit` with every node except the special ones: one walk of a
     /// large tree is cheaper than two.
-    pub(crate) fn with(tree: &Tree, immortal: [DomId; 2], mut visit: impl FnMut(&Node)) -> Owners {
-        let mut owners = Owners { immortal, begins: BTreeSet::new(), places: BTreeMap::new() };
+    pub(crate) fn with(
+        tree: &Tree,
+        immortal: [DomId; 2],
+        mut visit: impl FnMut(&Node),
+    ) -> OwnerIndex {
+        let mut owners = OwnerIndex { immortal, begins: BTreeSet::new(), places: BTreeMap::new() };
         let mut stack = alloc::vec![(0, tree.root())];
         let mut way = Way::new();
         while let Some((depth, node)) = stack.pop() {
@@ -153,7 +157,7 @@ impl Owners {
     }
 
     /// Separates a removed node from its parent. Returns true if the index has entries for it or below
-    /// it, which [`Owners::unindex`] removes.
+    /// it, which [`OwnerIndex::unindex`] removes.
     pub(crate) fn cut(&mut self, top: &Node) -> bool {
         let Some(place) = self.places.get_mut(&top.created()) else { return false };
         let parent = core::mem::replace(&mut place.parent, CUT);
@@ -161,7 +165,7 @@ impl Owners {
         true
     }
 
-    /// Forgets a node that has been [`cut`](Owners::cut) off, or whose parent has been forgotten. If this
+    /// Forgets a node that has been [`cut`](OwnerIndex::cut) off, or whose parent has been forgotten. If this
     /// returns true, the caller must call it for the children too.
     pub(crate) fn unindex(&mut self, node: &Node) -> bool {
         let Some(place) = self.places.remove(&node.created()) else { return false };
@@ -239,7 +243,7 @@ mod tests {
     }
 
     /// Follows changes like the engine, all at once.
-    fn follow(owners: &mut Owners, changes: &[Change], tree: &Tree) {
+    fn follow(owners: &mut OwnerIndex, changes: &[Change], tree: &Tree) {
         for change in changes {
             let mut rest: Vec<_> = change.removed.iter().filter(|top| owners.cut(top)).collect();
             while let Some(node) = rest.pop() {
@@ -261,14 +265,14 @@ mod tests {
             (seed >> 16) as usize % below
         };
         let mut tree = Tree::initial(DomId(0));
-        let mut owners = Owners::of(&tree, IMMORTAL);
+        let mut owners = OwnerIndex::of(&tree, IMMORTAL);
         let mut stamp = 10;
         let mut most = 0;
         for step in 0..4_000 {
             let count = if step % 2 == 0 { 1 } else { 1 + random(6) };
             let changes = (0..count).map(|_| change(&mut tree, &mut stamp, &mut random)).collect();
             follow(&mut owners, &merge(changes), &tree);
-            assert_eq!(owners, Owners::of(&tree, IMMORTAL), "step {step}");
+            assert_eq!(owners, OwnerIndex::of(&tree, IMMORTAL), "step {step}");
             most = most.max(owners.places.len());
             let mut left = owners.clone();
             while let Some(created) = left.first(DomId(5)) {
@@ -292,7 +296,7 @@ mod tests {
             tree.make(&alloc::format!("/home/{i}"), &acl(&[5]), b"", &mut (20 + 2 * i));
             tree.make(&alloc::format!("/n{i}"), &acl(&[0]), b"", &mut (500 + 2 * i));
         }
-        let mut owners = Owners::of(&tree, IMMORTAL);
+        let mut owners = OwnerIndex::of(&tree, IMMORTAL);
         assert_eq!(owners.places.len(), 2, "the root, and /home");
         assert_eq!(owners.path_of(owners.first(DomId(5)).unwrap()), "/home");
         owners.forget(owners.first(DomId(5)).unwrap());

@@ -9,7 +9,7 @@ use xenstore_protocol::DomId;
 
 use crate::engine::connection::Queued;
 use crate::ids::ConnId;
-use crate::mru_map::Recent;
+use crate::mru_map::MruMap;
 use crate::tree::node::Node;
 use crate::tree::{Tree, components, parent};
 
@@ -89,7 +89,7 @@ pub(crate) type Found = BTreeMap<WatchId, Option<u32>>;
 /// deep its path is (XSA-326), and those below a path are next to each other.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
-    pub(crate) all: Recent<WatchId, Watch>,
+    pub(crate) all: MruMap<WatchId, Watch>,
     by_path: BTreeMap<Arc<str>, Found>,
     pub(crate) last: u64,
 }

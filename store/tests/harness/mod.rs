@@ -110,7 +110,7 @@ impl Store {
     /// Sends a frame; all frames that come back, types and payloads.
     pub fn all(&mut self, conn: ConnId, tx: u32, ty: u32, payload: &[u8]) -> Vec<(u32, Vec<u8>)> {
         let (outcome, out) = self.offer(conn, tx, ty, payload);
-        assert_eq!(outcome, Outcome::Answered);
+        assert_eq!(outcome, Outcome::Executed);
         let frames = frames(&out);
         for frame in frames.iter().filter(|(header, _)| header.ty != 15) {
             assert_eq!(

@@ -374,7 +374,7 @@ impl Pair {
             }
             // One that is put off is as if it had come when it does not have to wait any longer.
             let mut now = 0;
-            while let Outcome::Later(until) =
+            while let Outcome::Deferred(until) =
                 engine.handle(conn, &header, payload, now, machine, &mut out)
             {
                 now = until;

@@ -108,8 +108,8 @@ impl Guests {
         let (conn, machine, now) = (self.conns[who], &mut self.machine, self.now);
         self.out.clear();
         match self.engine.handle(conn, &header, payload, now, machine, &mut self.out) {
-            Outcome::Later(until) => Answer::Later(until),
-            Outcome::Answered => {
+            Outcome::Deferred(until) => Answer::Later(until),
+            Outcome::Executed => {
                 let frames = super::against_model::frames(&self.out);
                 let reply = frames.into_iter().find(|(ty, _)| *ty != op::WATCH_EVENT);
                 let (ty, payload) = reply.expect("a reply");

@@ -60,7 +60,7 @@ impl Store {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
         let outcome = self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
-        assert_eq!(outcome, Outcome::Answered);
+        assert_eq!(outcome, Outcome::Executed);
         self.engine.finish_work();
         self.out.starts_with(&op::ERROR.to_le_bytes())
     }

@@ -13,7 +13,7 @@ use crate::tree::node::Node;
 
 /// The answer to a request that has succeeded.
 #[derive(Clone, Debug)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     /// Nothing but that.
     Done,
     /// What the request asks for of this node.
@@ -22,18 +22,18 @@ pub(crate) enum Answer {
     Reply(Reply<'static>),
     /// None yet: nothing has been done, and the request is to be offered again, at this time at the
     /// latest.
-    Later(Millis),
+    Deferred(Millis),
 }
 
-impl Answer {
+impl Response {
     /// The reply to `request`.
     pub(crate) fn reply<'a>(&'a self, request: &Request<'_>, lists: &'a mut Lists) -> Reply<'a> {
         match (self, request) {
-            (Answer::Reply(reply), _) => reply.clone(),
-            (Answer::Seen(node), Request::Read(_)) => Reply::Bytes(Cow::Borrowed(node.value())),
-            (Answer::Seen(node), Request::Directory(_)) => Reply::Names(Cow::Owned(names(node))),
-            (Answer::Seen(node), Request::GetPerms(_)) => Reply::Perms(node.acl().perms()),
-            (Answer::Seen(node), Request::DirectoryPart { offset, .. }) => {
+            (Response::Reply(reply), _) => reply.clone(),
+            (Response::Seen(node), Request::Read(_)) => Reply::Bytes(Cow::Borrowed(node.value())),
+            (Response::Seen(node), Request::Directory(_)) => Reply::Names(Cow::Owned(names(node))),
+            (Response::Seen(node), Request::GetPerms(_)) => Reply::Perms(node.acl().perms()),
+            (Response::Seen(node), Request::DirectoryPart { offset, .. }) => {
                 let list = lists.of(node);
                 let part = part(list, node.listed(), *offset);
                 let last = part.end == list.len();
@@ -47,9 +47,11 @@ impl Answer {
     /// Bytes of the reply that are kept with it.
     pub(crate) fn size(&self, request: &Request<'_>) -> i64 {
         match (self, request.operation().facet()) {
-            (Answer::Seen(node), Some(Facet::Value)) => bytes(node.value().len()),
-            (Answer::Seen(node), Some(Facet::Permissions)) => bytes(8 * node.acl().entries().len()),
-            (Answer::Seen(node), _) => bytes(node.children().names_len()),
+            (Response::Seen(node), Some(Facet::Value)) => bytes(node.value().len()),
+            (Response::Seen(node), Some(Facet::Permissions)) => {
+                bytes(8 * node.acl().entries().len())
+            }
+            (Response::Seen(node), _) => bytes(node.children().names_len()),
             _ => 0,
         }
     }
@@ -59,12 +61,12 @@ impl Answer {
 /// compared with each other, so that it does not notice theirs.
 pub(crate) fn same(
     request: &Request<'_>,
-    a: &Result<Answer, Errno>,
-    b: &Result<Answer, Errno>,
+    a: &Result<Response, Errno>,
+    b: &Result<Response, Errno>,
 ) -> bool {
     let (a, b) = match (a, b) {
-        (Ok(Answer::Seen(a)), Ok(Answer::Seen(b))) => (a, b),
-        (Ok(Answer::Done), Ok(Answer::Done)) => return true,
+        (Ok(Response::Seen(a)), Ok(Response::Seen(b))) => (a, b),
+        (Ok(Response::Done), Ok(Response::Done)) => return true,
         (Err(a), Err(b)) => return a == b,
         _ => return false,
     };
