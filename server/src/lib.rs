@@ -1,32 +1,29 @@
 //! The XenStore daemon as a library.
 //!
-//! [`Server`] answers any number of connections over any transport, on one thread, with the engine
-//! of `xenstore-store`. Nothing here is global: any number of servers live in one process.
+//! [`Server`] serves any number of connections over any transport, on one thread, with the engine of
+//! `xenstore-store`. The library has no global state: a process can run any number of servers.
 //!
 //! For tests of XenStore clients there is the package `xenstore-embedded`, a store in memory.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`daemon`] | the program: options, start, systemd |
+//! | `platform` | the machine: Xen, a pretend Xen in files, or none |
+//! | `serve` | connections, their inputs to the engine, tasks, the clock |
+//! | `journal` | the log of inputs, and recovery from it |
+//! | `handover` | live update: the state moves to the next process |
+//! | `log` | the log on standard error, and the trace of requests |
 
-mod clock;
-mod connection;
 pub mod daemon;
 mod handover;
 mod journal;
 mod log;
-mod options;
-mod oxenstored_conf;
-mod pid_file;
-mod place;
-mod server;
+mod paths;
+mod platform;
+mod serve;
 #[cfg(test)]
 mod simulation;
-mod standalone;
-mod startup;
-mod surroundings;
-mod systemd;
-mod tasks;
 mod worker;
-mod xen;
 
-pub use clock::Clock;
-pub use server::Server;
-pub use standalone::Standalone;
-pub use tasks::Tasks;
+pub use platform::Standalone;
+pub use serve::{Clock, Server, Tasks};

@@ -25,12 +25,11 @@ use xenstore_transport::{Failure, ResumePoint, Transport};
 use super::child::reap;
 use super::control::reply;
 use super::envelope::{self, Envelope};
+use crate::daemon::options::Options;
 use crate::journal::{Recovered, Settled, set_out};
-use crate::options::Options;
-use crate::place::run_dir;
-use crate::server::{Server, Start};
-use crate::surroundings::Resumed;
-use crate::tasks::Tasks;
+use crate::paths::run_dir;
+use crate::platform::Resumed;
+use crate::serve::{Server, Start, Tasks};
 
 /// How long the reply to the requester of an update waits for the end of the guard, at most.
 const GUARD_END: Duration = Duration::from_secs(1);

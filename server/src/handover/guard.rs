@@ -25,8 +25,8 @@ use super::child::{children_of, ends_within};
 use super::destination::resume_options;
 use super::envelope::{self, Envelope};
 use super::source::own_args;
-use crate::options::Options;
-use crate::systemd;
+use crate::daemon::options::Options;
+use crate::daemon::systemd;
 
 /// How long the new program may take to answer, in addition to the time that the state takes.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

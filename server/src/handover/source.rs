@@ -30,13 +30,13 @@ use super::envelope::{self, Envelope};
 use super::guard::{self, Guard, Handover, Welcome};
 use super::probe::{self, Kind};
 use super::quiesce::UnderWay;
+use crate::daemon::start::unchangeable;
+use crate::daemon::systemd::{self, Keep};
 use crate::journal::{CatchUp, Journal, NewSegment, Retired};
-use crate::place::run_dir;
-use crate::server::Server;
-use crate::startup::unchangeable;
-use crate::systemd::{self, Keep};
+use crate::paths::run_dir;
+use crate::platform::xen::{Bound, Ringed, Rings};
+use crate::serve::Server;
 use crate::worker::unblock;
-use crate::xen::{Bound, Ringed, Rings};
 
 /// How long connections without a transaction stand still for those with one, at a time.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);

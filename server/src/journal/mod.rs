@@ -49,7 +49,7 @@ use xenstore_protocol::stream::Sink;
 use xenstore_store::{Config, ConnId, Engine, Input};
 use xenstore_sys::mapped_file::Recycled;
 
-use crate::place;
+use crate::paths;
 pub(crate) use checkpoint::{Checkpoint, NewSegment, Retired};
 pub(crate) use error::RecoveryError;
 use files::{numbers, remove};
@@ -151,7 +151,7 @@ impl Journal {
     /// Removes the journal: the next process must not recover from it.
     pub(crate) fn end(self) {
         remove(&self.dir);
-        place::leave(&self.dir);
+        paths::leave(&self.dir);
     }
 
     /// Returns true if the next process could recover from this journal.

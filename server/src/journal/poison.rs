@@ -200,8 +200,7 @@ mod tests {
     use super::super::tests::{Fixture, TestHost, fixture, frame};
     use super::super::{Journal, recover};
     use super::*;
-    use crate::clock::Clock;
-    use crate::server::{Failed, Server};
+    use crate::serve::{Clock, Failed, Server};
 
     /// A server with a guest that has a watch, for which an event waits, and its connection.
     fn with_guest() -> (Fixture, ConnId) {

@@ -21,14 +21,14 @@ use xenstore_sys::{crash, inherit};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 
+use crate::daemon::options::Options;
 use crate::daemon::serving;
 use crate::handover::{ReceivedState, Source, UpdatableHost, Update};
 use crate::journal::{self, Journal};
 use crate::log::Trace;
-use crate::options::Options;
-use crate::surroundings::Surroundings;
-use crate::tasks::Tasks;
-use crate::xen::introduce_all;
+use crate::platform::Platform;
+use crate::platform::xen::introduce_all;
+use crate::serve::Tasks;
 
 use script::{DOMIDS, Step, script};
 use world::World;
@@ -91,7 +91,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
     let (fresh, rings) = smol::channel::unbounded();
     let state = incoming.as_ref().map(|incoming| &incoming.state);
     let tools = (fresh, &trace, &driver);
-    let found = Surroundings::find(&options, &config, state, world.kept_channels(), tools);
+    let found = Platform::find(&options, &config, state, world.kept_channels(), tools);
     if crash::is_over() {
         // The kernel closes also what it has not come to.
         let connections = incoming.iter().flat_map(|incoming| &incoming.state.connections);

@@ -16,8 +16,7 @@ use xenstore_store::{DomainInfo, Host, State};
 use super::files::{new_file, old_file, segment_file};
 use super::reader::SegmentReader;
 use super::*;
-use crate::clock::Clock;
-use crate::server::Server;
+use crate::serve::{Clock, Server};
 
 /// A host whose domains are those in the map. CONTROL `boom` and the release of domain 4 panic.
 #[derive(Default)]

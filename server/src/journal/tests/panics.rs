@@ -16,7 +16,7 @@ use xenstore_transport::{Failure, Peer, ResumePoint};
 use super::super::files::segment_file;
 use super::super::*;
 use super::{Fixture, fixture, frame};
-use crate::server::Failed;
+use crate::serve::Failed;
 
 /// Returns the log of `run`.
 pub(in super::super) fn log_of(run: impl FnOnce()) -> String {

@@ -15,7 +15,7 @@ use tracing::error;
 use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
 use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
-use super::Server;
+use super::server::Server;
 use crate::journal::{Entry, Journal, RequestBatch};
 use crate::log::GUEST;
 

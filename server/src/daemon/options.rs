@@ -7,7 +7,7 @@ use xenstore_protocol::{DomId, Quota};
 use xenstore_store::{Config, Quotas};
 use xenstore_transport::xen::Roles;
 
-use crate::oxenstored_conf;
+use crate::daemon::oxenstored_conf;
 
 /// XenStore daemon. Without Xen it serves a store of its own.
 #[derive(Parser, Debug, Default)]
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn every_option_is_in_the_list_for_live_updates() {
         use clap::CommandFactory;
-        let list = include_str!("../../tests/tests/update/options.txt");
+        let list = include_str!("../../../tests/tests/update/options.txt");
         let cases: Vec<&str> = list.lines().filter(|line| !line.starts_with('#')).collect();
         let has = |name: String| cases.iter().any(|case| case.split([' ', '=']).any(|w| w == name));
         for option in Options::command().get_arguments() {

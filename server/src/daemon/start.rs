@@ -15,10 +15,10 @@ use xenstore_sys::own_file::{self, Access, Others};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::xen;
 
+use crate::daemon::options::{Complaint, Options, Settings};
+use crate::daemon::pid_file::PidFile;
 use crate::log::Trace;
-use crate::options::{Complaint, Options, Settings};
-use crate::pid_file::PidFile;
-use crate::place::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
+use crate::paths::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
 use crate::worker;
 
 /// Signals that stop the daemon (TERM, INT), the one that reopens the trace (HUP), and those that the

@@ -1,4 +1,7 @@
-//! Where the daemon runs: on Xen, on a pretend one, or on none.
+//! The platform that the daemon runs on: Xen, a pretend Xen in files, or none.
+
+mod standalone;
+pub(crate) mod xen;
 
 use std::os::fd::OwnedFd;
 
@@ -11,15 +14,15 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::ring::Indices;
 use xenstore_transport::xen::{Inherited, Machine, XenRing, host, pretend};
 
+use crate::daemon::options::Options;
+use crate::daemon::systemd::{self, Keep};
 use crate::journal::Settled;
 use crate::log::Trace;
-use crate::options::Options;
-use crate::standalone::Standalone;
-use crate::systemd::{self, Keep};
-use crate::xen::{self, Progress, Rings, Xen};
+pub use standalone::Standalone;
+use xen::{Progress, Rings, Xen};
 
 /// The machine, and what is there already.
-pub(crate) struct Surroundings {
+pub(crate) struct Platform {
     pub(crate) host: Box<dyn Host>,
     /// For people.
     pub(crate) kind: String,
@@ -37,7 +40,7 @@ pub(crate) type Resumed = Vec<(ConnId, XenRing, Settled)>;
 /// Rings that are to be served, the trace, and who waits.
 type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
 
-impl Surroundings {
+impl Platform {
     /// Xen, a pretend one, or none: then every domain exists and there are no rings. With the state
     /// that another program has left, that of this program; the event channels may have been `kept`.
     pub(crate) fn find(
@@ -46,7 +49,7 @@ impl Surroundings {
         state: Option<&State>,
         kept: Option<OwnedFd>,
         tools: Tools<'_>,
-    ) -> Result<Surroundings, String> {
+    ) -> Result<Platform, String> {
         let device = state.and_then(|state| state.io.evtchn);
         let (_, trace, driver) = &tools;
         let open = |left| match &options.pretend_xen {
@@ -66,7 +69,7 @@ impl Surroundings {
             (None, None) => open(None),
         };
         match machine {
-            Ok(machine) => Surroundings::with_xen(machine, config, state, tools),
+            Ok(machine) => Platform::with_xen(machine, config, state, tools),
             Err(error) if options.require_xen => Err(format!("--require-xen: {error}")),
             Err(error) if device.is_some() => {
                 Err(format!("the state is one of a Xen host: {error}"))
@@ -74,7 +77,7 @@ impl Surroundings {
             Err(error) => {
                 let mut host = Standalone::with_trace((*trace).clone());
                 known(state, |domid, info| host.knows(domid, info));
-                Ok(Surroundings {
+                Ok(Platform {
                     host: Box::new(host),
                     kind: format!("standalone store (no Xen here: {error})"),
                     events: None,
@@ -91,7 +94,7 @@ impl Surroundings {
         config: &Config,
         state: Option<&State>,
         (fresh, trace, _): Tools<'_>,
-    ) -> Result<Surroundings, String> {
+    ) -> Result<Platform, String> {
         let own = Caller::Domain(config.store);
         let connections = state.map_or(&[][..], |state| &state.connections);
         // Otherwise nobody has been here, or not long enough to come to this.
@@ -120,7 +123,7 @@ impl Surroundings {
         }
         let rings = host.rings();
         let (host, kind) = (Box::new(host), "store".into());
-        Ok(Surroundings { host, kind, events: Some(events), rings, waiting, resumed })
+        Ok(Platform { host, kind, events: Some(events), rings, waiting, resumed })
     }
 }
 

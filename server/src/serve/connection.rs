@@ -15,7 +15,8 @@ use xenstore_transport::{ResumePoint, Transport};
 
 use crate::handover::UnderWay;
 use crate::journal::RequestBatch;
-use crate::server::{Failed, Server, Start, TURN_COST};
+use crate::serve::Failed;
+use crate::serve::server::{Server, Start, TURN_COST};
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
@@ -395,10 +396,9 @@ mod tests {
     use xenstore_transport::driver::Driver;
     use xenstore_transport::socket::Socket;
 
-    use crate::clock::Clock;
-    use crate::server::{Server, TURN_MIN};
-    use crate::standalone::Standalone;
-    use crate::tasks::Tasks;
+    use crate::platform::Standalone;
+    use crate::serve::server::{Server, TURN_MIN};
+    use crate::serve::{Clock, Tasks};
 
     /// A client that does not wait, and requests that read the root, whose answers are headers.
     struct Client(UnixStream);

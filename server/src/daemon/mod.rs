@@ -1,4 +1,10 @@
-//! The daemon's life: start, serve, stop.
+//! The program: start, serve, stop.
+
+pub(crate) mod options;
+mod oxenstored_conf;
+mod pid_file;
+pub(crate) mod start;
+pub(crate) mod systemd;
 
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
@@ -18,19 +24,17 @@ use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::{Listener, Socket};
 
-use crate::clock::Clock;
 use crate::handover::{self, Adoption, ReceivedState, Source, UpdatableHost, Update};
 use crate::journal::{self, Journal};
 use crate::log::{self, GUEST, Trace};
-use crate::options::{Options, Settings};
-use crate::place::socket_path;
-use crate::server::Server;
-use crate::startup::{self, Mode, Resources};
-use crate::surroundings::Surroundings;
-use crate::systemd::{self, Given, Keep};
-use crate::tasks::Tasks;
+use crate::paths::socket_path;
+use crate::platform::Platform;
+use crate::platform::xen;
+use crate::serve::{Clock, Server, Tasks};
 use crate::worker;
-use crate::xen;
+use options::{Options, Settings};
+use start::{Mode, Resources};
+use systemd::{Given, Keep};
 
 /// Set for the process in the background by the one that started it.
 const DETACHED: &str = "XENSTORED_DETACHED";
@@ -82,21 +86,21 @@ pub fn main() -> ExitCode {
 /// What the command line says. Otherwise the exit status, once the user has been told.
 fn settings() -> Result<Settings, ExitCode> {
     let args: Vec<OsString> = std::env::args_os().collect();
-    if let Some(checked) = startup::check_of_oxenstored(&args) {
+    if let Some(checked) = start::check_of_oxenstored(&args) {
         let status = checked.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
         return Err(status);
     }
     let parsed = Options::parse_from_args(args.iter().cloned());
     let settled = match parsed {
         Ok(options) => options.settle(),
-        Err(error) if !error.use_stderr() && !startup::takes_over(&args) => {
+        Err(error) if !error.use_stderr() && !start::takes_over(&args) => {
             let _ = error.print();
             return Err(ExitCode::SUCCESS);
         }
         Err(error) => Err(one_line(&error)),
     };
     let settled = match settled {
-        Err(_) if startup::takes_over(&args) => startup::salvage(&args),
+        Err(_) if start::takes_over(&args) => start::salvage(&args),
         settled => settled,
     };
     let settings = settled.map_err(|line| complain(&line, USAGE))?;
@@ -132,7 +136,7 @@ fn complain(line: &str, status: u8) -> ExitCode {
 /// these options would not succeed.
 fn check_state(settings: &Settings) -> ExitCode {
     let checked = handover::check(&settings.config)
-        .and_then(|(time, of_xen)| startup::rehearse(settings, of_xen).map(|()| time));
+        .and_then(|(time, of_xen)| start::rehearse(settings, of_xen).map(|()| time));
     match checked {
         Ok(time) => {
             let _ = writeln!(std::io::stdout(), "{} us", time.as_micros());
@@ -176,7 +180,7 @@ fn run(settings: Settings) -> Result<(), String> {
     if mode == Mode::TakenOver && options.resume.is_none() && options.socket.take().is_some() {
         warn!("--socket: ignored, the socket of the other program is kept");
     }
-    let journal = startup::journal_dir(&options, mode)?;
+    let journal = start::journal_dir(&options, mode)?;
     let mut incoming = match (handed_over, &journal) {
         (None, Some(dir)) => {
             let recovered = journal::recover(dir, &config).map_err(|error| error.to_string())?;
@@ -190,14 +194,14 @@ fn run(settings: Settings) -> Result<(), String> {
     options.require_xen &= mode == Mode::Fresh;
     let (fresh, rings) = smol::channel::unbounded();
     let of_c = incoming.as_ref().and_then(ReceivedState::evtchn_of_c);
-    let surroundings = Surroundings::find(
+    let platform = Platform::find(
         &options,
         &config,
         incoming.as_ref().map(|incoming| &incoming.state),
         given.evtchn.or(of_c.and_then(|number| inherit::adopt(number).ok())),
         (fresh, &trace, &driver),
     )?;
-    let Surroundings { host, kind, events, waiting, resumed, rings: all_rings } = surroundings;
+    let Platform { host, kind, events, waiting, resumed, rings: all_rings } = platform;
     if let Some(incoming) = incoming.as_mut().filter(|incoming| !incoming.is_handed_over()) {
         incoming.set_out(&resumed);
     }

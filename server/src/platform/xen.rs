@@ -22,7 +22,7 @@ use xenstore_transport::xen::{
 
 use crate::journal::{Settled, settle};
 use crate::log::Trace;
-use crate::server::Server;
+use crate::serve::Server;
 
 /// How long waiting for events rests after it failed.
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
@@ -421,8 +421,8 @@ mod tests {
     use xenstore_transport::xen::pretend;
 
     use super::*;
-    use crate::clock::Clock;
-    use crate::standalone::Standalone;
+    use crate::platform::Standalone;
+    use crate::serve::Clock;
 
     /// A device that has lost events.
     #[derive(Debug)]

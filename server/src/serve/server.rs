@@ -1,7 +1,5 @@
 //! A store and the connections to it.
 
-mod inputs;
-
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -19,13 +17,11 @@ use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
-use crate::clock::Clock;
-use crate::connection::{Connection, End, READ_MAX};
 use crate::handover::{Quiesce, UnderWay, Update};
 use crate::journal::{Journal, RequestBatch};
 use crate::log::{GUEST, Trace};
-use crate::tasks::Tasks;
-pub(crate) use inputs::Failed;
+use crate::serve::connection::{Connection, End, READ_MAX};
+use crate::serve::{Clock, Tasks};
 
 /// How long accepting rests after it failed, so that a process without free descriptors does not
 /// spin.
@@ -52,7 +48,7 @@ pub(crate) struct Start {
 
 /// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.
 #[derive(Debug)]
-pub struct Server<H: Host>(Rc<Shared<H>>);
+pub struct Server<H: Host>(pub(super) Rc<Shared<H>>);
 
 impl<H: Host> Clone for Server<H> {
     fn clone(&self) -> Self {
@@ -61,23 +57,23 @@ impl<H: Host> Clone for Server<H> {
 }
 
 #[derive(Debug)]
-struct Shared<H: Host> {
-    engine: RefCell<Engine>,
-    host: RefCell<H>,
-    clock: Clock,
+pub(super) struct Shared<H: Host> {
+    pub(super) engine: RefCell<Engine>,
+    pub(super) host: RefCell<H>,
+    pub(super) clock: Clock,
     /// Tasks of connections, to be woken when events wait for them, a request
     /// that was put off may be answered, or their domain is gone.
-    wakers: RefCell<BTreeMap<ConnId, Waker>>,
+    pub(super) wakers: RefCell<BTreeMap<ConnId, Waker>>,
     /// The task that does what the engine has deferred.
-    worker: RefCell<Option<Waker>>,
+    pub(super) worker: RefCell<Option<Waker>>,
     /// What all tasks read into; nothing is kept here between two polls.
-    buffer: RefCell<Box<[u8]>>,
-    trace: Option<Trace>,
-    driver: Driver,
+    pub(super) buffer: RefCell<Box<[u8]>>,
+    pub(super) trace: Option<Trace>,
+    pub(super) driver: Driver,
     /// Who stands still, because another program is about to go on with everything.
-    update: Update,
+    pub(super) update: Update,
     /// What the next process goes on from, if this one ends in any other way.
-    journal: RefCell<Option<Journal>>,
+    pub(super) journal: RefCell<Option<Journal>>,
 }
 
 impl<H: Host + 'static> Server<H> {
@@ -363,7 +359,7 @@ impl<H: Host + 'static> Server<H> {
         &self.0.clock
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         let mut engine = self.0.engine.borrow_mut();
         while let Some(line) = engine.pop_warning() {
             warn!(target: GUEST, "{line}");
