@@ -1,8 +1,8 @@
-# A client that may notice nothing: writes 1, 2, 3, … below a path, each number together with a
-# step in one transaction, reads back what it has written, and watches the steps.
-#   sh counter.sh BASE DIR       goes on until BASE/go is 0
+# A checking client: writes 1, 2, 3, … below a path, each number together with a step in one
+# transaction, reads back what it has written, and watches the steps.
+#   sh counter.sh BASE DIR       runs until BASE/go is 0
 # DIR/steps has a word for each number, when:number with the time in centiseconds, or error:…;
-# DIR/events is what the watch has told; DIR/done is there at the end.
+# DIR/events has the events of the watch; DIR/done exists at the end.
 . /lib/xen-vm/checks.sh
 base=$1 dir=$2
 mkdir -p "$dir"

@@ -1,7 +1,7 @@
-# Helpers for scenarios in dom0 in which clients (counter.sh) may notice nothing: one in a domU, on
-# its ring, and others in dom0.  Source after dom0.sh.
+# Helpers for scenarios in dom0 with checking clients (counter.sh): one in a domU, on its ring, and
+# others in dom0. Source after dom0.sh.
 
-# What the domU does: it counts, hands its log to dom0 in pieces, and stays.
+# The job of the domU: it counts, sends its log to dom0 in pieces, and keeps running.
 cat >/tmp/counter-job <<'JOB'
 sh /lib/xen-vm/counter.sh data /tmp/counter
 cd /tmp/counter
@@ -16,7 +16,7 @@ for log in steps events; do
 	xenstore-write "data/log/$log" $n
 done
 xenstore-write data/log/done 1
-# Stay until dom0 asks the kernel, by a key, to shut down.
+# Run until dom0 requests a shutdown of the kernel by a key.
 while :; do sleep 1; done
 JOB
 
@@ -35,8 +35,8 @@ counter_here() {
 }
 seq_of() { xenstore-read "$1/seq" 2>/dev/null || echo 0; }
 seq_above() { [ "$(seq_of "$1")" -gt "$2" ]; }
-# go_on STEPS BASE...: so many more numbers come from each.
-go_on() {
+# more_numbers STEPS BASE...: waits until each has counted this many steps more.
+more_numbers() {
 	local steps=$1 base marks=
 	shift
 	for base; do marks="$marks $base=$(seq_of "$base")"; done
@@ -45,7 +45,7 @@ go_on() {
 	done
 }
 
-# counter_ends NAME BASE DIR: ends it; its log comes into DIR, from the domU if it is one.
+# counter_ends NAME BASE DIR: ends a client and copies its log into DIR.
 counter_ends() {
 	local log n
 	check "$1 is told to end" xenstore-write "$2/go" 0
@@ -79,7 +79,7 @@ all_events() {
 		'BEGIN { print place; for (i = 1; i <= n; i++) print place "/" i % 64 }' >/tmp/want
 	diff /tmp/want "$2/events"
 }
-# The five longest, which is where the pauses are.
+# The five longest steps, which show the pauses.
 longest() {
 	awk -F: 'NR > 1 { print ($1 - last) * 10 } { last = $1 }' "$1/steps" | sort -rn | head -n 5 | tr '\n' ' '
 }

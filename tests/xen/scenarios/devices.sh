@@ -1,9 +1,9 @@
-# A network and a block device, backends in dom0, come and go through xl while the domU
-# runs, and are there from its start: the two kernels find each other through the store
-# (the state machine of xenbus), with the hotplug scripts of the distribution.
+# A network and a block device with backends in dom0 are attached and detached through xl while the
+# domU runs, and attached from its start. The two kernels connect through the store (the state
+# machine of xenbus), with the hotplug scripts of the distribution.
 . /lib/xen-vm/dom0.sh
 
-# Waits for the devices, uses them, waits for them to go; twice.
+# Waits for the devices, uses them, waits for their removal; twice.
 cat >/tmp/job <<'JOB'
 . /lib/xen-vm/checks.sh
 load devices
@@ -40,10 +40,10 @@ backend=/local/domain/0/backend
 connected() {
 	check "$1: the backend is connected" wait_for 240 state_is "$backend/$2/${home##*/}/$3" 4
 	check "$1: the frontend is connected" wait_for 240 state_is "$home/device/$2/$3" 4
-	check "$1: the hotplug script was content" value_is "$backend/$2/${home##*/}/$3/hotplug-status" connected
+	check "$1: the hotplug script succeeded" value_is "$backend/$2/${home##*/}/$3/hotplug-status" connected
 }
 removed() {
-	check "$1: nothing stays of the backend" wait_for 240 gone "$backend/$2/${home##*/}"
+	check "$1: the backend leaves no node" wait_for 240 gone "$backend/$2/${home##*/}"
 	check "$1: nothing stays of the frontend" wait_for 240 gone "$home/device/$2/$3"
 }
 
@@ -69,7 +69,7 @@ check "the domU has seen all of it" wait_for 240 value_is "$home/data/result" 2
 check "xl destroy" xl destroy n1
 check "its home is gone" wait_for 60 gone "$home"
 
-# With devices from the start, and gone together with the domain.
+# With devices from the start, removed together with the domain.
 check "with devices: xl create" domu_start n2 /tmp/job "vif=['bridge=xenbr0']" \
 	"disk=['format=raw,vdev=xvdb,access=rw,target=/run/disk']"
 home=$(domu_home n2)

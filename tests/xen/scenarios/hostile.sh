@@ -1,5 +1,5 @@
-# A domU that owns its ring and attacks: while it does, and after, a second domU and dom0
-# are answered right and in time, and the xenstored gets back what it had.
+# A domU that owns its ring attacks. During and after the attack, a second domU and dom0 get correct
+# replies in time, and the xenstored releases the resources of the attack.
 # Variable: ATTACKS.  Latencies are in microseconds, of emulated machines.
 . /lib/xen-vm/dom0.sh
 attacks=${ATTACKS:-indices flips frames mutate flood deaf storm}
@@ -8,7 +8,7 @@ gone() { ! xenstore-exists "$1"; }
 same_fds() { eq "$(subject_fds)" "$fds"; }
 above() { [ "$(xenstore-read "$1" || echo 0)" -gt "$2" ]; }
 
-# The other domU writes and reads without a pause; a line a window, with the longest of it.
+# The other domU writes and reads without a pause; a line for each window, with its longest latency.
 windows() { grep -c '^window' "$(domu_log victim)"; }
 windows_above() { [ "$(windows)" -gt "$1" ]; }
 # dom0_reads: how long 20 clients in dom0 take
@@ -37,8 +37,8 @@ check "it is answered" wait_for 120 windows_above 1
 fds=$(subject_fds)
 rss=$(subject_rss) log=$(wc -c <"$SUBJECT_LOG")
 
-# The emulated processor loses its way now and then: a triple fault, which nothing in a store page
-# can make.  An attacker that it happened to was no test of anything.
+# The emulated processor has bugs: sometimes a triple fault, which no store page can cause. The
+# attack is then repeated.
 lost() { xl dmesg | grep "d${home##*/}v0 Triple fault"; }
 attacks() { xenstore-exists "$home/data/state" || lost; }
 is_anew() { above "$home/data/rounds" 3 || lost; }
@@ -62,8 +62,8 @@ attack() {
 }
 
 for name in $attacks; do
-	# Before each, what a guest costs that only takes a processor: machines differ, and one hour
-	# from the next. The bounds tell somebody who is slowed from somebody who is not served.
+	# First the latencies beside a guest that only uses a processor: machines differ, and vary over
+	# time. The bounds distinguish a client that is slowed from one that is not served.
 	check "$name: a domU that only spins" ring_guest spin spin
 	check "$name: it spins" wait_for 120 xenstore-exists "$(domu_home spin)/data/state"
 	latencies

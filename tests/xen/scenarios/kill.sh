@@ -1,16 +1,16 @@
-# The xenstored is killed again and again (KILLS, 20) and started again as systemd would (run with -r),
-# while a domU and dom0's kernel count on their rings.  They must not notice.  Every fifth time the next
-# process is killed as well, as soon as it is there, and in the end while xl creates a domU.  Its event
-# channels are kept (if the program that starts it does so), but not in the second half of the kills.
-# Clients of the socket lose their connection: xenconsoled is started again, and what xl
-# leaves behind is removed.
+# The xenstored is killed repeatedly (KILLS, 20) and restarted as by systemd (run with -r), while a
+# domU and dom0's kernel count on their rings and check every reply and event. Every fifth time the
+# next process is killed as well, as soon as it runs, and at the end during xl create. Its event
+# channels are stored in the first half of the kills (if the program that starts it can do so).
+# Clients of the socket lose their connection: xenconsoled is restarted, and what xl leaves behind
+# is removed.
 . /lib/xen-vm/dom0.sh
 . /lib/xen-vm/counters.sh
 kills=${KILLS:-20}
 
 next_pid() { pid=$(subject_pid) && [ "$pid" != "$1" ]; }
 answers() { timeout 5 env XENSTORED_PATH=/run/xenstored/socket xenstore-exists /; }
-# Without wait_for, which sleeps between two looks.
+# Without wait_for, which sleeps between two tries.
 await_next() { until next_pid "$1"; do :; done; }
 hit() { # TEXT [twice]
 	local first
@@ -25,7 +25,7 @@ hit() { # TEXT [twice]
 	check "$1: the next one answers" wait_for 20 answers
 }
 
-# It goes on with the consoles that it has, and hears of no new domain.
+# It serves its consoles, and gets no events for new domains.
 console_again() {
 	local pid
 	pid=$(cat /run/xen/xenconsoled.pid)
@@ -43,14 +43,14 @@ for n in $(seq "$kills"); do
 	twice=
 	[ $((n % 5)) != 0 ] || twice=twice
 	hit "kill $n $twice" $twice
-	check "kill $n: the domU and dom0's ring count on" go_on 2 "$home/data" /local/domain/0/ring
+	check "kill $n: the domU and dom0's ring count on" more_numbers 2 "$home/data" /local/domain/0/ring
 done
 check "xenstore-control check" eq "$(xenstore-control check)" OK
 tell "$(subject_fds) descriptors, $(subject_rss) KiB"
 
 rm -f /run/fdstore/forget
 
-# xl may fail, and mostly does; the host may not.
+# xl may fail, and usually does; the host must not.
 echo 'xenstore-write data/state ready; while :; do sleep 1; done' >/tmp/job
 for delay in 0.5 2; do
 	console_again
@@ -63,7 +63,7 @@ for delay in 0.5 2; do
 	sed 's/^/    | /' /tmp/create
 	if domu_id lost; then check "xl destroy of what is left" xl destroy lost; fi
 	check "kill $delay s into xl create: it is gone" wait_for 30 domu_gone lost
-	check "kill $delay s into xl create: the domU counts on" go_on 2 "$home/data"
+	check "kill $delay s into xl create: the domU counts on" more_numbers 2 "$home/data"
 done
 
 counter_ends domu "$home/data" /tmp/domu

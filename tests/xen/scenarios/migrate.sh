@@ -1,5 +1,5 @@
-# A domU is migrated to the host that it is on, by a second xl that receives: for a while
-# there are two domains of one uuid; its kernel finds the new ring and keeps its watch.
+# A domU is migrated to the same host, with a second xl as receiver: for a while two domains have one
+# uuid. Its kernel finds the new ring, and its watch works.
 # PVH, as the hypervisor cannot log what a PV domU writes (Debian's has no shadow paging).
 . /lib/xen-vm/dom0.sh
 

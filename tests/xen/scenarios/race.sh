@@ -1,4 +1,4 @@
-# Several domUs at once, all talking to the xenstored over their rings while dom0's
+# Several domUs at once, all using the xenstored over their rings while dom0's
 # clients use the socket.  Variables: COUNT (3), ROUNDS (20), DOMU_TYPE (pv or pvh).
 . /lib/xen-vm/dom0.sh
 count=${COUNT:-3}
@@ -49,7 +49,7 @@ for n in $names; do
 done
 xl list
 begin=$(cut -d. -f1 /proc/uptime)
-# Each domU is told its neighbour; the last one's is the first.
+# Each domU gets its neighbour; that of the last one is the first.
 next=$(domu_home d1)
 for n in $names; do last=$n; done
 xenstore-write "$(domu_home "$last")/data/other" "$next"
@@ -71,10 +71,10 @@ for n in $names; do
 	domu_console "$n"
 	check "$n reports success" has "$(domu_log "$n")" "$n: PASS (all"
 done
-# libxl keeps a few parents for ever; nothing of a domU may stay.
+# libxl never removes a few parents; no node of a domU may remain.
 xenstore-ls -f -p / >/tmp/after
 for h in $homes; do
-	check "nothing of ${h%%=*} stays" fails grep "${h#*=}\(/\| \)" /tmp/after
+	check "no node of ${h%%=*} remains" fails grep "${h#*=}\(/\| \)" /tmp/after
 done
 check "no other domain owns or may read a node" fails grep -E '\((n|.*[rwb])[1-9]' /tmp/after
 diff /tmp/before /tmp/after

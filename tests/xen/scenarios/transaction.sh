@@ -1,8 +1,8 @@
-# A domU is destroyed in the middle of a transaction: nothing of it is ever seen, its
-# nodes are gone, and the xenstored has its descriptors and memory back.
+# A domU is destroyed in a transaction: none of its changes become visible, its nodes are removed, and
+# the xenstored releases descriptors and memory.
 . /lib/xen-vm/dom0.sh
 
-# Transactions through the kernel's device, in shell: there is no tool for a half one.
+# Transactions through the kernel's device, in shell: no tool leaves a transaction open.
 cat >/tmp/job <<'JOB'
 word() { printf "\\$(printf %o $(($1 & 255)))\\$(printf %o $(($1 >> 8 & 255)))\\0\\0"; }
 # request TYPE TX PAYLOAD-FILE: ask, and put the payload of the answer into /tmp/answer

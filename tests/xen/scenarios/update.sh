@@ -1,6 +1,6 @@
 # Live updates from one program to the next, by Debian's xenstore-control, while three clients
-# count: a domU on its ring, and in dom0 one on the kernel's ring and one on the socket.  They
-# must not notice.  A domU from before all that is shut down afterwards, and a new one is started.
+# count and check every reply and event: a domU on its ring, and in dom0 one on the kernel's ring and
+# one on the socket. An older domU is shut down afterwards, and a new one is started.
 # Variable: WAY, the programs after the one that runs, of: c, ours (which is the one that runs, or
 # was added with -d).
 . /lib/xen-vm/dom0.sh
@@ -19,7 +19,7 @@ update() {
 	check "$1: xenstore-control live-update" xenstore-control live-update -t 60 "$2"
 	subject_is "$2"
 	check "$1: it is the same process" eq "$(subject_pid)" "$pid"
-	check "$1: all three count on" go_on 5 "$home/data" /local/domain/0/ring /local/domain/0/socket
+	check "$1: all three count on" more_numbers 5 "$home/data" /local/domain/0/ring /local/domain/0/socket
 	check "$1: xl list" xl list
 	[ "$2" = $c ] || check "$1: xenstore-control check" eq "$(xenstore-control check)" OK
 	tell "$1: $(subject_fds) descriptors, $(subject_rss) KiB"
