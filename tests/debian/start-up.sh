@@ -1,8 +1,8 @@
 #!/bin/sh
-# Debian's own scripts start the daemon of our package: start-up.sh DIRECTORY, where it is unpacked.
-# To be run as root in mount and process namespaces of its own: nothing outside of them changes, and
-# all processes end with it. What is not Debian's here: Xen, so that three programs that need it are
-# replaced, and /proc/xen, which nobody can make.
+# start-up.sh DIRECTORY: Debian's scripts start the daemon of the package that is unpacked there.
+# Run it as root in new mount and process namespaces: nothing outside of them changes, and all
+# processes end with it. Without Xen, three programs that need it are replaced, and so is /proc/xen,
+# which cannot be created.
 set -eu
 package=$(realpath "$1")
 
@@ -18,7 +18,7 @@ echo 17 >/sys/hypervisor/version/minor
 echo 1 >/run/pretend/0/port
 cp -r "$package/usr/lib/xenstored" $layer/lib/
 
-# program PATH: a program that does what standard input says.
+# program PATH: creates a shell script from standard input.
 program() {
 	{ echo '#!/bin/sh' && cat; } >"$1"
 	chmod 755 "$1"
@@ -42,7 +42,7 @@ over lib /usr/lib
 over default /etc/default
 over bin /usr/bin
 
-# The score of the out-of-memory killer: lower than 0 is not for everybody.
+# The score of the out-of-memory killer: below 0 needs a privilege.
 score=-1000
 choom -n -1000 true 2>/dev/null || score=500
 sed -e 's,/proc/xen,/run/proc-xen,g' -e "s,-n -1000,-n $score," /etc/init.d/xen >/run/init
@@ -53,7 +53,7 @@ fail() {
 	exit 1
 }
 pass() { echo "ok   $*"; }
-# is_daemon PIDFILE: it holds the process id of our daemon.
+# is_daemon PIDFILE: succeeds if the file has the process id of our daemon.
 is_daemon() { [ "$(readlink "/proc/$(cat "$1")/exe")" = $daemon ]; }
 # config FILE LINE...
 config() {
@@ -62,9 +62,9 @@ config() {
 	printf '%s\n' "$@" >"$file"
 	umount /etc/default && over default /etc/default
 }
-# stop PIDFILE: a daemon removes it when it has stopped, and flock waits for that.
+# stop PIDFILE: stops the daemon, which then unlocks and removes the file.
 stop() { pid=$(cat "$1") && kill "$pid" && flock "$1" true; }
-# condition: the unit's own answer to whether it may start.
+# condition: succeeds if the conditions of the unit allow a start.
 condition() {
 	sed -n "s,^ExecCondition=/bin/sh -c '\(.*\)'$,\1,p" "$package/usr/lib/systemd/system/xenstored.service" |
 		sed 's/\$\$/$/g' >/run/condition
@@ -103,7 +103,7 @@ rm -r /run/systemd
 pass "with systemd, the script starts the unit"
 stop /run/xenstore.pid
 
-# A score that falls from 500 to 0, and no more descriptors than before, are for everybody.
+# A score that falls from 500 to 0, and the present limit of descriptors, need no privilege.
 config xencommons "XENSTORED=$daemon" "$args" XENSTORED_OOM_MEM_THRESHOLD=0 \
 	"XENSTORED_MAX_OPEN_FDS=$(ulimit -Hn)"
 choom -n 500 -- /etc/xen/scripts/launch-xenstore >/run/out 2>&1 || fail "launch-xenstore: $(cat /run/out)"

@@ -32,7 +32,7 @@ def main():
         assert not c.is_domain_introduced(7)
         c.introduce_domain(7, 1, 1)
         assert c.is_domain_introduced(7)
-        # release_domain and resume_domain insist on a Xen host before they ask.
+        # release_domain and resume_domain check for a Xen host before they send a request.
         assert {top for top, _, _ in c.walk(b"/pyxs")} >= {b"/pyxs", b"/pyxs/dir"}
         c.delete(b"/pyxs/dir")
         c.delete(b"/pyxs/a")

@@ -2,7 +2,7 @@
 
 enum { STEPS = 200 };
 
-/* Puts bytes where the next request would be, whatever the daemon has read. */
+/* Writes bytes at the place of the next request, without regard to what the daemon has read. */
 static void place(u32 at, const void *bytes, u32 count)
 {
 	u32 i;
@@ -10,7 +10,7 @@ static void place(u32 at, const void *bytes, u32 count)
 		store->req[(at + i) % 1024] = ((const u8 *)bytes)[i];
 }
 
-/* Indices that cannot be, each for long enough to be looked at. */
+/* Invalid indices, each for long enough to be read. */
 static void indices(void)
 {
 	static const u32 wrong[] = { 1025, 5000, 0x7fffffff, 0x80000000, 0xfffffc00, 0xffffffff };
@@ -35,7 +35,7 @@ static void flips(void)
 	}
 }
 
-/* Headers that are not allowed, then bytes without sense, with indices that are right. */
+/* Invalid headers, then random bytes, with valid indices. */
 static void frames(void)
 {
 	struct header header = { any() % 32, any(), any() & 1 ? any() : 0, 0 };
@@ -54,7 +54,7 @@ static void frames(void)
 		start_anew();
 }
 
-/* Requests that are right, and change while the daemon reads them. */
+/* Valid requests that change while the daemon reads them. */
 static void mutate(void)
 {
 	static const char path[] = "data/mutating";
@@ -76,8 +76,8 @@ static void mutate(void)
 		start_anew();
 }
 
-/* One request after the other, as fast as can be, answers and events thrown away: nodes and watches
- * up to the quota, and lists of all of them. */
+/* Requests at full speed, with replies and events discarded: nodes and watches up to the quota, and
+ * lists of all of them. */
 static void flood(void)
 {
 	u32 i;
@@ -100,7 +100,7 @@ static void flood(void)
 	}
 }
 
-/* The same, but answers are never taken. */
+/* The same, but replies are never read. */
 static void deaf(void)
 {
 	static const char path[] = "data";
@@ -118,7 +118,7 @@ static void deaf(void)
 	}
 }
 
-/* Rings, and has nothing to say. */
+/* Sends events without requests. */
 static void storm(void)
 {
 	u32 i;

@@ -51,11 +51,11 @@ u32 ask(u32 type, const void *payload, u32 len, void *answer, u32 size, u32 *ans
 			u8 dropped;
 			receive(&dropped, 1);
 		}
-		/* Watch events, of an attack before, have no number. */
+		/* Watch events of an earlier attack have id 0. */
 		if (header.req_id == last_id)
 			break;
 	}
-	kick(); /* there is room again */
+	kick(); /* the ring has space again */
 	*answer_len = header.len;
 	return header.type;
 }

@@ -1,4 +1,4 @@
-/* A client that keeps to the protocol, and attacks that do not. */
+/* A client that follows the protocol, and attacks that violate it. */
 #ifndef CLIENT_H
 #define CLIENT_H
 
@@ -8,25 +8,26 @@ enum { DIRECTORY = 1, READ = 2, WATCH = 4, WRITE = 11, ERROR = 16 };
 
 struct header { u32 type, req_id, tx_id, len; };
 
-/* Asks, and waits for the answer: its type; its payload, cut to `size` bytes, and its length. */
+/* Sends a request and waits for its reply. Returns the type; stores the payload, cut to `size` bytes,
+ * and its length. */
 u32 ask(u32 type, const void *payload, u32 len, void *answer, u32 size, u32 *answer_len);
-/* WRITE; was it done? */
+/* Sends a WRITE. Returns true if it succeeded. */
 int write_node(const char *path, const char *value);
-/* READ; is this the value? */
+/* Sends a READ. Returns true if the value is this one. */
 int node_is(const char *path, const char *value);
-/* Remembers what the daemon offers, before that is overwritten. */
+/* Saves the features that the daemon offers, before they are overwritten. */
 void look_at_features(void);
-/* Does it offer a fresh connection? */
+/* Returns true if the daemon offers reconnection. */
 int can_start_anew(void);
-/* Asks for one and waits for it, if it is offered. Anything may be in the page. */
+/* Requests a reconnection and waits for it, if it is offered. The page may have any contents. */
 void start_anew(void);
 
 struct attack {
 	const char *name;
-	/* A few milliseconds of it. */
+	/* Runs the attack for a few milliseconds. */
 	void (*burst)(void);
 };
-/* Ends with one without a name. */
+/* The last entry has no name. */
 extern const struct attack attacks[];
 
 #endif

@@ -1,4 +1,4 @@
-/* The little of Xen that a guest without an operating system needs: PVH entry, hypercalls,
+/* The part of Xen that a guest without an operating system needs: PVH entry, hypercalls,
  * its store page, its console. 32 bit, no paging, one processor; public headers are not needed. */
 #ifndef RING_GUEST_H
 #define RING_GUEST_H
@@ -26,7 +26,7 @@ struct console_page {
 extern volatile struct store_page *store;
 extern u32 store_port;
 
-/* Tells the XenStore daemon that something has changed. */
+/* Notifies the XenStore daemon. */
 void kick(void);
 /* Waits for an event of the store's port. */
 void wait_event(void);
@@ -34,21 +34,21 @@ void wait_event(void);
 void say(const char *text);
 /* Ends the domain. */
 void power_off(void) __attribute__((noreturn));
-/* Microseconds since some time. */
+/* Microseconds since an arbitrary time. */
 u32 now_us(void);
-/* The next of a sequence of numbers without an order. */
+/* The next pseudo-random number. */
 u32 any(void);
-/* What was done before has been done for everybody. */
+/* A memory barrier. */
 void fence(void);
 
 u32 length(const char *words);
 void copy(void *to, const void *from, u32 count);
 int same(const void *a, const void *b, u32 count);
-/* Append a number, in decimal, or text; the new end. */
+/* Appends a decimal number, or text. Returns the new end. */
 char *number(char *end, u32 value);
 char *text(char *end, const char *more);
 
-/* What the guest does; `words` is its command line. */
+/* The main function; `words` is the command line. */
 void guest_main(const char *words);
 
 #endif

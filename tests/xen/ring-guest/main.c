@@ -1,15 +1,15 @@
-/* A guest that owns its store page: it measures, or it attacks (see attacks.c). */
+/* A guest that owns its store page. It measures or attacks (see attacks.c). */
 #include "client.h"
 
 /* Rounds of a write and a read, each checked, in one window. */
 enum { WINDOW = 25 };
 
-/* Measures for ever; each window's figures, in microseconds, are a line on the console. */
+/* Measures without end. Prints a line for each window, in microseconds, on the console. */
 static void measure(void)
 {
 	u32 windows = 0, wrong = 0, len;
 	char own[16];
-	/* Answers for another domain would be wrong here. */
+	/* Replies for another domain would be wrong here. */
 	ask(READ, "domid", sizeof "domid", own, sizeof own, &len);
 	own[len % sizeof own] = 0;
 	write_node("data/state", "ready");
@@ -37,7 +37,7 @@ static void measure(void)
 	}
 }
 
-/* Uses a processor, and the store not at all. */
+/* Uses a processor, and not the store. */
 static void spin(void)
 {
 	write_node("data/state", "ready");
@@ -45,11 +45,11 @@ static void spin(void)
 		any();
 }
 
-/* Attacks for half a second, starts anew if it can, must be answered well; for ever. */
+/* Without end: attacks for half a second, reconnects if possible, and checks a reply. */
 static void attack(void (*burst)(void))
 {
 	u32 rounds = 0;
-	/* It is there before quotas are used up. */
+	/* Created before quotas are exhausted. */
 	write_node("data/rounds", "0");
 	write_node("data/state", can_start_anew() ? "ready, can start anew" : "ready");
 	for (;;) {

@@ -1,6 +1,6 @@
 #include "guest.h"
 
-/* Where the loader enters (PVH: 32 bit, no paging, %ebx has the start info), told by a note. */
+/* The entry point (PVH: 32 bit, no paging, %ebx has the start info), named by a note. */
 __asm__(".pushsection .note.Xen, \"a\", @note\n"
 	".long 4, 4, 18\n" /* XEN_ELFNOTE_PHYS32_ENTRY */
 	".asciz \"Xen\"\n"
@@ -97,7 +97,7 @@ u32 now_us(void)
 	if (!first)
 		first = ticks;
 	ticks -= first;
-	/* There is no library to divide 64 bits; an hour fits. */
+	/* Without a library for 64-bit division; one hour fits. */
 	__asm__("divl %4"
 		: "=a"(quotient), "=d"(rest)
 		: "a"((u32)ticks), "d"((u32)(ticks >> 32)), "r"(tsc_mhz));
