@@ -22,6 +22,7 @@ mod deframe;
 mod errno;
 mod event;
 mod features;
+mod header;
 mod ids;
 mod operation;
 mod path;
@@ -33,13 +34,13 @@ pub mod ring;
 pub mod server;
 pub mod stream;
 mod text;
-mod wire;
 
 pub use admit::admit;
 pub use deframe::{Deframer, Frame, FrameTooLong};
 pub use errno::Errno;
 pub use event::WatchEvent;
 pub use features::Features;
+pub use header::Header;
 pub use ids::{DomId, EvtchnPort, Gfn, RequestId, TxId};
 pub use operation::{Facet, Operation};
 pub use path::{AbsPath, Path, PathKind, domain_prefix_len};
@@ -48,7 +49,6 @@ pub use quota::Quota;
 pub use reply::{MalformedReply, Reply};
 pub use request::{Control, Request};
 pub use text::{Strings, decimal};
-pub use wire::Header;
 
 /// Bytes of a frame before its payload.
 pub const HEADER_LEN: usize = 16;
