@@ -119,14 +119,14 @@ impl State {
         for record in others.iter_mut().filter(|record| !differ(record.kind)) {
             decoder.take_record(record.kind, &mut record.body)?;
         }
-        decoder.finish_tree(grower, &reader.place())?;
+        decoder.finish_tree(grower, &reader.position())?;
         for record in others.iter_mut().filter(|record| differ(record.kind)) {
             match record.kind {
                 kind::NODES_SINCE => decoder.take_nodes_since(&mut record.body)?,
                 _ => decoder.take_transaction(&mut record.body)?,
             }
         }
-        decoder.finish(&reader.place())
+        decoder.finish(&reader.position())
     }
 }
 
@@ -195,7 +195,7 @@ impl Decoder {
         self.look_ahead(next)?;
         match (before, self.counters) {
             (Some(before), Some(now)) if before.stamp <= now.stamp => Ok(()),
-            _ => Err(next.place().error("it does not follow what is before it")),
+            _ => Err(next.position().error("it does not follow what is before it")),
         }
     }
 
