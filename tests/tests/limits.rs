@@ -1,5 +1,6 @@
 //! The project's rules that a program can check.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,49 @@ fn unsafe_code_is_in_its_module_and_has_reasons() {
                 lines[..at].iter().rev().take(6).any(|l| l.to_lowercase().contains("safety"));
             let declares = code.contains("fn output_from_ptr");
             assert!(above || declares, "{place} has no reason");
+        }
+    }
+}
+
+/// The rooms of the store that the files of each room import: `crate::room::…`.
+fn imports_of_rooms() -> BTreeMap<String, BTreeSet<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("store/src");
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in sources() {
+        let Ok(inner) = path.strip_prefix(&root) else { continue };
+        let first = inner.iter().next().unwrap().to_str().unwrap();
+        let room = first.trim_end_matches(".rs").to_owned();
+        if room == "lib" {
+            continue;
+        }
+        let used = imports.entry(room.clone()).or_default();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let code = line.split("//").next().unwrap_or_default();
+            for after in code.split("crate::").skip(1) {
+                let end = after.find(|c: char| !c.is_lowercase() && c != '_');
+                used.insert(after[..end.unwrap_or(after.len())].to_owned());
+            }
+        }
+        used.remove(&room);
+        used.remove("");
+    }
+    imports
+}
+
+// Fails if two rooms of the store import each other, directly or through others.
+#[test]
+fn rooms_of_the_store_import_no_circle() {
+    let mut imports = imports_of_rooms();
+    assert!(imports.len() >= 8 && imports["engine"].len() >= 6, "{imports:?}");
+    while !imports.is_empty() {
+        let lowest: Vec<String> = imports
+            .iter()
+            .filter(|(_, used)| !used.iter().any(|room| imports.contains_key(room)))
+            .map(|(room, _)| room.clone())
+            .collect();
+        assert!(!lowest.is_empty(), "circle among {imports:?}");
+        for room in lowest {
+            imports.remove(&room);
         }
     }
 }

@@ -2,22 +2,12 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::sync::Arc;
 
 use xenstore_protocol::TxId;
 
 use crate::ids::Caller;
 use crate::transaction::Transaction;
-use crate::watch::index::WatchId;
-
-/// An event that waits to be fetched.
-#[derive(Clone, Debug)]
-pub(crate) struct Queued {
-    pub(crate) watch: WatchId,
-    /// That of the watch when the event was queued: it is stale if the watch has another one now.
-    pub(crate) round: u32,
-    pub(crate) path: Arc<str>,
-}
+use crate::watch::index::{Queued, WatchId};
 
 /// A watch by what makes it one: resolved path and token.
 pub(crate) type WatchKey = (Box<str>, Box<[u8]>);

@@ -11,7 +11,6 @@
 //! a dead domain is not used again before its nodes are removed.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::vec::Vec;
 
 use triomphe::Arc;
 
@@ -19,37 +18,13 @@ use crate::engine::Engine;
 use crate::engine::fanout::Fanout;
 use crate::ids::{ConnId, Millis};
 use crate::tree::Tree;
-use crate::tree::node::Node;
+use crate::tree::removal::Removal;
 
 /// Units of work that one input may cause at once: about two milliseconds.
 pub(crate) const BUDGET: u64 = 8192;
 
 /// Milliseconds after which a request that waits for deferred work is retried at the latest.
 const RETRY: Millis = 100;
-
-/// Nodes that have been removed from the tree, each with its subtree.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Removal {
-    /// Nodes that may be in the index of owners.
-    pub(crate) indexed: Vec<Arc<Node>>,
-    /// Nodes that are still charged to their owners.
-    pub(crate) charged: Vec<Arc<Node>>,
-    /// Nodes that may have no other reference: their memory is freed.
-    pub(crate) unused: Vec<Arc<Node>>,
-    /// Charged bytes of the nodes freed so far.
-    freed: i64,
-}
-
-impl Removal {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.indexed.is_empty() && self.charged.is_empty() && self.unused.is_empty()
-    }
-
-    /// Adds nodes to be freed, in pieces if they have no other reference.
-    pub(crate) fn free(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
-        self.unused.extend(nodes.into_iter().filter(Arc::is_unique));
-    }
-}
 
 /// The queues of deferred work.
 #[derive(Debug, Default)]

@@ -242,8 +242,7 @@ mod tests {
                 "events",
                 broken(|e| {
                     let watch = WatchId(1);
-                    let event =
-                        crate::engine::connection::Queued { watch, round: 0, path: "/a".into() };
+                    let event = crate::watch::index::Queued { watch, round: 0, path: "/a".into() };
                     e.conns.values_mut().for_each(|c| c.events.push_back(event.clone()));
                 }),
             ),

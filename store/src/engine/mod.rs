@@ -29,17 +29,18 @@ use crate::domain::quotas::{Config, Quotas};
 use crate::domain::registry::{Domain, Domains, Host};
 use crate::engine::conflicts::{ConflictLog, RecentChange};
 use crate::engine::connection::Connection;
-use crate::engine::deferred::{BUDGET, Deferred, Removal};
+use crate::engine::deferred::{BUDGET, Deferred};
 use crate::engine::fairness::{Fairness, Outcome};
-use crate::engine::retention::Retention;
 use crate::ids::{Caller, ConnId, Millis};
 use crate::mru_map::MruMap;
 use crate::transaction::execute::{COUNTED_MAX, Context, Staged, execute};
 use crate::transaction::response::{Lists, Response};
+use crate::transaction::retention::Retention;
 use crate::tree::Tree;
 use crate::tree::acl::{Era, Rights};
 use crate::tree::change::{Change, merge};
 use crate::tree::owner_index::OwnerIndex;
+use crate::tree::removal::Removal;
 use crate::watch::index::Watches;
 
 /// Bytes of events that go out before a reply; more wait until they are fetched.
@@ -502,8 +503,8 @@ impl Engine {
     fn removal(&mut self, changes: &[Change], counted: usize) -> Removal {
         // Freeing a node takes a fifth of a unit.
         self.deferred.spend(counted / 4);
-        let mut removal = Removal::default();
-        removal.charged = core::mem::take(&mut self.committed.uncounted);
+        let charged = core::mem::take(&mut self.committed.uncounted);
+        let mut removal = Removal { charged, ..Removal::default() };
         for change in changes {
             let tops = change.removed.iter().filter(|top| self.owner_index.cut(top)).cloned();
             removal.indexed.extend(tops);

@@ -11,7 +11,7 @@ use xenstore_protocol::{ABS_PATH_MAX, DomId, PAYLOAD_MAX, Path, Request, TxId};
 use crate::domain::quotas::{Config, Quotas};
 use crate::domain::registry::{Domain, UNKNOWN_ID};
 use crate::engine::Engine;
-use crate::engine::connection::{Connection, Queued};
+use crate::engine::connection::Connection;
 use crate::ids::{Caller, ConnId};
 use crate::snapshot::{
     ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
@@ -21,7 +21,7 @@ use crate::tree::Tree;
 use crate::tree::accounting::{Charge, event_cost};
 use crate::tree::node::Node;
 use crate::tree::owner_index::OwnerIndex;
-use crate::watch::index::{PENDING_MAX, WatchId};
+use crate::watch::index::{PENDING_MAX, Queued, WatchId};
 
 /// A state that cannot be; nothing was made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,6 @@
 //! Where it is over the limit, its oldest transactions are given up, one after the other: their
 //! snapshot goes, their requests answer ENOSPC, END T answers EAGAIN.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, Errno, Quota, TxId};
@@ -17,39 +16,6 @@ use xenstore_protocol::{DomId, Errno, Quota, TxId};
 use crate::engine::Engine;
 use crate::ids::ConnId;
 use crate::tree::cow_cost::kept_by;
-
-/// What has been replaced in the tree, and who may keep it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Retention {
-    /// Bytes of all versions of nodes that were replaced while somebody had a snapshot.
-    pub(crate) retired: i64,
-    /// When it reaches this, somebody has to be measured.
-    next: i64,
-    /// For domains with open transactions, when they have to be measured.
-    pub(crate) due: BTreeMap<DomId, i64>,
-}
-
-impl Retention {
-    /// As they were; what they are measured against comes with the first change.
-    pub(crate) fn restored(&self) -> Retention {
-        Retention { next: 0, ..self.clone() }
-    }
-
-    /// Does anybody have a snapshot for which it matters what is replaced?
-    pub(crate) fn is_active(&self) -> bool {
-        !self.due.is_empty()
-    }
-
-    fn set(&mut self, domid: DomId, due: i64) {
-        self.due.insert(domid, due);
-        self.next = self.due.values().copied().min().unwrap_or(i64::MAX);
-    }
-
-    /// A domain has no open transactions any more.
-    pub(crate) fn forget(&mut self, domid: DomId) {
-        self.due.remove(&domid);
-    }
-}
 
 impl Engine {
     /// A domain has opened a transaction.

@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 use xenstore_protocol::{Access, DomId, Errno, Features, Path, PathKind, Quota, WatchEvent};
 
 use crate::engine::Engine;
-use crate::engine::connection::Queued;
 use crate::engine::fanout::Fanout;
 use crate::ids::ConnId;
 use crate::transaction::execute::resolve;
@@ -15,7 +14,7 @@ use crate::tree::Tree;
 use crate::tree::accounting::{event_cost, watch_cost};
 use crate::tree::acl::{Acl, Rights};
 use crate::tree::change::{Change, Readers};
-use crate::watch::index::{Gone, PENDING_MAX, Pending, Watch, WatchId};
+use crate::watch::index::{Gone, PENDING_MAX, Pending, Queued, Watch, WatchId};
 
 /// Places for events that a connection keeps when none wait.
 const EVENTS_KEPT: usize = 16;

@@ -20,9 +20,9 @@ use super::{
 };
 use crate::domain::quotas::Quotas;
 use crate::domain::registry::{Largest, Usage};
-use crate::engine::retention::Retention;
 use crate::ids::{Caller, ConnId};
 use crate::transaction::Transaction;
+use crate::transaction::retention::Retention;
 use crate::tree::Tree;
 use crate::tree::acl::Era;
 use crate::watch::index::WatchId;

@@ -12,6 +12,7 @@
 pub(crate) mod execute;
 pub(crate) mod read_set;
 pub(crate) mod response;
+pub(crate) mod retention;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -19,13 +20,13 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::{Errno, Operation, Path, Quota, Request};
 
-use crate::engine::deferred::Removal;
 use crate::ids::Millis;
 use crate::transaction::execute::{Context, Staged, execute};
 use crate::transaction::read_set::{looks_at, unchanged};
 use crate::transaction::response::{Response, same};
 use crate::tree::accounting::{TRANSACTION, bytes, request_cost};
 use crate::tree::cow_cost::Copies;
+use crate::tree::removal::Removal;
 use crate::tree::{Tree, components};
 
 /// A request of a transaction and the answer to it.

@@ -8,6 +8,7 @@ pub(crate) mod cow_cost;
 pub(crate) mod inline_str;
 pub(crate) mod node;
 pub(crate) mod owner_index;
+pub(crate) mod removal;
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -7,7 +7,6 @@ use core::ops::Bound;
 
 use xenstore_protocol::DomId;
 
-use crate::engine::connection::Queued;
 use crate::ids::ConnId;
 use crate::mru_map::MruMap;
 use crate::tree::node::Node;
@@ -78,8 +77,17 @@ pub(crate) struct Watch {
     pub(crate) pending: Pending,
     /// One event with the path of the watch waits instead of all that happened.
     pub(crate) collapsed: bool,
-    /// Grows when the events that wait are dropped; see [`Queued`](crate::engine::connection::Queued).
+    /// Grows when the events that wait are dropped; see [`Queued`](Queued).
     pub(crate) round: u32,
+}
+
+/// An event that waits to be fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) watch: WatchId,
+    /// That of the watch when the event was queued: it is stale if the watch has another one now.
+    pub(crate) round: u32,
+    pub(crate) path: Arc<str>,
 }
 
 /// The watches on one path, and the depth of each.
