@@ -118,7 +118,7 @@ impl Dom0<'_> {
             let path = format!("/local/domain/{domid}/echo|");
             while self.ask(op::READ, &path).ok() != Some(n.to_string()) {
                 if Instant::now() > late {
-                    return Err(format!("domain {domid} has not heard of {n}"));
+                    return Err(format!("domain {domid} has not acknowledged {n}"));
                 }
                 std::thread::yield_now();
             }
