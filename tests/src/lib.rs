@@ -11,15 +11,22 @@
 //! * [`model`]: a naive XenStore as oracle, and [`fuzzing`], which compares the engine with it.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // test output
 
+#[cfg(feature = "daemons")]
 pub mod attacks;
+#[cfg(feature = "daemons")]
 pub mod conformance;
+#[cfg(feature = "daemons")]
 pub mod fake_guest;
+#[cfg(feature = "daemons")]
 pub mod fdstore;
 pub mod fuzzing;
 pub mod model;
+#[cfg(feature = "daemons")]
 pub mod peers;
 pub mod raw;
+#[cfg(feature = "daemons")]
 pub mod served;
+#[cfg(feature = "daemons")]
 pub mod target;
 
 /// Reports that a test is skipped. Panics if `XENSTORE_TESTS_REQUIRE` is set, as it is where all

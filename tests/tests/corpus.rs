@@ -20,8 +20,10 @@ fn generated(seed: u64, len: usize) -> Vec<u8> {
 #[test]
 fn committed_inputs_pass() {
     for (name, target) in TARGETS {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
-        let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+        let folders = ["corpus", "server/corpus"].map(|folder| fuzz.join(folder).join(name));
+        let dir = folders.iter().find(|dir| dir.is_dir()).unwrap_or(&folders[0]);
+        let files = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let mut count = 0;
         for file in files {
             target(&std::fs::read(file.unwrap().path()).unwrap());

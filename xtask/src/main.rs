@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
         Some("test") => test::run(),
-        Some("conformance") => status_of(&mut tests_binary("conformance", rest)),
+        Some("conformance") => status_of(&mut program("xenstore-tests", "conformance", rest)),
         Some("bench") => bench(rest),
         Some("crash") => crash(rest),
         Some("deb") => deb::run(rest),
@@ -67,7 +67,7 @@ fn cargo(args: &[&str]) -> Command {
 
 /// Compares daemons. Their runtime directories are memory, as `/run` is on a host.
 fn bench(args: &[String]) -> ExitCode {
-    let mut cargo = tests_binary("bench", args);
+    let mut cargo = program("xenstore-bench", "bench", args);
     if Path::new("/dev/shm").is_dir() {
         cargo.env("TMPDIR", "/dev/shm");
     }
@@ -87,10 +87,9 @@ fn crash(args: &[String]) -> ExitCode {
     status_of(&mut cargo)
 }
 
-/// A program of `tests/`, optimised.
-fn tests_binary(name: &str, args: &[String]) -> Command {
-    let mut cargo =
-        cargo(&["run", "--release", "--quiet", "-p", "xenstore-tests", "--bin", name, "--"]);
+/// A program of a package, optimised.
+fn program(package: &str, name: &str, args: &[String]) -> Command {
+    let mut cargo = cargo(&["run", "--release", "--quiet", "-p", package, "--bin", name, "--"]);
     cargo.args(args);
     cargo
 }

@@ -26,7 +26,7 @@ pub fn run() -> ExitCode {
     let doc = ["doc", "--workspace", "--no-deps", "--quiet"];
     steps.command("documentation", cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"));
     steps.step("protocol and store without std", without_std);
-    let mut tests = cargo(&["test", "--workspace", "--quiet"]);
+    let mut tests = cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"]);
     if installed.is_ok() {
         // All packages are installed, so no test may be skipped for their lack.
         tests.env("XENSTORE_TESTS_REQUIRE", "1");
@@ -46,7 +46,6 @@ pub fn run() -> ExitCode {
             for target in fuzz::TARGETS {
                 steps.step(&format!("fuzz {target}"), || fuzz::clean(target, FUZZ_SECONDS));
             }
-            steps.step("fuzz canary, which must fail", fuzz::canary);
         }
     }
     steps.summary()

@@ -70,7 +70,7 @@ struct Options {
     cores: Cores,
     /// Write a page with plots as well, into this directory or into docs/benchmarks.
     #[arg(long, value_name = "DIRECTORY", num_args = 0..=1,
-          default_missing_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks"))]
+          default_missing_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks"))]
     page: Option<PathBuf>,
 }
 

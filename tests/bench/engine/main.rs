@@ -1,6 +1,6 @@
 //! What requests cost in the engine alone: no sockets, no frames to find, no other thread.
 //!
-//!     cargo run --release -p xenstore-tests --bin engine-bench [TEXT]
+//!     cargo run --release -p xenstore-bench --bin engine-bench [TEXT]
 //!
 //! runs the rows whose names contain TEXT. Each figure is the CPU time of the thread that answers,
 //! the least of several runs: what is above it is the machine's noise. Quotas are off.

@@ -1,4 +1,0 @@
-//! See `xenstore_tests::fuzzing`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| xenstore_tests::fuzzing::canary(data));
