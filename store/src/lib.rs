@@ -40,5 +40,5 @@ pub use engine::invariants::Violation;
 pub use engine::restore::RestoreError;
 pub use ids::{Caller, ConnId, Millis};
 pub use snapshot::{
-    Base, CFormat, ConnectionState, DomainState, IoState, ServerIo, State, WatchState,
+    Base, CFormat, ConnectionIo, ConnectionState, DomainState, ServerIo, State, WatchState,
 };

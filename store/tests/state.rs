@@ -177,8 +177,8 @@ fn streams_of_c_xenstored_are_read() {
     let guests = [0, 5, 6].map(|domid| Caller::Domain(DomId(domid)));
     assert!(guests.iter().all(|guest| callers.contains(guest)), "{callers:?}");
     let guest = state.connections.iter().find(|c| c.caller == guests[1]).unwrap();
-    assert_eq!((guest.io.port, guest.io.input.len()), (Some(3), 19));
-    assert_eq!((guest.io.output_rest, guest.io.output.len()), (24, 1234));
+    assert_eq!((guest.io.port, guest.io.unread.len()), (Some(3), 19));
+    assert_eq!((guest.io.partly_sent, guest.io.unsent.len()), (24, 1234));
     let watches: Vec<_> =
         guest.watches.iter().map(|w| (w.path(), w.token.escape_ascii().to_string())).collect();
     let of = |path, token: &str| (path, token.to_owned());
@@ -232,7 +232,7 @@ fn streams_of_newer_c_xenstored_are_read() {
         store.dom0 = store.engine.connect(Caller::Socket);
         assert_eq!(store.ok(store.dom0, DIRECTORY, "/tool|"), "xenstored|", "{name}");
         let (connections, domains) = (&state.connections, &state.domains);
-        let answers = connections.iter().filter(|c| c.io.output.ends_with(b"OK\0")).count();
+        let answers = connections.iter().filter(|c| c.io.unsent.ends_with(b"OK\0")).count();
         assert_eq!(answers, 1, "{name}: the requester has its answer");
         assert!(domains.iter().all(|domain| domain.quotas.is_some()), "{name}");
     }
@@ -313,7 +313,7 @@ fn streams_for_c_xenstored_are_what_it_reads() {
     let state = State::decode(&bytes).unwrap();
     let connection =
         state.connections.iter().find(|c| c.caller == Caller::Domain(DomId(5))).unwrap();
-    assert_eq!(&connection.io.output[16..], b"a\0t\0");
+    assert_eq!(&connection.io.unsent[16..], b"a\0t\0");
     let lost = lost.join(", ");
     for what in ["depth 1", "transaction 1"] {
         assert!(lost.contains(what), "{what}: {lost}");

@@ -203,7 +203,7 @@ fn run(settings: Settings) -> Result<(), String> {
     )?;
     let Platform { host, kind, events, waiting, resumed, rings: all_rings } = platform;
     if let Some(incoming) = incoming.as_mut().filter(|incoming| !incoming.is_handed_over()) {
-        incoming.set_out(&resumed);
+        incoming.apply_pages(&resumed);
     }
     let listener = match &incoming {
         Some(incoming) if incoming.is_handed_over() => {

@@ -20,16 +20,16 @@ use xenstore_sys::{Sealed, inherit};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Socket;
 use xenstore_transport::xen::XenRing;
-use xenstore_transport::{Failure, ResumePoint, Transport};
+use xenstore_transport::{ResumePoint, Transport};
 
 use super::child::reap;
 use super::control::reply;
 use super::envelope::{self, Envelope};
 use crate::daemon::options::Options;
-use crate::journal::{Recovered, Settled, set_out};
+use crate::journal::{Recovered, RingResume, move_to};
 use crate::paths::run_dir;
 use crate::platform::Resumed;
-use crate::serve::{Server, Start, Tasks};
+use crate::serve::{Server, Tasks};
 
 /// How long the reply to the requester of an update waits for the end of the guard, at most.
 const GUARD_END: Duration = Duration::from_secs(1);
@@ -181,7 +181,7 @@ impl ReceivedState {
         let asker = self.state.connections.iter_mut().find(|connection| connection.id == *asker);
         let Some(asker) = asker else { return };
         let text = errand.failed.as_deref().unwrap_or("OK");
-        asker.io.output.extend_from_slice(&reply(header, text));
+        asker.io.unsent.extend_from_slice(&reply(header, text));
         if asker.caller != Caller::Socket {
             // On a ring it counts where the next process goes on.
             self.stream = None;
@@ -214,7 +214,7 @@ impl ReceivedState {
 
     /// Applies what the pages of the rings show about their connections. A connection whose page is
     /// invalid restarts here, so that a journal that begins with this state contains the restart.
-    pub(crate) fn set_out(&mut self, rings: &Resumed) {
+    pub(crate) fn apply_pages(&mut self, rings: &Resumed) {
         let mut restarts = false;
         for connection in &mut self.state.connections {
             // Both are in the order of connections.
@@ -223,8 +223,8 @@ impl ReceivedState {
                 && let (_, ring, settled) = &rings[at]
                 && let ResumePoint::Ring(indices) = ring.resume_point()
             {
-                set_out(&mut connection.io, (indices, *settled));
-                if *settled == Settled::Broken {
+                move_to(&mut connection.io, indices, *settled);
+                if *settled == RingResume::Restarted {
                     self.engine.restart(connection.id);
                     restarts = true;
                 }
@@ -292,25 +292,25 @@ impl Adoption {
         driver: &Driver,
     ) {
         let rings = rings.into_iter().map(|(id, ring, settled)| (id, (ring, settled)));
-        let mut rings: BTreeMap<ConnId, (XenRing, Settled)> = rings.collect();
+        let mut rings: BTreeMap<ConnId, (XenRing, RingResume)> = rings.collect();
         let mut lost = 0;
         // The reply to the requester means that the guard has ended: from then on there is no way back.
         let asker = self.errand.as_ref().and_then(|errand| errand.asker).map(|(id, _)| id);
         // The newest connection first: it is that of the guard, which must get its reply before this
         // program changes anything that is not in the state.
         for connection in self.state.connections.iter().rev() {
-            let (id, start) = (connection.id, Adoption::start(connection));
+            let (id, io) = (connection.id, connection.io.clone());
             if let Some((ring, settled)) = rings.remove(&id) {
                 match settled {
-                    Settled::Goes => {}
-                    Settled::Zeroed => {
+                    RingResume::Continued => {}
+                    RingResume::Zeroed => {
                         debug!(conn = %id, who = ?connection.caller, "the guest has set its ring to 0");
                     }
-                    Settled::Broken => {
+                    RingResume::Restarted => {
                         warn!(conn = %id, who = ?connection.caller, "this ring restarts");
                     }
                 }
-                tasks.spawn(server.serve_as(id, ring, start));
+                tasks.spawn(server.serve_as(id, ring, io));
                 continue;
             }
             let none = || io::Error::from(io::ErrorKind::NotFound);
@@ -318,14 +318,14 @@ impl Adoption {
             let socket = socket.and_then(|number| inherit::adopt_socket(number, false));
             match socket.and_then(|socket| Socket::adopt(socket, driver)) {
                 Ok(socket) if asker == Some(id) => {
-                    let (serve, driver) = (server.serve_as(id, socket, start), driver.clone());
+                    let (serve, driver) = (server.serve_as(id, socket, io), driver.clone());
                     tasks.spawn(async move {
                         future::or(reap(&driver), async { _ = Timer::after(GUARD_END).await })
                             .await;
                         serve.await;
                     });
                 }
-                Ok(socket) => tasks.spawn(server.serve_as(id, socket, start)),
+                Ok(socket) => tasks.spawn(server.serve_as(id, socket, io)),
                 Err(error) => {
                     warn!(conn = %id, who = ?connection.caller, %error, "lost a connection");
                     server.disconnect(id);
@@ -336,17 +336,6 @@ impl Adoption {
         // Deaths that nobody has heard of. After everybody's first turn: asking about all takes time.
         tasks.spawn(async { server.domains_changed() });
         self.finish(lost, server.with(|engine, _| engine.node_count()));
-    }
-
-    /// What a connection starts with.
-    fn start(connection: &ConnectionState) -> Start {
-        let io = &connection.io;
-        Start {
-            input: io.input.clone(),
-            output: io.output.clone(),
-            rest: io.output_rest.into(),
-            failed: io.broken.then_some(Failure::Protocol),
-        }
     }
 
     /// All has been taken over; says so.
@@ -364,7 +353,7 @@ impl Adoption {
         let connections = &self.state.connections;
         let is_ring = |c: &&ConnectionState| matches!(c.caller, Caller::Domain(_));
         let rings = connections.iter().filter(is_ring).count();
-        let bytes: usize = connections.iter().map(|c| c.io.input.len() + c.io.output.len()).sum();
+        let bytes: usize = connections.iter().map(|c| c.io.unread.len() + c.io.unsent.len()).sum();
         info!(
             from = self.from,
             rings,

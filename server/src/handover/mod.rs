@@ -22,5 +22,5 @@ pub(crate) use child::reap;
 pub(crate) use control::{UpdatableHost, Update};
 pub(crate) use destination::{Adoption, ReceivedState, check, receive};
 pub(crate) use guard::guard;
-pub(crate) use quiesce::{Quiesce, UnderWay};
+pub(crate) use quiesce::{Quiesce, position};
 pub(crate) use source::Source;

@@ -8,21 +8,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::task::Waker;
 
-use xenstore_store::ConnId;
-use xenstore_transport::{Failure, ResumePoint};
+use xenstore_store::{ConnId, ConnectionIo};
+use xenstore_transport::ResumePoint;
 
-/// What a connection that is held has under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UnderWay {
-    /// Where another program can go on with it.
-    pub(crate) place: ResumePoint,
-    /// Bytes that have been read and not answered.
-    pub(crate) input: Vec<u8>,
-    /// Bytes that have not been written, of which so many are the rest of a message.
-    pub(crate) output: Vec<u8>,
-    pub(crate) rest: usize,
-    /// It waits for its other end to start anew.
-    pub(crate) failed: Option<Failure>,
+/// Returns where a transport is, without the bytes of its connection.
+pub(crate) fn position(point: ResumePoint) -> ConnectionIo {
+    let mut io = ConnectionIo::default();
+    match point {
+        ResumePoint::Descriptor(number) => io.fd = Some(number),
+        ResumePoint::Ring(indices) => io.indices = Some((indices.req_cons, indices.rsp_prod)),
+        ResumePoint::None | ResumePoint::Closed => {}
+    }
+    io
 }
 
 /// Who is held.
@@ -32,7 +29,7 @@ pub(crate) struct Quiesce {
     /// Not those that have transactions open.
     patient: Cell<bool>,
     one: Cell<Option<ConnId>>,
-    held: RefCell<BTreeMap<ConnId, UnderWay>>,
+    held: RefCell<BTreeMap<ConnId, ConnectionIo>>,
     /// What the one that was held is to write when it goes on.
     reply_on_resume: RefCell<Option<(ConnId, Vec<u8>)>>,
     /// Whoever waits until all are.
@@ -76,7 +73,7 @@ impl Quiesce {
     }
 
     /// The task of a connection stands still.
-    pub(crate) fn paused(&self, conn: ConnId, held: impl FnOnce() -> UnderWay) {
+    pub(crate) fn paused(&self, conn: ConnId, held: impl FnOnce() -> ConnectionIo) {
         if self.all.get() {
             self.held.borrow_mut().insert(conn, held());
             if let Some(waker) = self.waiter.borrow_mut().take() {
@@ -91,7 +88,7 @@ impl Quiesce {
         &self,
         mut conns: impl Iterator<Item = ConnId>,
         waker: &Waker,
-    ) -> Option<BTreeMap<ConnId, UnderWay>> {
+    ) -> Option<BTreeMap<ConnId, ConnectionIo>> {
         let all = {
             let held = self.held.borrow();
             conns.all(|conn| held.contains_key(&conn))

@@ -17,9 +17,8 @@ use smol::Timer;
 use smol::lock::Mutex;
 use tracing::{debug, error, info, warn};
 use xenstore_protocol::{DomId, Features, Operation};
-use xenstore_store::{Base, Caller, ConnId, Host, State};
+use xenstore_store::{Base, Caller, ConnId, ConnectionIo, Host, State};
 use xenstore_sys::{inherit, own_file};
-use xenstore_transport::ResumePoint;
 use xenstore_transport::socket::Listener;
 
 use super::c_xenstored::{self, Target};
@@ -29,7 +28,6 @@ use super::destination::resume_options;
 use super::envelope::{self, Envelope};
 use super::guard::{self, Guard, Handover, Welcome};
 use super::probe::{self, Kind};
-use super::quiesce::UnderWay;
 use crate::daemon::start::unchangeable;
 use crate::daemon::systemd::{self, Keep};
 use crate::journal::{CatchUp, Journal, NewSegment, Retired};
@@ -308,7 +306,7 @@ impl Source<'_> {
     async fn hold_without_transactions(
         &self,
         order: &Order,
-    ) -> Result<BTreeMap<ConnId, UnderWay>, String> {
+    ) -> Result<BTreeMap<ConnId, ConnectionIo>, String> {
         let hold = async { Some(self.server.pause_all(true).await) };
         let late = async {
             Timer::after(DRAIN_LIMIT).await;
@@ -384,7 +382,7 @@ impl Source<'_> {
         state.io.virq_port = virq_port;
         let asker = state.connections.iter_mut().find(|connection| connection.id == order.conn);
         if let Some(asker) = asker {
-            asker.io.output.extend_from_slice(&reply(&order.header, "OK"));
+            asker.io.unsent.extend_from_slice(&reply(&order.header, "OK"));
         }
         let (stream, lost) = state.encode_for_c(&target.format, target.version);
         lost.iter().for_each(|text| warn!("not carried over: {text}"));
@@ -443,7 +441,7 @@ impl Source<'_> {
     }
 
     /// The whole state: that of the engine and that of the server.
-    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, UnderWay>) -> State {
+    pub(crate) fn state(&self, mut held: BTreeMap<ConnId, ConnectionIo>) -> State {
         let mut state = self.server.with(|engine, _| engine.dump());
         self.name_descriptors(&mut state);
         state.io.other = self.server.clock().now().to_le_bytes().to_vec();
@@ -452,18 +450,8 @@ impl Source<'_> {
                 error!(conn = %connection.id, "live update: a connection that nobody serves");
                 continue;
             };
+            connection.io = held;
             let io = &mut connection.io;
-            match held.place {
-                ResumePoint::Descriptor(number) => io.fd = Some(number),
-                ResumePoint::Ring(indices) => {
-                    io.indices = Some((indices.req_cons, indices.rsp_prod))
-                }
-                ResumePoint::None | ResumePoint::Closed => {}
-            }
-            (io.input, io.output) = (held.input, held.output);
-            // A message is at most 4,112 bytes.
-            io.output_rest = u16::try_from(held.rest).unwrap_or(0);
-            io.broken = held.failed.is_some();
             if let (Caller::Domain(domid), Some((_, rings))) = (connection.caller, &self.xen) {
                 let rings = rings.borrow();
                 let ring = rings.get(&domid);

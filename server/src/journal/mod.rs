@@ -58,7 +58,7 @@ use record::Record;
 use recovery::Recovery;
 pub(crate) use recovery::{Recovered, clock, recover};
 pub(crate) use request_batch::{Entry, RequestBatch};
-pub(crate) use ring_progress::{Settled, set_out, settle};
+pub(crate) use ring_progress::{RingResume, move_to, settle};
 pub(crate) use rotation::CatchUp;
 use segment::Segment;
 

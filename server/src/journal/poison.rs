@@ -267,7 +267,7 @@ mod tests {
             if let Input::Requests { .. } = input {
                 let io = &after.connections[0].io;
                 let answer = Header { ty: Operation::Error.as_wire(), len: 4, ..Header::default() };
-                assert_eq!(io.output, [&answer.emit()[..], b"EIO\0"].concat());
+                assert_eq!(io.unsent, [&answer.emit()[..], b"EIO\0"].concat());
                 assert_eq!(io.indices, Some((u32::try_from(HEADER_LEN + 19).unwrap(), 0)));
             }
             // The end of a process in another input, or in none, resets the count.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, HEADER_LEN, Header, Operation, Reply};
 use xenstore_store::{
-    Caller, Config, ConnId, ConnectionState, Engine, Input, Millis, Replayed, State,
+    Caller, Config, ConnId, ConnectionIo, ConnectionState, Engine, Input, Millis, Replayed, State,
 };
 use xenstore_sys::mapped_file;
 use xenstore_sys::own_file::{self, Access, Others};
@@ -19,7 +19,6 @@ use super::error::RecoveryError;
 use super::files::{lock_error, numbers, segment_file};
 use super::reader::SegmentReader;
 use super::record::Record;
-use super::ring_progress::Way;
 use super::{boot_id, poison};
 use crate::handover::UpdatableHost;
 
@@ -147,8 +146,8 @@ fn finish(
 /// An engine that is being restored.
 pub(super) struct Recovery {
     pub(super) engine: Engine,
-    /// The progress of the rings.
-    ways: BTreeMap<ConnId, Way>,
+    /// Where the connections of domains are.
+    rings: BTreeMap<ConnId, ConnectionIo>,
     introduced: Introduced,
     /// The latest time that the engine has got.
     now: Millis,
@@ -207,7 +206,7 @@ impl Recovery {
         let (engine, _) = Engine::restore(config, state)?;
         let mut recovery = Recovery {
             engine,
-            ways: BTreeMap::new(),
+            rings: BTreeMap::new(),
             introduced: Introduced::new(),
             now: clock(state),
             records: 0,
@@ -217,7 +216,7 @@ impl Recovery {
         for connection in &state.connections {
             let Caller::Domain(domid) = connection.caller else { continue };
             let io = &connection.io;
-            recovery.ways.insert(connection.id, Way::of(io));
+            recovery.rings.insert(connection.id, ConnectionIo::of_snapshot(io));
             recovery.introduced.insert(domid, (io.gfn.unwrap_or(0), io.remote_port));
         }
         Ok(recovery)
@@ -240,13 +239,13 @@ impl Recovery {
                 self.execute(input, replies)?;
             }
             Record::Unread { conn, bytes } => {
-                self.ways.entry(*conn).or_default().left_over(bytes);
+                self.ring(*conn).set_unread(bytes);
             }
-            Record::Zeroed { conn, unsent } => self.ways.entry(*conn).or_default().zeroed(*unsent),
+            Record::Zeroed { conn, unsent } => self.ring(*conn).zeroed(*unsent),
             Record::ReplaceReply { conn, withheld, bytes } => {
-                if let Some(way) = self.ways.get_mut(conn) {
-                    way.withhold(*withheld);
-                    way.made(bytes);
+                if let Some(ring) = self.rings.get_mut(conn) {
+                    ring.withdraw(*withheld);
+                    ring.queue(bytes);
                 }
             }
             // Handled with the input before.
@@ -268,30 +267,30 @@ impl Recovery {
                 self.answered(*conn, &frames[..executed], &out);
             }
             Input::Events { conn, .. } => {
-                if let Some(way) = self.ways.get_mut(conn) {
-                    way.made(&out);
+                if let Some(ring) = self.rings.get_mut(conn) {
+                    ring.queue(&out);
                 }
             }
             Input::Connect(Caller::Domain(_)) => {
                 let conns = self.engine.connections();
-                let new = conns.last().filter(|conn| !self.ways.contains_key(conn));
-                self.ways.extend(new.map(|conn| (*conn, Way::default())));
+                let new = conns.last().filter(|conn| !self.rings.contains_key(conn));
+                self.rings.extend(new.map(|conn| (*conn, ConnectionIo::new_ring())));
             }
-            Input::Restart(conn) => drop(self.ways.insert(*conn, Way::default())),
-            Input::Disconnect(conn) => drop(self.ways.remove(conn)),
+            Input::Restart(conn) => drop(self.rings.insert(*conn, ConnectionIo::new_ring())),
+            Input::Disconnect(conn) => drop(self.rings.remove(conn)),
             _ => {}
         }
         // INTRODUCE empties the page of a ring.
         for (domid, Gfn(gfn), EvtchnPort(port)) in host.introduced {
             self.introduced.insert(domid, (gfn, Some(port)));
-            for (conn, way) in &mut self.ways {
+            for (conn, ring) in &mut self.rings {
                 if self.engine.caller(*conn) == Some(Caller::Domain(domid)) {
-                    *way = Way::default();
+                    *ring = ConnectionIo::new_ring();
                 }
             }
         }
         while let Some(ended) = self.engine.pop_closed() {
-            self.ways.remove(&ended);
+            self.rings.remove(&ended);
         }
         Ok(())
     }
@@ -317,7 +316,7 @@ impl Recovery {
             Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
             Input::Disconnect(conn) => {
                 self.change_state(|all| all.retain(|connection| connection.id != *conn))?;
-                self.ways.remove(conn);
+                self.rings.remove(conn);
             }
             Input::Restart(conn) => {
                 self.change_state(|all| {
@@ -326,7 +325,7 @@ impl Recovery {
                         *connection = ConnectionState::new(*conn, connection.caller);
                     }
                 })?;
-                self.ways.insert(*conn, Way::default());
+                self.rings.insert(*conn, ConnectionIo::new_ring());
             }
         }
         Ok(())
@@ -353,9 +352,13 @@ impl Recovery {
         Ok(())
     }
 
+    fn ring(&mut self, conn: ConnId) -> &mut ConnectionIo {
+        self.rings.entry(conn).or_insert_with(ConnectionIo::new_ring)
+    }
+
     fn answered(&mut self, conn: ConnId, requests: &[u8], replies: &[u8]) {
-        if let Some(way) = self.ways.get_mut(&conn) {
-            way.answered(requests, replies);
+        if let Some(ring) = self.rings.get_mut(&conn) {
+            ring.executed(requests, replies);
         }
     }
 
@@ -379,7 +382,7 @@ impl Recovery {
             let domid = domain.domid;
             if !served.contains(&domid) && self.introduced.contains_key(&domid) {
                 let conn = self.engine.connect(Caller::Domain(domid));
-                self.ways.insert(conn, Way::default());
+                self.rings.insert(conn, ConnectionIo::new_ring());
             }
         }
         for (domid, (_, port)) in &mut self.introduced {
@@ -390,10 +393,12 @@ impl Recovery {
         for connection in &mut state.connections {
             let Caller::Domain(domid) = connection.caller else { continue };
             let introduced = self.introduced.get(&domid);
-            let io = &mut connection.io;
-            io.gfn = introduced.map(|(gfn, _)| *gfn);
-            io.remote_port = introduced.and_then(|(_, port)| *port);
-            self.ways.remove(&connection.id).unwrap_or_default().put(io);
+            let ring = self.rings.remove(&connection.id).unwrap_or_else(ConnectionIo::new_ring);
+            connection.io = ConnectionIo {
+                gfn: introduced.map(|(gfn, _)| *gfn),
+                remote_port: introduced.and_then(|(_, port)| *port),
+                ..ring
+            };
         }
         Ok((self.engine, state))
     }

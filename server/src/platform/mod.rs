@@ -11,15 +11,14 @@ use xenstore_protocol::DomId;
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
 use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
-use xenstore_transport::ring::Indices;
 use xenstore_transport::xen::{Inherited, Machine, XenRing, host, pretend};
 
 use crate::daemon::options::Options;
 use crate::daemon::systemd::{self, Keep};
-use crate::journal::Settled;
+use crate::journal::RingResume;
 use crate::log::Trace;
 pub use standalone::Standalone;
-use xen::{Progress, Rings, Xen};
+use xen::{Rings, Xen};
 
 /// The machine, and what is there already.
 pub(crate) struct Platform {
@@ -35,7 +34,7 @@ pub(crate) struct Platform {
 }
 
 /// Rings that another program has served, and how to go on with each.
-pub(crate) type Resumed = Vec<(ConnId, XenRing, Settled)>;
+pub(crate) type Resumed = Vec<(ConnId, XenRing, RingResume)>;
 
 /// Rings that are to be served, the trace, and who waits.
 type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
@@ -150,16 +149,9 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
         let domain = state.domains.binary_search_by_key(&domid, |domain| domain.domid);
         let domain = domain.ok().map(|at| &state.domains[at]);
         let io = &connection.io;
-        let progress = Progress {
-            port: io.port,
-            remote: io.remote_port,
-            gfn: io.gfn.unwrap_or(0),
-            features: domain.map_or(xenstore_protocol::Features::ALL, |domain| domain.features),
-            indices: io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod }),
-            tail: state.io.evtchn.is_none().then_some(io.output.len()),
-            taken: &io.taken,
-        };
-        match host.resume(domid, domid == config.store, progress) {
+        let features = domain.map_or(xenstore_protocol::Features::ALL, |domain| domain.features);
+        let (own, after_crash) = (domid == config.store, state.io.evtchn.is_none());
+        match host.resume(domid, own, io, features, after_crash) {
             Ok((ring, settled)) => rings.push((connection.id, ring, settled)),
             Err(error) => warn!(%domid, %error, "the ring of this domain cannot be had again"),
         }

@@ -14,13 +14,13 @@ use smol::channel::Sender;
 use tracing::{error, info, warn};
 use xenstore_protocol::ring::{Side, Word};
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Operation};
-use xenstore_store::{DomainInfo, Host};
+use xenstore_store::{ConnectionIo, DomainInfo, Host};
 use xenstore_transport::ring::{Indices, Page, RingChannel};
 use xenstore_transport::xen::{
     DomainStatus, Evtchn, EvtchnDoorbell, Machine, Released, SharedPage, XenRing, XenRingChannel,
 };
 
-use crate::journal::{Settled, settle};
+use crate::journal::{RingResume, settle};
 use crate::log::Trace;
 use crate::serve::Server;
 
@@ -106,26 +106,6 @@ pub(crate) struct Events {
     ports: Ports,
 }
 
-/// Where another daemon was with the ring of a domain.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Progress<'a> {
-    /// Our end of the event channel, which is bound.
-    pub(crate) port: Option<u32>,
-    /// The domain's end, if ours is not bound; none of both if there is no channel.
-    pub(crate) remote: Option<u32>,
-    /// The frame of the page; 0 if that is not known.
-    pub(crate) gfn: u64,
-    /// What the guest was offered.
-    pub(crate) features: Features,
-    /// Where it was; otherwise what the page says.
-    pub(crate) indices: Option<Indices>,
-    /// Nobody has written down how much of the answers had gone at the end: so many bytes are known
-    /// that come at `indices`.
-    pub(crate) tail: Option<usize>,
-    /// All requests that were taken since the ring began at 0, if they are known.
-    pub(crate) taken: &'a [u8],
-}
-
 impl Xen {
     /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
     /// ours already, or was kept. An error is one channel.
@@ -171,14 +151,17 @@ impl Xen {
         self.seen.insert(domid, info);
     }
 
-    /// Goes on with the ring of a domain where another daemon was.
+    /// Resumes the ring of a domain, `own` or not, where another process was. The guest was offered
+    /// `features`. After a crash, the number of replies that were sent is unknown.
     pub(crate) fn resume(
         &mut self,
         domid: DomId,
         own: bool,
-        progress: Progress<'_>,
-    ) -> io::Result<(XenRing, Settled)> {
-        let Progress { port, remote, gfn, features, indices, tail, taken } = progress;
+        io: &ConnectionIo,
+        features: Features,
+        after_crash: bool,
+    ) -> io::Result<(XenRing, RingResume)> {
+        let (port, remote, gfn) = (io.port, io.remote_port, io.gfn.unwrap_or(0));
         let (page, remote) = match own {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
             false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
@@ -196,18 +179,20 @@ impl Xen {
         }
         let port = doorbell.port();
         // One of ours that has handed over has told everybody all that it had done.
-        let told = indices.is_some() && tail.is_none();
+        let indices = io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod });
+        let told = indices.is_some() && !after_crash;
         let (known, req_prod) = (Indices::of(&page), page.load(Word::ReqProd));
-        let (indices, settled) = match (indices, tail) {
-            (Some(before), Some(tail)) => {
-                let mut ring = vec![0; taken.len()];
+        let (indices, settled) = match indices {
+            Some(before) if after_crash => {
+                let mut ring = vec![0; io.requests.len()];
                 page.read(Side::Requests, 0, &mut ring);
-                let untold = ring == taken && u32::try_from(taken.len()) == Ok(before.req_cons);
-                settle(before, tail, known, req_prod, untold)
+                let untold =
+                    ring == io.requests && u32::try_from(io.requests.len()) == Ok(before.req_cons);
+                settle(before, io.unsent.len(), known, req_prod, untold)
             }
-            (indices, _) => (indices.unwrap_or(known), Settled::Goes),
+            indices => (indices.unwrap_or(known), RingResume::Continued),
         };
-        if tail.is_some() && settled == Settled::Goes {
+        if after_crash && settled == RingResume::Continued {
             // The new journal does not contain the requests before it. Without this write, the page
             // could not be distinguished from one that the guest has set to 0.
             indices.publish_req_cons(&page);

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use smol::Timer;
 use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, server};
-use xenstore_store::{ConnId, Host, Millis, Outcome};
+use xenstore_store::{ConnId, ConnectionIo, Host, Millis, Outcome};
 use xenstore_transport::{ResumePoint, Transport};
 
-use crate::handover::UnderWay;
+use crate::handover::position;
 use crate::journal::RequestBatch;
 use crate::serve::Failed;
-use crate::serve::server::{Server, Start, TURN_COST};
+use crate::serve::server::{Server, TURN_COST};
 
 /// Bytes that are read at once.
 pub(crate) const READ_MAX: usize = 16 * 1024;
@@ -103,10 +103,10 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         }
     }
 
-    /// The same with what was under way before.
-    pub(crate) fn with(mut self, start: Start) -> Self {
-        self.waiting = start.input;
-        self.state = server::Connection::resume(start.output, start.rest);
+    /// Continues where another process was.
+    pub(crate) fn with(mut self, io: ConnectionIo) -> Self {
+        self.waiting = io.unread;
+        self.state = server::Connection::resume(io.unsent, io.partly_sent);
         self
     }
 
@@ -120,18 +120,17 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         [held, self.state.partial(), &self.waiting[self.taken..]].concat()
     }
 
-    /// Stands still and says what is under way, unless the connection is over.
-    fn stand(&self) -> Poll<End> {
-        let place = self.transport.resume_point();
-        if place == ResumePoint::Closed {
+    /// Pauses and reports where the connection is, unless it is closed.
+    fn pause(&self) -> Poll<End> {
+        let point = self.transport.resume_point();
+        if point == ResumePoint::Closed {
             return Poll::Ready(End::Io(io::ErrorKind::ConnectionReset.into()));
         }
-        self.server.quiesce().paused(self.conn, || UnderWay {
-            place,
-            input: self.unexecuted(),
-            output: self.state.unsent().to_vec(),
-            rest: self.state.partly_sent(),
-            failed: None,
+        self.server.quiesce().paused(self.conn, || ConnectionIo {
+            unread: self.unexecuted(),
+            unsent: self.state.unsent().to_vec(),
+            partly_sent: self.state.partly_sent(),
+            ..position(point)
         });
         Poll::Pending
     }
@@ -343,7 +342,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         self.unread_max = self.server.outstanding(self.conn);
         loop {
             if self.server.must_pause(self.conn) {
-                return self.stand();
+                return self.pause();
             }
             if self.transport.restarts_at_zero() {
                 self.zeroed();

@@ -9,5 +9,4 @@ mod tasks;
 pub use clock::Clock;
 pub(crate) use inputs::Failed;
 pub use server::Server;
-pub(crate) use server::Start;
 pub use tasks::Tasks;

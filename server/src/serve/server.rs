@@ -12,12 +12,12 @@ use futures_lite::future::yield_now;
 use smol::Timer;
 use tracing::{debug, info, warn};
 use xenstore_protocol::{DomId, Frame, HEADER_LEN, Header, Operation};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Outcome};
+use xenstore_store::{Caller, Config, ConnId, ConnectionIo, Engine, Host, Outcome};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
 use xenstore_transport::{Failure, Peer, Transport};
 
-use crate::handover::{Quiesce, UnderWay, Update};
+use crate::handover::{Quiesce, Update, position};
 use crate::journal::{Journal, RequestBatch};
 use crate::log::{GUEST, Trace};
 use crate::serve::connection::{Connection, End, READ_MAX};
@@ -33,18 +33,6 @@ pub(crate) const TURN_COST: u64 = 8192;
 /// Requests that are answered in one turn, when nobody else has anything to do and at least.
 const TURN: u32 = 128;
 pub(crate) const TURN_MIN: u32 = 32;
-
-/// With what a connection starts that another program has had before.
-#[derive(Debug, Default)]
-pub(crate) struct Start {
-    /// Bytes that were read and not answered.
-    pub(crate) input: Vec<u8>,
-    /// Bytes that were not written, of which so many are the rest of a message.
-    pub(crate) output: Vec<u8>,
-    pub(crate) rest: usize,
-    /// It waits for its other end to start anew.
-    pub(crate) failed: Option<Failure>,
-}
 
 /// A store and the connections to it, on one thread. Cheap to clone; all clones are the same.
 #[derive(Debug)]
@@ -140,7 +128,7 @@ impl<H: Host + 'static> Server<H> {
         };
         let served = self.connect(caller).map(|conn| {
             debug!(%conn, ?peer, "connected");
-            self.serve_as(conn, transport, Start::default())
+            self.serve_as(conn, transport, ConnectionIo::default())
         });
         async {
             if let Some(served) = served {
@@ -155,28 +143,28 @@ impl<H: Host + 'static> Server<H> {
         &'a self,
         conn: ConnId,
         transport: impl Transport + 'a,
-        start: Start,
+        io: ConnectionIo,
     ) -> impl Future<Output = ()> + 'a {
         // Disconnects also when the future is dropped half-way.
-        self.answer_all(Disconnect { server: self, conn }, transport, start)
+        self.answer_all(Disconnect { server: self, conn }, transport, io)
     }
 
     async fn answer_all(
         &self,
         guard: Disconnect<'_, H>,
         mut transport: impl Transport,
-        mut start: Start,
+        mut io: ConnectionIo,
     ) {
         let (conn, peer) = (guard.conn, transport.peer());
         let mut told = false;
-        if let Some(failure) = start.failed
-            && !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, failure)).await
+        if io.failed
+            && !poll_fn(|cx| self.poll_recover(cx, conn, &mut transport, Failure::Protocol)).await
         {
             return;
         }
         loop {
-            let start = std::mem::take(&mut start);
-            let end = Connection::new(self, conn, &mut transport).with(start).await;
+            let io = std::mem::take(&mut io);
+            let end = Connection::new(self, conn, &mut transport).with(io).await;
             match end {
                 End::Closed => return debug!(%conn, "disconnected"),
                 End::Released => return debug!(%conn, "its domain is gone"),
@@ -221,9 +209,8 @@ impl<H: Host + 'static> Server<H> {
         }
         let recovered = transport.poll_recover(cx, failure);
         if recovered.is_pending() && self.must_pause(conn) {
-            let (place, failed) = (transport.resume_point(), Some(failure));
-            let none = UnderWay { place, input: Vec::new(), output: Vec::new(), rest: 0, failed };
-            self.quiesce().paused(conn, || none);
+            let io = position(transport.resume_point());
+            self.quiesce().paused(conn, || ConnectionIo { failed: true, ..io });
         }
         recovered
     }
@@ -441,7 +428,7 @@ impl<H: Host + 'static> Server<H> {
 
     /// Holds all connections, until [`Server::resume_all`]; what each has under way. If it is patient,
     /// transactions are over when this is done.
-    pub(crate) async fn pause_all(&self, patient: bool) -> BTreeMap<ConnId, UnderWay> {
+    pub(crate) async fn pause_all(&self, patient: bool) -> BTreeMap<ConnId, ConnectionIo> {
         self.quiesce().set_all(true, patient);
         self.wake_all();
         poll_fn(|cx| {

@@ -101,7 +101,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
     }
     let found = found.unwrap();
     if let Some(incoming) = incoming.as_mut().filter(|incoming| !incoming.is_handed_over()) {
-        incoming.set_out(&found.resumed);
+        incoming.apply_pages(&found.resumed);
     }
     let update = Update::default();
     let host: Box<dyn Host> = Box::new(UpdatableHost { host: found.host, update: update.clone() });

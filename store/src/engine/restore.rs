@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::engine::connection::Connection;
 use crate::ids::{Caller, ConnId};
 use crate::snapshot::{
-    ConnectionState, Counters, DomainState, EventState, IoState, ServerIo, State, WatchState,
+    ConnectionIo, ConnectionState, Counters, DomainState, EventState, ServerIo, State, WatchState,
 };
 use crate::transaction::Transaction;
 use crate::tree::Tree;
@@ -104,7 +104,7 @@ impl Engine {
         ConnectionState {
             id,
             caller: connection.caller,
-            io: IoState::default(),
+            io: ConnectionIo::default(),
             watches: ids.into_iter().filter_map(watch).collect(),
             domid: Some(self.rights(id).domid),
             last_transaction: connection.last_transaction,

@@ -15,7 +15,7 @@ use super::difference::take_difference;
 use super::nodes::Grower;
 use super::transactions::take_transaction;
 use super::{
-    ConnectionState, Counters, DomainState, EventState, IoState, NEVER, NO_DEPTH, NO_TARGET,
+    ConnectionIo, ConnectionState, Counters, DomainState, EventState, NEVER, NO_DEPTH, NO_TARGET,
     ServerIo, State, WatchState, ocaml,
 };
 use crate::domain::quotas::Quotas;
@@ -323,7 +323,7 @@ impl Decoder {
             return Err(body.error("a connection that is there twice"));
         }
         let (ring, has_id) = (body.u16()? == 0, body.u16()? & 1 != 0);
-        let mut io = IoState::default();
+        let mut io = ConnectionIo::default();
         let mut domid = None;
         if ring {
             let (own, target) = (DomId(body.u16()?), body.u16()?);
@@ -334,10 +334,10 @@ impl Decoder {
             body.take(4)?;
         }
         let (input, output_rest, output) = (body.u16()?, body.u16()?, body.u32()?);
-        io.input = body.take(input.into())?.into();
-        io.output = body.take(output as usize)?.into();
-        io.output_rest = output_rest;
-        if usize::from(output_rest) > io.output.len() {
+        io.unread = body.take(input.into())?.into();
+        io.unsent = body.take(output as usize)?.into();
+        io.partly_sent = output_rest.into();
+        if io.partly_sent > io.unsent.len() {
             return Err(body.error("more is left of a message than of all"));
         }
         let mut caller = Caller::Socket;
@@ -361,7 +361,7 @@ impl Decoder {
         let connection = &mut self.connections[at];
         let io = &mut connection.io;
         let (flags, remote, indices) = (body.u32()?, body.u32()?, (body.u32()?, body.u32()?));
-        io.broken = flags & 1 != 0;
+        io.failed = flags & 1 != 0;
         io.indices = (flags & 2 != 0).then_some(indices);
         io.gfn = Some(body.u64()?).filter(|_| flags & 4 != 0);
         io.remote_port = Some(remote).filter(|port| *port != 0);
@@ -371,7 +371,7 @@ impl Decoder {
         connection.failures = body.u16()?;
         connection.held = Some(body.u64()?).filter(|until| *until != NEVER);
         let more = body.u32()?;
-        io.input.extend_from_slice(body.take(more as usize)?);
+        io.unread.extend_from_slice(body.take(more as usize)?);
         if !connection.watches.is_empty() || !connection.events.is_empty() {
             return Err(body.error("details that come too late"));
         }

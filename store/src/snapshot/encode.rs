@@ -56,7 +56,7 @@ impl State {
         }
         self.put_engine(writer);
         for (number, connection) in (1..).zip(&self.connections) {
-            self.put_connection(writer, number, connection, &connection.io.output);
+            self.put_connection(writer, number, connection, &connection.io.unsent);
             put_detail(writer, number, connection);
             for watch in &connection.watches {
                 put_watch(writer, number, watch, watch.depth);
@@ -148,9 +148,10 @@ impl State {
                 None
             }
         };
-        let (input, _) = split_input(&io.input);
+        let (input, _) = split_input(&io.unread);
         writer.len16(input.len());
-        writer.u16(io.output_rest);
+        // A message has at most 4,112 bytes.
+        writer.u16(u16::try_from(io.partly_sent).unwrap_or(0));
         writer.len32(output.len());
         writer.bytes(input);
         writer.bytes(output);
@@ -200,7 +201,7 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     let io = &connection.io;
     writer.begin(kind::CONNECTION_DETAIL);
     writer.u32(number);
-    let flags = u32::from(io.broken)
+    let flags = u32::from(io.failed)
         | u32::from(io.indices.is_some()) << 1
         | u32::from(io.gfn.is_some()) << 2
         | u32::from(connection.domid.is_some()) << 3;
@@ -214,7 +215,7 @@ fn put_detail(writer: &mut Writer, number: u32, connection: &ConnectionState) {
     writer.u16(connection.domid.unwrap_or_default().0);
     writer.u16(connection.failures);
     writer.u64(connection.held.unwrap_or(NEVER));
-    let (_, more) = split_input(&io.input);
+    let (_, more) = split_input(&io.unread);
     writer.len32(more.len());
     writer.bytes(more);
     writer.len32(connection.watches.len());

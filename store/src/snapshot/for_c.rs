@@ -170,7 +170,7 @@ impl State {
         lost: &mut Vec<String>,
     ) {
         let id = connection.id;
-        let mut output = connection.io.output.clone();
+        let mut output = connection.io.unsent.clone();
         for event in &connection.events {
             let at = connection.watches.binary_search_by_key(&event.watch, |watch| watch.id);
             let Ok(at) = at else { continue };
@@ -179,7 +179,7 @@ impl State {
             WatchEvent { path: path.as_bytes(), token: &watch.token }.emit(&mut output);
         }
         self.put_connection(writer, number, connection, &output);
-        let (_, more) = split_input(&connection.io.input);
+        let (_, more) = split_input(&connection.io.unread);
         if !more.is_empty() {
             let more = more.len();
             lost.push(format!("{more} bytes of requests of connection {id}, too far ahead"));

@@ -22,6 +22,7 @@
 //! | `ocaml.rs` | what oxenstored writes instead |
 
 mod compact;
+mod connection_io;
 mod decode;
 mod difference;
 mod encode;
@@ -30,6 +31,7 @@ mod nodes;
 mod ocaml;
 mod transactions;
 
+pub use connection_io::ConnectionIo;
 pub use for_c::CFormat;
 
 use alloc::collections::BTreeMap;
@@ -108,37 +110,7 @@ pub(crate) struct EventState {
     pub(crate) path: Arc<str>,
 }
 
-/// What a server knows of a connection besides what the engine does: descriptors, and bytes on
-/// their way. The engine leaves it alone: [`Engine::dump`](crate::Engine::dump) gives defaults, and
-/// `restore` does not look at it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IoState {
-    /// Descriptor of a socket.
-    pub fd: Option<i32>,
-    /// Bytes that have been read and not executed: whole requests, then a part of one.
-    pub input: Vec<u8>,
-    /// Bytes that have been answered and not written: the rest of a message, then whole ones.
-    pub output: Vec<u8>,
-    /// How many bytes of `output` are the rest of a message that was written in part; 0 if it
-    /// begins with a whole one.
-    pub output_rest: u16,
-    /// The local port of a ring's event channel, bound on [`ServerIo::evtchn`].
-    pub port: Option<u32>,
-    /// The port of that channel in the domain.
-    pub remote_port: Option<u32>,
-    /// The page of a ring, if it was introduced with one.
-    pub gfn: Option<u64>,
-    /// Our indices into the ring: what has been taken from the requests, and put into the replies.
-    /// None if the page is all that is known of them.
-    pub indices: Option<(u32, u32)>,
-    /// All bytes of requests that were taken since the ring began at index 0; empty if they are not
-    /// known or more than a ring holds. Not in a stream: only recovery from a journal needs it.
-    pub taken: Vec<u8>,
-    /// The guest has broken the protocol and is not heard until it starts anew.
-    pub broken: bool,
-}
-
-/// What belongs to the server as a whole. The engine leaves it alone, as [`IoState`].
+/// What belongs to the server as a whole. The engine leaves it alone, as [`ConnectionIo`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerIo {
     /// Descriptor of the listening socket.
@@ -159,7 +131,7 @@ pub struct ConnectionState {
     /// Who is at the other end.
     pub caller: Caller,
     /// What the server keeps for it.
-    pub io: IoState,
+    pub io: ConnectionIo,
     /// Its watches, in order of registration.
     pub watches: Vec<WatchState>,
     /// The domain whose relative paths it means; unknown if another daemon wrote the state.
@@ -183,7 +155,7 @@ impl ConnectionState {
         ConnectionState {
             id,
             caller,
-            io: IoState::default(),
+            io: ConnectionIo::default(),
             watches: Vec::new(),
             domid: None,
             last_transaction: TxId::NONE,

@@ -99,7 +99,7 @@ impl Dump {
         number: i64,
         caller: Caller,
         place: &Cursor<'_>,
-    ) -> Result<&mut super::IoState> {
+    ) -> Result<&mut super::ConnectionIo> {
         if self.numbers.insert(number, self.decoder.connections.len()).is_some() {
             return Err(place.error("a connection that is there twice"));
         }
