@@ -22,6 +22,13 @@ use crate::raw::{Conn, op};
 /// Directory of Debian's programs of Xen 4.17.
 pub const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
 
+/// Returns the path of a peer's program: in the directory that `XENSTORE_PEERS` names if that has it, or
+/// else in [`XEN_BIN`].
+pub fn peer(program: &str) -> PathBuf {
+    let given = std::env::var_os("XENSTORE_PEERS").map(|dir| Path::new(&dir).join(program));
+    given.filter(|path| path.exists()).unwrap_or_else(|| Path::new(XEN_BIN).join(program))
+}
+
 /// A kind of daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -74,7 +81,7 @@ pub fn available(kind: Kind) -> Result<(), String> {
         Kind::C => "xenstored",
         Kind::Ocaml => "oxenstored",
     };
-    let path = Path::new(XEN_BIN).join(program);
+    let path = peer(program);
     if !path.exists() {
         return Err(format!("{} is missing (Debian package xen-utils-4.17)", path.display()));
     }
@@ -346,8 +353,9 @@ impl Daemon {
             ),
             Kind::C => format!(
                 "#!/bin/sh\nexport XENSTORED_RUNDIR={run} FAKEXEN_DIR={xen} LD_PRELOAD={}\n\
-                 exec {XEN_BIN}/xenstored \"$@\"\n",
-                fake_xen()?.display()
+                 exec {} \"$@\"\n",
+                fake_xen()?.display(),
+                peer("xenstored").display()
             ),
             Kind::Ocaml => return Err("nothing is handed to oxenstored".into()),
         };
@@ -454,13 +462,13 @@ fn command(kind: Kind, quotas: Quotas, dir: &Path) -> std::io::Result<Command> {
             }
             let path = dir.join("oxenstored.conf");
             fs::write(&path, conf)?;
-            let mut command = Command::new(Path::new(XEN_BIN).join("oxenstored"));
+            let mut command = Command::new(peer("oxenstored"));
             command.args(["--no-fork", "--no-access-log", "--config-file"]).arg(path);
             command.env("FAKEXEN_RUNDIR", run);
             command
         }
         Kind::C | Kind::Ours => {
-            let mut command = Command::new(Path::new(XEN_BIN).join("xenstored"));
+            let mut command = Command::new(peer("xenstored"));
             command.arg("-N").env("XENSTORED_RUNDIR", run);
             if quotas == Quotas::Off {
                 command.args(C_UNLIMITED);
