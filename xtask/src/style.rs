@@ -1,5 +1,6 @@
 //! `cargo xtask style`: checks text against `docs/style.md`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -21,6 +22,15 @@ const NOT_YET_CLEAN: &[&str] = &[
     "tests/src/fuzzing",
     "tests/src/model",
     "docs/benchmarks",
+];
+
+/// Type names with one meaning in several places, such as an async and a blocking form.
+const SAME_CONCEPT: &[&str] = &["Client", "Connection", "Domains", "Transaction", "Tree", "Watch"];
+
+/// Type names with several meanings. New ones may not be added.
+const NOT_YET_UNIQUE: &[&str] = &[
+    "Access", "Effect", "Entry", "Failure", "Listener", "Queue", "Shared", "Socket", "Source",
+    "State", "Waiting", "Way",
 ];
 
 /// Folders at the top level. A path in backticks that begins with one of them must exist.
@@ -63,6 +73,7 @@ pub fn check() -> Verdict {
         file.check(&forbidden, &mut findings);
     }
     log_lines(&mut findings);
+    type_names(&mut findings);
     for finding in &findings {
         println!("{finding}");
     }
@@ -90,6 +101,44 @@ fn log_lines(findings: &mut Vec<String>) {
             }
         }
     }
+}
+
+/// Reports type names that are defined in several places of the released crates.
+fn type_names(findings: &mut Vec<String>) {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for dir in ["protocol", "store", "transport", "server", "client"] {
+        for path in files(&project().join(dir)) {
+            let name = path.strip_prefix(project()).unwrap_or(&path).display().to_string();
+            let tests =
+                ["/tests", "/simulation/", "/model.rs"].iter().any(|part| name.contains(part));
+            if tests || !name.contains("/src/") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            for (at, line) in text.lines().enumerate() {
+                if let Some(defined) = defined_type(line) {
+                    let place = format!("{name}:{}", at + 1);
+                    places.entry(defined.into()).or_default().push(place);
+                }
+            }
+        }
+    }
+    let known = |name: &str| SAME_CONCEPT.contains(&name) || NOT_YET_UNIQUE.contains(&name);
+    for (name, places) in places {
+        if places.len() > 1 && !known(&name) {
+            findings.push(format!("{}: type {name} is also defined at {}", places[0], places[1]));
+        }
+    }
+}
+
+/// The type that a line defines at the top level of a module.
+fn defined_type(line: &str) -> Option<&str> {
+    let mut words = line.split([' ', '<', '(', ';', '{', ':']).filter(|word| !word.is_empty());
+    let mut word = words.next().filter(|_| !line.starts_with(' '))?;
+    while word.starts_with("pub") || ["crate)", "super)"].contains(&word) {
+        word = words.next()?;
+    }
+    ["struct", "enum", "trait"].contains(&word).then(|| words.next())?
 }
 
 /// The fixed parts of a log line as a page shows it: `N`, `M`, `PATH` and `…` stand for values.
@@ -294,6 +343,13 @@ mod tests {
         assert!(
             found("<!-- style: off -->\nheated\n<!-- style: on -->", true, "heated").is_empty()
         );
+    }
+
+    #[test]
+    fn type_definitions_are_found() {
+        assert_eq!(defined_type("pub(crate) struct Open<'a> {"), Some("Open"));
+        assert_eq!(defined_type("enum Kind {"), Some("Kind"));
+        assert_eq!(defined_type("    struct Inner;"), None);
     }
 
     #[test]
