@@ -1,60 +1,66 @@
-//! Who waits for descriptors.
+//! Waiting for descriptors.
 //!
-//! [`Driver::any_executor`] leaves it to async-io, which works with every executor. [`Driver::new`]
-//! is a loop of our own on one thread, for a server: a descriptor is registered once, edge-triggered,
-//! instead of anew for every wait, and waiting takes one call of the kernel for all of them.
+//! [`Driver::any_executor`] leaves it to async-io, which works on every executor. [`Driver::new`] is
+//! an event loop on one thread, for a server: it registers a descriptor once, edge-triggered, and one
+//! `epoll_wait` waits for all descriptors.
+//!
+//! The loop calls epoll instead of the crate `polling`. `Poller::wait` makes four more system calls, which
+//! cost 34 % more CPU for a READ; a wait on the poller's own descriptor avoids them, but `polling` does not
+//! register `EPOLLRDHUP`, so that the end of a stream that comes with the last bytes is lost
+//! (numbers: `docs/benchmarks/README.md`).
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use async_io::Async;
 use atomic_waker::AtomicWaker;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-/// Events that one wait brings at the most.
+use crate::sleep::Sleep;
+
+/// The most events that one wait returns.
 const EVENTS: usize = 256;
-/// In place of the number of a source: somebody wants the loop to go on.
+/// The event data of the eventfd that ends a wait; other data are numbers of sources.
 const WAKE_UP: u64 = u64::MAX;
 
-/// Whoever waits for descriptors. Clones are the same.
+/// Waits for descriptors. A clone refers to the same event loop.
 #[derive(Clone, Debug)]
-pub struct Driver(Option<Arc<Loop>>);
+pub struct Driver(Option<Arc<EventLoop>>);
 
 #[derive(Debug)]
-struct Loop {
+struct EventLoop {
     epoll: OwnedFd,
-    /// Wakes the thread that waits.
+    /// Ends the wait of the thread that runs the loop.
     wake_up: OwnedFd,
-    waiting: AtomicBool,
-    woken: AtomicBool,
+    sleep: Sleep,
     sources: Mutex<Sources>,
-    /// Tasks that have more to do, and whose turn comes after those for which something has come.
-    later: Mutex<VecDeque<Waker>>,
-    /// How many sources the last wait found ready.
-    crowd: AtomicU32,
+    /// Tasks to wake after those whose descriptors are ready.
+    deferred: Mutex<VecDeque<Waker>>,
+    /// The number of events of the last wait.
+    events: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Sources {
-    slots: Vec<Option<Arc<Slot>>>,
+    slots: Vec<Option<Arc<Readiness>>>,
     free: Vec<usize>,
 }
 
-/// What is known of one descriptor.
+/// The readiness of one descriptor, as far as events and attempts have shown.
 #[derive(Debug, Default)]
-struct Slot {
+struct Readiness {
     readable: AtomicBool,
     writable: AtomicBool,
-    /// The kernel has been asked to tell when there is room to write.
-    asked: AtomicBool,
-    /// The other end has closed: reading never has to wait again.
-    ended: AtomicBool,
+    /// The kernel reports when there is room to write.
+    write_interest: AtomicBool,
+    /// The peer has closed: the descriptor stays readable.
+    hung_up: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -63,231 +69,281 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the kernel is to tell of a descriptor. That there is room to write is asked for only by
-/// those who wait for it: otherwise a socket wakes us each time that its other end has read.
-fn interest(writing: bool) -> epoll::EventFlags {
-    let reading = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-    if writing { reading | epoll::EventFlags::OUT } else { reading }
+/// The events of a descriptor. Room to write is reported only to a waiting writer: otherwise each
+/// read of the peer of a socket would be an event.
+fn interest(write: bool) -> epoll::EventFlags {
+    let read = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+    if write { read | epoll::EventFlags::OUT } else { read }
 }
 
 impl Driver {
-    /// Leaves waiting to async-io, so that any executor will do.
+    /// Waits with async-io, on any executor.
     pub fn any_executor() -> Driver {
         Driver(None)
     }
 
-    /// A loop of our own, which [`Driver::block_on`] runs.
+    /// Creates an event loop that [`Driver::block_on`] runs.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the process or the host has no descriptors left.
     pub fn new() -> io::Result<Driver> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake_up = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let data = epoll::EventData::new_u64(WAKE_UP);
         epoll::add(&epoll, &wake_up, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
-        Ok(Driver(Some(Arc::new(Loop {
+        Ok(Driver(Some(Arc::new(EventLoop {
             epoll,
             wake_up,
-            waiting: AtomicBool::new(false),
-            woken: AtomicBool::new(true),
+            sleep: Sleep::new(),
             sources: Mutex::default(),
-            later: Mutex::default(),
-            crowd: AtomicU32::new(0),
+            deferred: Mutex::default(),
+            events: AtomicU32::new(0),
         }))))
     }
 
-    /// Makes a descriptor, which must be non-blocking, into something that can be waited for.
+    /// Registers a descriptor, which must be non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// Fails if epoll does not accept the descriptor, as with a regular file, or if the limit of watched
+    /// descriptors (`/proc/sys/fs/epoll/max_user_watches`) is reached.
     pub fn source<T: AsFd>(&self, io: T) -> io::Result<Source<T>> {
-        let Some(own) = &self.0 else {
-            return Ok(Source(Way::AnyExecutor(Async::new_nonblocking(io)?)));
+        let Some(event_loop) = &self.0 else {
+            return Ok(Source(Backend::AsyncIo(Async::new_nonblocking(io)?)));
         };
-        let slot = Arc::new(Slot::default());
-        // Whether there is something already is found out by trying.
-        slot.readable.store(true, Ordering::Relaxed);
-        slot.writable.store(true, Ordering::Relaxed);
-        let mut sources = lock(&own.sources);
+        let readiness = Arc::new(Readiness::default());
+        // The first attempt finds out what is there already.
+        readiness.readable.store(true, Ordering::Relaxed);
+        readiness.writable.store(true, Ordering::Relaxed);
+        let mut sources = lock(&event_loop.sources);
         let number = sources.free.last().copied().unwrap_or(sources.slots.len());
-        epoll::add(&own.epoll, &io, epoll::EventData::new_u64(number as u64), interest(false))?;
-        // Only now, so that a number is not lost with a descriptor that the kernel refuses.
+        let data = epoll::EventData::new_u64(number as u64);
+        epoll::add(&event_loop.epoll, &io, data, interest(false))?;
+        // After the call that can fail, which would lose the number.
         match sources.free.pop() {
-            Some(number) => sources.slots[number] = Some(slot.clone()),
-            None => sources.slots.push(Some(slot.clone())),
+            Some(number) => sources.slots[number] = Some(readiness.clone()),
+            None => sources.slots.push(Some(readiness.clone())),
         }
-        Ok(Source(Way::Own(Registered { io, slot, number, own: own.clone() })))
+        let event_loop = event_loop.clone();
+        Ok(Source(Backend::EventLoop(Registered { io, readiness, number, event_loop })))
     }
 
-    /// Runs `future` on this thread, and waits when it does.
+    /// Runs `future` on this thread until it completes.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        let Some(own) = &self.0 else { return async_io::block_on(future) };
-        let waker = Waker::from(own.clone());
+        let Some(event_loop) = &self.0 else { return async_io::block_on(future) };
+        let waker = Waker::from(event_loop.clone());
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
         loop {
-            if own.woken.swap(false, Ordering::AcqRel)
+            if event_loop.sleep.take_wake()
                 && let Poll::Ready(value) = future.as_mut().poll(&mut cx)
             {
                 return value;
             }
-            own.wait();
-            // One of those who have more to do; what has just come is before it.
-            let next = lock(&own.later).pop_front();
+            event_loop.wait();
+            // One deferred task a turn, after the tasks of the events.
+            let next = lock(&event_loop.deferred).pop_front();
             if let Some(waker) = next {
                 waker.wake();
             }
         }
     }
 
-    /// Waits for a turn after those for whom something has come. For tasks that have more to do.
-    pub fn later(&self, waker: &Waker) {
+    /// Wakes a task that has more work, after the tasks whose descriptors are ready.
+    pub fn defer(&self, waker: &Waker) {
         match &self.0 {
-            Some(own) => lock(&own.later).push_back(waker.clone()),
+            Some(event_loop) => lock(&event_loop.deferred).push_back(waker.clone()),
             None => waker.wake_by_ref(),
         }
     }
 
-    /// How many had something to do at the same time, when it was last looked at, and how many have
-    /// more to do.
-    pub fn crowd(&self) -> u32 {
-        let Some(own) = &self.0 else { return 1 };
-        let waiting = u32::try_from(lock(&own.later).len()).unwrap_or(u32::MAX);
-        own.crowd.load(Ordering::Relaxed).saturating_add(waiting)
+    /// Returns the number of tasks that share the thread now: the events of the last wait, and the
+    /// deferred tasks.
+    pub fn load(&self) -> u32 {
+        let Some(event_loop) = &self.0 else { return 1 };
+        let deferred = u32::try_from(lock(&event_loop.deferred).len()).unwrap_or(u32::MAX);
+        event_loop.events.load(Ordering::Relaxed).saturating_add(deferred)
     }
 }
 
-impl Wake for Loop {
+impl Wake for EventLoop {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) {
+        if self.sleep.wake() {
             let _ = rustix::io::write(&self.wake_up, &1_u64.to_ne_bytes());
         }
     }
 }
 
-impl Loop {
-    /// Waits until something has come or somebody has been woken, and wakes whom it concerns.
+impl EventLoop {
+    /// Waits for an event or a wake-up, and wakes the tasks of the events. Does not wait if there was a
+    /// wake-up since the last turn, or if there are deferred tasks.
     fn wait(&self) {
         let mut events = [const { std::mem::MaybeUninit::uninit() }; EVENTS];
-        self.waiting.store(true, Ordering::SeqCst);
-        let idle = !self.woken.load(Ordering::SeqCst) && lock(&self.later).is_empty();
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let idle = self.sleep.begin() && lock(&self.deferred).is_empty();
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let found = epoll::wait(&self.epoll, &mut events, if idle { None } else { Some(&at_once) });
-        self.waiting.store(false, Ordering::SeqCst);
+        self.sleep.end();
         let Ok((found, _)) = found else { return };
         let sources = lock(&self.sources);
-        self.crowd.store(u32::try_from(found.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.events.store(u32::try_from(found.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
         for event in found.iter() {
-            let number = event.data.u64();
-            if number == WAKE_UP {
-                continue; // edge-triggered: it need not be read
-            }
-            // One that is gone may have been in the same batch.
-            let slot = usize::try_from(number).ok().and_then(|n| sources.slots.get(n)?.as_ref());
-            let Some(slot) = slot else { continue };
-            let (flags, ending) = (event.flags, epoll::EventFlags::RDHUP | epoll::EventFlags::HUP);
-            if flags.intersects(ending | epoll::EventFlags::ERR) {
-                slot.ended.store(true, Ordering::Release);
-            }
-            if flags.intersects(epoll::EventFlags::IN | ending | epoll::EventFlags::ERR) {
-                slot.readable.store(true, Ordering::Release);
-                slot.reader.wake();
-            }
-            if flags.intersects(
-                epoll::EventFlags::OUT | epoll::EventFlags::HUP | epoll::EventFlags::ERR,
-            ) {
-                slot.writable.store(true, Ordering::Release);
-                slot.writer.wake();
+            // The eventfd is edge-triggered: it does not have to be read.
+            let number = usize::try_from(event.data.u64()).ok();
+            // A source may have been dropped since the event was queued.
+            if let Some(Some(readiness)) = number.and_then(|number| sources.slots.get(number)) {
+                readiness.update(event.flags);
             }
         }
     }
 }
 
-/// A descriptor that can be waited for.
+impl Readiness {
+    fn update(&self, flags: epoll::EventFlags) {
+        type Flags = epoll::EventFlags;
+        let failed = Flags::HUP | Flags::ERR;
+        if flags.intersects(Flags::RDHUP | failed) {
+            self.hung_up.store(true, Ordering::Release);
+        }
+        if flags.intersects(Flags::IN | Flags::RDHUP | failed) {
+            self.readable.store(true, Ordering::Release);
+            self.reader.wake();
+        }
+        if flags.intersects(Flags::OUT | failed) {
+            self.writable.store(true, Ordering::Release);
+            self.writer.wake();
+        }
+    }
+
+    fn of(&self, direction: Direction) -> (&AtomicBool, &AtomicWaker) {
+        match direction {
+            Direction::Read => (&self.readable, &self.reader),
+            Direction::Write => (&self.writable, &self.writer),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+/// A registered descriptor.
 #[derive(Debug)]
-pub struct Source<T: AsFd>(Way<T>);
+pub struct Source<T: AsFd>(Backend<T>);
 
 #[derive(Debug)]
-enum Way<T: AsFd> {
-    AnyExecutor(Async<T>),
-    Own(Registered<T>),
+enum Backend<T: AsFd> {
+    AsyncIo(Async<T>),
+    EventLoop(Registered<T>),
 }
 
 #[derive(Debug)]
 struct Registered<T: AsFd> {
     io: T,
-    slot: Arc<Slot>,
+    readiness: Arc<Readiness>,
     number: usize,
-    own: Arc<Loop>,
+    event_loop: Arc<EventLoop>,
 }
 
 impl<T: AsFd> Drop for Registered<T> {
     fn drop(&mut self) {
-        let _ = epoll::delete(&self.own.epoll, &self.io);
-        let mut sources = lock(&self.own.sources);
+        let _ = epoll::delete(&self.event_loop.epoll, &self.io);
+        let mut sources = lock(&self.event_loop.sources);
         sources.slots[self.number] = None;
         sources.free.push(self.number);
     }
 }
 
 impl<T: AsFd> Registered<T> {
-    /// Asks the kernel to tell when there is room to write, or not to any more.
-    fn ask(&self, writing: bool) -> io::Result<()> {
-        if writing {
-            self.slot.writable.store(false, Ordering::Release);
+    fn is_ready(&self, cx: &Context<'_>, direction: Direction) -> bool {
+        let (ready, waker) = self.readiness.of(direction);
+        if ready.load(Ordering::Acquire) {
+            return true;
         }
-        if self.slot.asked.load(Ordering::Relaxed) != writing {
-            self.slot.asked.store(writing, Ordering::Relaxed);
+        waker.register(cx.waker());
+        // The loop may have found an event on another thread before the registration.
+        ready.load(Ordering::Acquire)
+    }
+
+    /// Sets whether the kernel reports that there is room to write. Reports room that is there already.
+    fn set_write_interest(&self, wanted: bool) -> io::Result<()> {
+        if wanted {
+            self.readiness.writable.store(false, Ordering::Release);
+        }
+        if self.readiness.write_interest.load(Ordering::Relaxed) != wanted {
+            self.readiness.write_interest.store(wanted, Ordering::Relaxed);
             let data = epoll::EventData::new_u64(self.number as u64);
-            epoll::modify(&self.own.epoll, &self.io, data, interest(writing))?;
+            epoll::modify(&self.event_loop.epoll, &self.io, data, interest(wanted))?;
+        }
+        Ok(())
+    }
+
+    /// Notes the result of an attempt.
+    fn attempted(&self, direction: Direction, blocked: bool) -> io::Result<()> {
+        match direction {
+            Direction::Write => self.set_write_interest(blocked)?,
+            Direction::Read if blocked => self.readiness.readable.store(false, Ordering::Release),
+            Direction::Read => {}
         }
         Ok(())
     }
 }
 
 impl<T: AsFd> Source<T> {
-    /// The descriptor itself.
+    /// The descriptor.
     pub fn get(&self) -> &T {
         match &self.0 {
-            Way::AnyExecutor(io) => io.get_ref(),
-            Way::Own(registered) => &registered.io,
+            Backend::AsyncIo(io) => io.get_ref(),
+            Backend::EventLoop(registered) => &registered.io,
         }
     }
 
-    /// Does `attempt`, now or when there is something to read. It must read until less than it asked
-    /// for has come, or fail with `WouldBlock`, before it is done again in vain.
+    /// Calls `attempt` when the descriptor is readable. Events are edge-triggered: after a successful
+    /// attempt the caller must attempt again until `WouldBlock`, or call [`Source::drained`] after a
+    /// short read.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the error of `attempt`, except `Interrupted` and `WouldBlock`.
     pub fn poll_read<R>(
         &self,
         cx: &mut Context<'_>,
         attempt: impl FnMut(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        self.poll(cx, attempt, true)
+        self.poll(cx, attempt, Direction::Read)
     }
 
-    /// Does `attempt`, now or when there is room to write.
+    /// Calls `attempt` when the descriptor is writable.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the error of `attempt`, except `Interrupted` and `WouldBlock`, or if epoll does not
+    /// accept the changed interest.
     pub fn poll_write<R>(
         &self,
         cx: &mut Context<'_>,
         attempt: impl FnMut(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        self.poll(cx, attempt, false)
+        self.poll(cx, attempt, Direction::Write)
     }
 
     fn poll<R>(
         &self,
         cx: &mut Context<'_>,
         mut attempt: impl FnMut(&T) -> io::Result<R>,
-        reading: bool,
+        direction: Direction,
     ) -> Poll<io::Result<R>> {
         loop {
-            if let Way::Own(Registered { slot, .. }) = &self.0 {
-                let (ready, waker) = slot.half(reading);
-                if !ready.load(Ordering::Acquire) {
-                    waker.register(cx.waker());
-                    // It may have come in between, on another thread.
-                    if !ready.load(Ordering::Acquire) {
-                        return Poll::Pending;
-                    }
-                }
+            if let Backend::EventLoop(registered) = &self.0
+                && !registered.is_ready(cx, direction)
+            {
+                return Poll::Pending;
             }
             let result = attempt(self.get());
             let blocked = match &result {
@@ -295,30 +351,28 @@ impl<T: AsFd> Source<T> {
                 Err(error) => error.kind() == io::ErrorKind::WouldBlock,
                 Ok(_) => false,
             };
-            if !reading && let Way::Own(registered) = &self.0 {
-                registered.ask(blocked)?;
+            if let Backend::EventLoop(registered) = &self.0 {
+                registered.attempted(direction, blocked)?;
             }
             if !blocked {
                 return Poll::Ready(result);
             }
-            match &self.0 {
-                // Asking anew tells at once what there is.
-                Way::Own(_) if !reading => {}
-                Way::Own(registered) => registered.slot.readable.store(false, Ordering::Release),
-                Way::AnyExecutor(io) => {
-                    let ready = if reading { io.poll_readable(cx) } else { io.poll_writable(cx) };
-                    std::task::ready!(ready)?;
-                }
+            if let Backend::AsyncIo(io) = &self.0 {
+                ready!(match direction {
+                    Direction::Read => io.poll_readable(cx),
+                    Direction::Write => io.poll_writable(cx),
+                })?;
             }
         }
     }
 
-    /// The last read took all that was there, so that the next may wait without trying.
+    /// Notes that the last read returned all bytes that were there, which saves the attempt that would
+    /// return `WouldBlock`.
     pub fn drained(&self) {
-        if let Way::Own(Registered { slot, .. }) = &self.0 {
-            // The end may have come together with the last bytes, and is told only once.
-            if !slot.ended.load(Ordering::Acquire) {
-                slot.readable.store(false, Ordering::Release);
+        if let Backend::EventLoop(Registered { readiness, .. }) = &self.0 {
+            // The end of the stream may have come with the last bytes, in one event.
+            if !readiness.hung_up.load(Ordering::Acquire) {
+                readiness.readable.store(false, Ordering::Release);
             }
         }
     }
@@ -326,18 +380,15 @@ impl<T: AsFd> Source<T> {
 
 impl<T: AsFd> From<Async<T>> for Source<T> {
     fn from(io: Async<T>) -> Source<T> {
-        Source(Way::AnyExecutor(io))
-    }
-}
-
-impl Slot {
-    fn half(&self, reading: bool) -> (&AtomicBool, &AtomicWaker) {
-        if reading { (&self.readable, &self.reader) } else { (&self.writable, &self.writer) }
+        Source(Backend::AsyncIo(io))
     }
 }
 
 impl<T: AsFd> AsFd for Source<T> {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.get().as_fd()
     }
 }
+
+#[cfg(all(test, not(xenstore_loom)))]
+mod tests;

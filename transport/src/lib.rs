@@ -14,6 +14,7 @@ pub mod driver;
 pub mod fault;
 pub mod memory;
 pub mod ring;
+mod sleep;
 pub mod socket;
 pub mod trace;
 pub mod xen;

@@ -390,7 +390,7 @@ impl<H: Host + 'static> Server<H> {
     /// How many requests a connection may have answered before it is the turn of others: many while
     /// it is alone, few in a crowd, so that nobody waits long for a turn.
     pub(crate) fn turn(&self) -> u32 {
-        (TURN / self.0.driver.crowd().max(1)).max(TURN_MIN)
+        (TURN / self.0.driver.load().max(1)).max(TURN_MIN)
     }
 
     /// Units of work that the engine has done so far.
@@ -400,7 +400,7 @@ impl<H: Host + 'static> Server<H> {
 
     /// Asks for another turn, after those for whom something has come.
     pub(crate) fn later(&self, waker: &Waker) {
-        self.0.driver.later(waker);
+        self.0.driver.defer(waker);
     }
 
     /// Waits for such a turn, so that what has come meanwhile is looked at first.

@@ -192,7 +192,7 @@ fn replies_are_ordered() {
                 0 => page.0.to_server.wait(),
                 count => {
                     rest = &rest[count..];
-                    page.ring();
+                    page.notify();
                 }
             }
         }
