@@ -132,7 +132,8 @@ enum Command {
     Control {
         /// The command.
         command: String,
-        /// Its arguments.
+        /// Its arguments, such as `-r` for `refusals`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
 }
@@ -255,4 +256,17 @@ fn watch(
         writeln!(out, "{event}").and_then(|()| out.flush()).doing("print", path)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if an argument of a CONTROL command is taken for an option of `xs`.
+    #[test]
+    fn control_passes_arguments_with_a_hyphen() {
+        let args = Args::try_parse_from(["xs", "control", "refusals", "-r"]).unwrap();
+        let Command::Control { command, args } = args.command else { panic!("no CONTROL") };
+        assert_eq!((&*command, &*args), ("refusals", &["-r".to_owned()][..]));
+    }
 }
