@@ -74,7 +74,7 @@ impl Measured {
 
     /// Checks that all memory is charged, except for the old versions of nodes that open
     /// transactions of guests retain.
-    fn holds(&self, past: i64) {
+    fn assert_charged(&self, past: i64) {
         let (real, charged) = (allocated() - self.before, self.charged());
         let bound = charged + STORE + DOMAIN * i64::from(GUESTS + 1) + past;
         assert!(real <= bound, "{real} bytes allocated, {charged} charged, at most {bound}");
@@ -134,11 +134,11 @@ fn all_allocated_memory_is_charged() {
         let mut measured = Measured::new(&Config::default(), seed);
         for _ in 0..60 {
             (0..50).for_each(|_| measured.step(false));
-            measured.holds(0);
+            measured.assert_charged(0);
         }
         measured.guests.engine.check().unwrap();
         (1..=GUESTS).for_each(|domid| measured.guests.replace(domid));
-        measured.holds(0);
+        measured.assert_charged(0);
     }
 }
 
@@ -155,29 +155,29 @@ fn memory_of_transactions_is_bounded() {
             (0..50).for_each(|_| measured.step(true));
             // Transactions of the toolstack have no limit; those of this test retain little.
             let open = measured.open.iter().filter(|(who, _)| *who == 0).count() as i64;
-            measured.holds(250_000 * i64::from(GUESTS) + 100_000 * open);
+            measured.assert_charged(250_000 * i64::from(GUESTS) + 100_000 * open);
         }
         measured.guests.engine.check().unwrap();
         for (who, id) in std::mem::take(&mut measured.open) {
             measured.guests.ask(who, id, op::TRANSACTION_END, b"F\0");
         }
-        measured.holds(0);
+        measured.assert_charged(0);
     }
 }
 
 /// A single guest with the quotas of C xenstored.
-fn one() -> Measured {
+fn single_guest() -> Measured {
     let mut measured = Measured::new(&Config::default(), 0);
     measured.guests.now = 1;
     measured
 }
 
 /// Checks that the guest uses its charges and at most `past` bytes more.
-fn keeps(measured: &Measured, past: i64) {
+fn assert_uses(measured: &Measured, past: i64) {
     let charged = measured.guests.engine.charged(DomId(1));
     // The request that reaches the limit may exceed it by its value and its reply.
     assert!(charged <= 2_621_440 + 8192, "{charged}");
-    measured.holds(past);
+    measured.assert_charged(past);
 }
 
 // Fails if a guest cannot use what the same quotas allow with C xenstored: 1,000 nodes of the
@@ -185,7 +185,7 @@ fn keeps(measured: &Measured, past: i64) {
 #[test]
 fn default_quotas_allow_their_numbers() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut measured = one();
+    let mut measured = single_guest();
     let value = "x".repeat(1900);
     // Together with its home and ten folders, which hold this many names.
     for i in 0..989 {
@@ -197,7 +197,7 @@ fn default_quotas_allow_their_numbers() {
     (0..128)
         .for_each(|i| drop(measured.guests.ok(1, 0, op::WATCH, format!("x{i}\0t\0").as_bytes())));
     (0..10).for_each(|_| drop(measured.guests.ok(1, 0, op::TRANSACTION_START, b"\0")));
-    keeps(&measured, 0);
+    assert_uses(&measured, 0);
 }
 
 // Fails if a transaction can copy a deep tree repeatedly without charge: nodes that have been read
@@ -205,7 +205,7 @@ fn default_quotas_allow_their_numbers() {
 #[test]
 fn copies_of_a_deep_tree_are_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut measured = one();
+    let mut measured = single_guest();
     let deep = format!("a{}", "/b".repeat(900));
     measured.guests.ok(1, 0, op::MKDIR, format!("{deep}\0").as_bytes());
     for round in 0..10 {
@@ -219,7 +219,7 @@ fn copies_of_a_deep_tree_are_charged() {
                 measured.guests.ask(1, tx, op::RM, b"a\0");
                 measured.guests.ask(1, tx, op::MKDIR, format!("{deep}\0").as_bytes());
             }
-            keeps(&measured, 0);
+            assert_uses(&measured, 0);
         }
     }
 }
@@ -230,7 +230,7 @@ fn copies_of_a_deep_tree_are_charged() {
 #[test]
 fn old_versions_in_snapshots_are_bounded() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut measured = one();
+    let mut measured = single_guest();
     let guests = &mut measured.guests;
     let write = |guests: &mut Guests, round: usize| {
         for i in 0..300 {
@@ -248,7 +248,7 @@ fn old_versions_in_snapshots_are_bounded() {
         write(guests, round);
     }
     guests.engine.check().unwrap();
-    keeps(&measured, 2_621_440 * 5 / 4);
+    assert_uses(&measured, 2_621_440 * 5 / 4);
     let guests = &mut measured.guests;
     let refused = |name: &str| Answer::Reply(op::ERROR, format!("{name}\0").into_bytes());
     let first = guests.ask(1, open[0], op::READ, b"\0");
@@ -264,7 +264,7 @@ fn old_versions_in_snapshots_are_bounded() {
     for tx in &open[2..9] {
         guests.ask(1, *tx, op::TRANSACTION_END, b"F\0");
     }
-    keeps(&measured, 0);
+    assert_uses(&measured, 0);
 }
 
 // Fails if small queued events, or small requests of a transaction, use more memory than is charged
@@ -272,23 +272,23 @@ fn old_versions_in_snapshots_are_bounded() {
 #[test]
 fn many_small_events_and_requests_are_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut measured = one();
+    let mut measured = single_guest();
     for i in 0..128 {
         measured.guests.ok(1, 0, op::WATCH, format!("/local/domain/1\0{i}\0").as_bytes());
     }
     measured.guests.drain(1);
-    keeps(&measured, 0);
+    assert_uses(&measured, 0);
     for i in 0..100 {
         measured.guests.ok(0, 0, op::WRITE, format!("/local/domain/1/{i}\0").as_bytes());
-        keeps(&measured, 0);
+        assert_uses(&measured, 0);
     }
     measured.guests.drain(1);
-    keeps(&measured, 0);
+    assert_uses(&measured, 0);
     for _ in 0..10 {
         let reply = measured.guests.ok(1, 0, op::TRANSACTION_START, b"\0");
         let tx = String::from_utf8(reply).unwrap().trim_end_matches('\0').parse().unwrap();
         (0..1024).for_each(|_| drop(measured.guests.ask(1, tx, op::READ, b"1\0")));
-        keeps(&measured, 0);
+        assert_uses(&measured, 0);
     }
 }
 
@@ -297,12 +297,12 @@ fn many_small_events_and_requests_are_charged() {
 #[test]
 fn permission_lists_are_charged() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut measured = one();
+    let mut measured = single_guest();
     for i in 0..980 {
         let path = format!("f{}/n{i}", i % 10);
         measured.guests.ok(1, 0, op::MKDIR, format!("{path}\0").as_bytes());
         let perms = ["n1\0r2\0w3\0b4\0r5\0", "r1\0w2\0r3\0n4\0w5\0"][i % 2];
         measured.guests.ok(1, 0, op::SET_PERMS, format!("{path}\0{perms}").as_bytes());
     }
-    keeps(&measured, 0);
+    assert_uses(&measured, 0);
 }

@@ -67,12 +67,12 @@ impl Host {
         let [_, guests @ ..] = guests;
         let mut host = Host { daemon, dom0, guests, round: 0 };
         host.guests.iter_mut().for_each(|guest| guest.watch("n|w|").unwrap());
-        host.is_served();
+        host.assert_served();
         host
     }
 
     /// Each guest gets each reply once.
-    fn is_served(&mut self) {
+    fn assert_served(&mut self) {
         self.round += 1;
         for guest in &mut self.guests {
             guest.gives(op::WRITE, &format!("n|{}", self.round), "OK|").unwrap();
@@ -82,7 +82,7 @@ impl Host {
     }
 
     /// Kills the daemon and returns the ports that were bound.
-    fn killed(&mut self) -> Table {
+    fn kill(&mut self) -> Table {
         let before = table(&self.daemon.xen());
         self.daemon.kill().unwrap();
         self.daemon.fdstore.as_mut().unwrap().messages().unwrap();
@@ -90,7 +90,7 @@ impl Host {
     }
 
     /// Starts the daemon again.
-    fn again(&mut self) {
+    fn restart(&mut self) {
         self.daemon.start_again(&[]).unwrap();
         self.daemon.wait().unwrap();
         self.dom0 = Conn::connect(&self.daemon.socket()).unwrap();
@@ -114,22 +114,22 @@ impl Host {
 fn bound_ports_survive_a_crash() {
     let mut host = Host::new();
     for _ in 0..3 {
-        let before = host.killed();
+        let before = host.kill();
         assert!(port_of(&before, 5) > 3, "{before:?}");
         // An event while no process runs, and one that is pending.
         host.guests[0].send(&xenstore_tests::raw::frame(op::WRITE, 77, 0, b"x\x001")).unwrap();
-        host.again();
+        host.restart();
         assert_eq!(table(&host.daemon.xen()), before);
         let answer = host.guests[0].message(crate::LIMIT).unwrap().unwrap();
         assert_eq!((answer.req_id, &answer.payload[..]), (77, &b"OK\0"[..]));
-        host.is_served();
+        host.assert_served();
     }
     host.expect("event channels were stored adopted=4");
     host.daemon.stop().unwrap();
     assert_eq!(table(&host.daemon.xen()), Table::new());
     assert!(!host.is_stored());
-    host.again();
-    host.is_served();
+    host.restart();
+    host.assert_served();
 }
 
 // Fails if a port that the last process had not bound is missed, a bound port that no domain needs
@@ -137,13 +137,13 @@ fn bound_ports_survive_a_crash() {
 #[test]
 fn ports_are_adopted_as_the_hypervisor_reports_them() {
     let mut host = Host::new();
-    let before = host.killed();
+    let before = host.kill();
     let (five, six) = (port_of(&before, 5), port_of(&before, 6));
     let xen = host.daemon.xen();
     set(&xen, five, [0; 3]);
     set(&xen, six, [INTERDOMAIN, 6, 9]);
     set(&xen, six + 1, [INTERDOMAIN, 7, 1]);
-    host.again();
+    host.restart();
     let after = table(&host.daemon.xen());
     assert_eq!(after.len(), before.len(), "{after:?}");
     assert_eq!(after[&six], [INTERDOMAIN, 6, 9]);
@@ -158,9 +158,9 @@ fn ports_are_adopted_as_the_hypervisor_reports_them() {
 #[test]
 fn death_during_a_restart_is_reported() {
     let mut host = Host::new();
-    host.killed();
+    host.kill();
     set_state(&host.daemon.xen(), 6, "gone").unwrap();
-    host.again();
+    host.restart();
     while host.dom0.ok(op::READ, "/local/domain/6|").is_ok() {}
     assert!(table(&host.daemon.xen()).values().all(|entry| entry[1] != 6));
     host.guests[0].gives(op::WRITE, "n|x", "OK|").unwrap();
@@ -171,20 +171,20 @@ fn death_during_a_restart_is_reported() {
 #[test]
 fn wrong_stored_descriptor_is_not_adopted() {
     let mut host = Host::new();
-    host.killed();
+    host.kill();
     let other = OwnedFd::from(tempfile::tempfile().unwrap());
     let fdstore = host.daemon.fdstore.as_mut().unwrap();
     let kept = fdstore.stored.iter_mut().find(|(name, _)| name == STORED).unwrap();
     kept.1 = other;
-    host.again();
+    host.restart();
     host.expect("systemd has not kept the event channels");
-    host.is_served();
+    host.assert_served();
     assert!(host.is_stored());
-    let before = host.killed();
-    host.again();
+    let before = host.kill();
+    host.restart();
     assert_eq!(table(&host.daemon.xen()), before);
     host.expect("event channels were stored adopted=4");
-    host.is_served();
+    host.assert_served();
 }
 
 // Fails if a process that does not recover from the last one leaves its ports bound, or stores
@@ -192,13 +192,13 @@ fn wrong_stored_descriptor_is_not_adopted() {
 #[test]
 fn nothing_is_stored_without_a_journal() {
     let mut host = Host::new();
-    host.killed();
+    host.kill();
     std::fs::read_dir(host.daemon.socket().parent().unwrap()).unwrap().flatten().for_each(|file| {
         if file.file_name().to_string_lossy().starts_with("journal") {
             std::fs::remove_file(file.path()).unwrap();
         }
     });
-    host.again();
+    host.restart();
     let after = table(&host.daemon.xen());
     let others = after.values().filter(|entry| entry[1] != 0 && **entry != VIRQ);
     assert_eq!(others.count(), 0, "{after:?}");
@@ -211,7 +211,7 @@ fn nothing_is_stored_without_a_journal() {
     assert!(host.is_stored());
     host.daemon.kill().unwrap();
     host.daemon.args = ["--journal", "none"].map(String::from).into();
-    host.again();
+    host.restart();
     assert!(!host.is_stored());
 }
 
@@ -222,18 +222,18 @@ fn descriptors_stay_stored_only_for_this_daemon() {
     let mut host = Host::new();
     let ours = peers::program("xenstored").unwrap();
     update(&mut host.dom0, &ours);
-    host.is_served();
-    let before = host.killed();
-    host.again();
+    host.assert_served();
+    let before = host.kill();
+    host.restart();
     assert_eq!(table(&host.daemon.xen()), before);
-    host.is_served();
+    host.assert_served();
     if let Err(why) = peers::available(Kind::C) {
         return skip("live update to C xenstored", &why);
     }
     let c = host.daemon.stand_in(Kind::C).unwrap();
     update(&mut host.dom0, &c);
     assert!(!host.is_stored());
-    host.is_served();
+    host.assert_served();
 }
 
 pub(super) fn update(dom0: &mut Conn, program: &Path) {

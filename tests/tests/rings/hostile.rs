@@ -34,7 +34,7 @@ fn meanwhile(host: &mut Host, act: impl Fn(&mut FakeGuest, &mut Numbers) + Sync)
             }
         });
         for _ in 0..100 {
-            host.others_are_served();
+            host.assert_others_served();
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -49,7 +49,7 @@ fn invalid_index_ends_only_its_connection() {
         for word in [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD] {
             bad.put(word, 0x8000_0001).unwrap();
             bad.kick().unwrap();
-            host.others_are_served();
+            host.assert_others_served();
             if host.daemon.kind != Kind::Ours {
                 host.introduce(BAD, PORT);
                 continue;
@@ -146,7 +146,7 @@ fn guest_without_events_delays_no_other() {
         bad.scribble(bad.get(word::REQ_PROD).unwrap(), &request).unwrap();
         let prod = bad.get(word::REQ_PROD).unwrap();
         bad.put(word::REQ_PROD, prod.wrapping_add(u32::try_from(request.len()).unwrap())).unwrap();
-        host.others_are_served();
+        host.assert_others_served();
         bad.kick().unwrap();
         let reply = conn.message(PATIENCE).unwrap().unwrap();
         assert_eq!((reply.ty, reply.req_id), (op::READ, 9));
@@ -162,14 +162,14 @@ fn guest_that_dies_in_a_request_leaves_nothing() {
         conn.ok(op::WRITE, "mine|1").unwrap();
         host.dom0.watch("@releaseDomain|t|").unwrap();
         bad.send(&frame(op::WRITE, 1, 0, b"half\0of it")[..21]).unwrap();
-        host.others_are_served();
+        host.assert_others_served();
         set_state(&host.daemon.xen(), BAD, "gone").unwrap();
         host.dom0.event("@releaseDomain|t|").unwrap();
         host.dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{BAD}|"), "F|").unwrap();
         if host.daemon.kind == Kind::Ours {
             host.dom0.fails(op::READ, &format!("/local/domain/{BAD}|"), "ENOENT").unwrap();
         }
-        host.others_are_served();
+        host.assert_others_served();
     });
 }
 
@@ -198,6 +198,6 @@ fn guest_killed_with_open_transactions_leaves_nothing() {
     later.fails(op::READ, "never|", "ENOENT").unwrap();
     later.fails(op::UNWATCH, "x|t|", "ENOENT").unwrap();
     later.events(&[]).unwrap();
-    host.others_are_served();
-    host.is_sound();
+    host.assert_others_served();
+    host.assert_sound();
 }

@@ -9,7 +9,7 @@ use crate::Host;
 
 /// Resources of a daemon.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     /// Bound ports, from the table of the pretend Xen.
     pub(crate) ports: usize,
     pub(crate) descriptors: usize,
@@ -17,12 +17,12 @@ pub(crate) struct Held {
     pub(crate) pages: usize,
 }
 
-impl Held {
-    pub(crate) fn by(host: &Host) -> Held {
+impl Resources {
+    pub(crate) fn by(host: &Host) -> Resources {
         let proc = format!("/proc/{}", host.daemon.pid());
         let table = fs::read(host.daemon.xen().join("ports")).unwrap();
         let maps = fs::read_to_string(format!("{proc}/maps")).unwrap();
-        Held {
+        Resources {
             // Entry 0 has totals.
             ports: table.chunks_exact(16).skip(1).filter(|entry| entry[..4] != [0; 4]).count(),
             descriptors: fs::read_dir(format!("{proc}/fd")).unwrap().count(),
@@ -54,7 +54,7 @@ fn rounds(host: &mut Host, count: u16, batch: u16) {
             assert_eq!(host.dom0.reply().unwrap().ty, op::RELEASE);
         }
     }
-    host.others_are_served();
+    host.assert_others_served();
 }
 
 /// KiB that the allocator may use more after thousands of rounds: 1 MiB is a tenth of a page for
@@ -69,16 +69,16 @@ fn ten_thousand_introductions_leave_nothing() {
     for domid in 100..132 {
         host.fake(domid);
     }
-    let before = Held::by(&host);
+    let before = Resources::by(&host);
     rounds(&mut host, 500, 1);
     rounds(&mut host, 500, 10);
     let memory_before = memory(&host);
     rounds(&mut host, 5000, 1);
     rounds(&mut host, 5000, 10);
-    assert_eq!(Held::by(&host), before);
+    assert_eq!(Resources::by(&host), before);
     let grown = memory(&host).saturating_sub(memory_before);
     assert!(grown < TOLERANCE, "grown by {grown} KiB");
-    host.is_sound();
+    host.assert_sound();
 }
 
 // Fails if a guest that does not read its replies and events makes the daemon use more and more
@@ -102,7 +102,7 @@ fn guest_that_does_not_read_uses_bounded_memory() {
             continue;
         }
         // The guest has had a turn by now, and reads no more.
-        host.others_are_served();
+        host.assert_others_served();
         if fake.get(word::REQ_PROD).unwrap().wrapping_sub(fake.get(word::REQ_CONS).unwrap())
             == 1024 - room
         {
@@ -116,6 +116,6 @@ fn guest_that_does_not_read_uses_bounded_memory() {
     let grown = memory(&host).saturating_sub(before);
     // 1,500 nodes of dom0, 1,024 events and 64 KiB of replies.
     assert!(grown < 2 * TOLERANCE, "grown by {grown} KiB");
-    host.others_are_served();
-    host.is_sound();
+    host.assert_others_served();
+    host.assert_sound();
 }

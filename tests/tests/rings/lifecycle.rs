@@ -7,7 +7,7 @@ use xenstore_tests::fake_guest::{FakeGuest, PORT, set_state, word};
 use xenstore_tests::peers::{Daemon, Kind, Quotas};
 use xenstore_tests::raw::{Conn, frame, op};
 
-use crate::leaks::Held;
+use crate::leaks::Resources;
 use crate::{Host, on};
 
 /// When a domain is introduced again, oxenstored 4.17 preserves its transactions and watches, and
@@ -53,7 +53,7 @@ fn released_domain_can_be_introduced_again() {
 fn domain_released_before_its_ring_is_served_has_one_task() {
     on(&LIKE_C, "release and introduce at once", |host| {
         let mut conn = Conn::new(host.fake(5));
-        let before = Held::by(host);
+        let before = Resources::by(host);
         let introduce = frame(op::INTRODUCE, 1, 0, format!("5\x001\x00{PORT}\0").as_bytes());
         let release = frame(op::RELEASE, 2, 0, b"5\0");
         host.dom0
@@ -67,7 +67,7 @@ fn domain_released_before_its_ring_is_served_has_one_task() {
             conn.gives(op::GET_DOMAIN_PATH, &format!("{domid}|"), &path).unwrap();
             conn.watch(&format!("x|t{domid}|")).unwrap();
         }
-        let after = Held::by(host);
+        let after = Resources::by(host);
         assert_eq!((after.ports, after.pages), (before.ports + 1, before.pages + 2));
     });
 }
@@ -83,7 +83,7 @@ fn reconnection_resets_the_connection() {
     let tx = conn.begin().unwrap();
     conn.gives_in(tx, op::WRITE, "mine|2", "OK|").unwrap();
     conn.send(&[op::READ, 1, 0, 900].map(u32::to_le_bytes).concat()).unwrap();
-    host.others_are_served();
+    host.assert_others_served();
     fake.reconnect().unwrap();
     let indices = [word::REQ_CONS, word::REQ_PROD, word::RSP_CONS, word::RSP_PROD];
     assert_eq!(indices.map(|at| fake.get(at).unwrap()), [0; 4]);
@@ -92,7 +92,7 @@ fn reconnection_resets_the_connection() {
     conn.end(tx, "T|", "ENOENT").unwrap();
     host.dom0.ok(op::WRITE, "/local/domain/5/mine|3").unwrap();
     conn.events(&[]).unwrap();
-    host.is_sound();
+    host.assert_sound();
 }
 
 // Fails if the features in a guest's page differ from those offered, or if the error field is set
@@ -114,12 +114,12 @@ fn features_in_the_page_are_those_offered() {
         fake.put(word::REQ_PROD, 5000).unwrap();
         fake.kick().unwrap();
         match features & 2 {
-            0 => host.others_are_served(),
+            0 => host.assert_others_served(),
             _ => fake.await_word(word::ERROR, 2).unwrap(),
         }
         assert_eq!(fake.get(word::ERROR).unwrap(), features & 2);
     }
-    host.others_are_served();
+    host.assert_others_served();
 }
 
 // Fails if a violation of the protocol is reported as anything but error 3, or as the death of the
@@ -135,7 +135,7 @@ fn violation_is_not_reported_as_a_death() {
     host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", "T|").unwrap();
     set_state(&host.daemon.xen(), 5, "gone").unwrap();
     host.dom0.event("@releaseDomain|t|").unwrap();
-    host.others_are_served();
+    host.assert_others_served();
 }
 
 // Fails if a guest can fill the log by repeated violations of the protocol.
@@ -210,14 +210,14 @@ fn shutdown_and_death_are_reported_once_each() {
         }
         // The guest's request comes after the event for the domain, and dom0's messages are in
         // order.
-        host.others_are_served();
+        host.assert_others_served();
         host.dom0.events(&[]).unwrap();
         let alive = if state == "gone" { "F|" } else { "T|" };
         host.dom0.gives(op::IS_DOMAIN_INTRODUCED, "5|", alive).unwrap();
     }
     host.dom0.fails(op::READ, "/local/domain/5|", "ENOENT").unwrap();
     host.dom0.gives(op::GET_PERMS, "/shared|", "n0|r6|").unwrap();
-    host.is_sound();
+    host.assert_sound();
 }
 
 // Fails if a domain that was built before the daemon ran is not introduced at its start, or if one

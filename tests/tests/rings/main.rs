@@ -60,7 +60,7 @@ impl Host {
     }
 
     /// Checks that dom0 and the other guest are served normally.
-    fn others_are_served(&mut self) {
+    fn assert_others_served(&mut self) {
         for value in ["1", "2"] {
             self.other.gives(op::WRITE, &format!("x|{value}"), "OK|").unwrap();
             self.dom0.gives(op::READ, &format!("/local/domain/{OTHER}/x|"), value).unwrap();
@@ -68,7 +68,7 @@ impl Host {
     }
 
     /// Checks all invariants of the daemon.
-    fn is_sound(&mut self) {
+    fn assert_sound(&mut self) {
         self.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
         assert!(!self.daemon.log().contains("panic"), "{}", self.daemon.log());
     }
@@ -87,10 +87,10 @@ fn on(kinds: &[Kind], what: &str, test: impl Fn(&mut Host)) {
                 eprintln!("{what} on {}", kind.name());
                 let mut host = Host::start(kind);
                 test(&mut host);
-                host.others_are_served();
+                host.assert_others_served();
                 assert!(host.daemon.is_running(), "{what} on {}", kind.name());
                 if kind == Kind::Ours {
-                    host.is_sound();
+                    host.assert_sound();
                 }
             }
         }

@@ -73,7 +73,7 @@ fn program_that_fails_the_check_changes_nothing() {
     client.gives(op::READ, "/a|", "in|").unwrap();
     host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
     guest.event("x|t|").unwrap();
-    host.is_sound();
+    host.assert_sound();
     host.update();
     guest.gives(op::READ, "x|", "1").unwrap();
 }

@@ -43,7 +43,7 @@ impl Drop for Guarded {
 
 /// Updates to programs with these first lines and this rest, and checks that everything is
 /// unchanged.
-fn none_of_these(asked: &str, cases: &[(&str, &str, &str)]) {
+fn assert_each_undone(asked: &str, cases: &[(&str, &str, &str)]) {
     let mut guarded = Guarded::start();
     let pid = guarded.pid();
     let host = &mut guarded.host;
@@ -109,7 +109,7 @@ fn left_behind(dir: &Path) -> bool {
 #[test]
 fn program_that_does_not_serve_is_undone() {
     let check = format!("{LIKE_OURS}\ncase \"$*\" in *--check-state*) echo 5 us; exit;; esac");
-    none_of_these(
+    assert_each_undone(
         &check,
         &[
             ("ends well", "exit 0", "ended before it answered"),
@@ -125,7 +125,7 @@ fn program_that_does_not_serve_is_undone() {
 // Fails if a program that looks like C xenstored and does not serve is not undone.
 #[test]
 fn program_like_c_xenstored_that_does_not_serve_is_undone() {
-    none_of_these(
+    assert_each_undone(
         "case \"$*\" in --help) echo 'xenstored <options>'; exit;; esac",
         &[
             ("ends well", "exit 0", "ended before it answered"),

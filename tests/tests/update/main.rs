@@ -74,7 +74,7 @@ impl Host {
     }
 
     /// Checks all invariants of the daemon.
-    fn is_sound(&mut self) {
+    fn assert_sound(&mut self) {
         self.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
         let log = self.daemon.log();
         assert!(!log.contains("panic") && !log.contains("ERROR"), "{log}");

@@ -13,7 +13,7 @@ use crate::failures::script;
 use crate::{Host, ours};
 
 /// A limited resource.
-struct Scarce {
+struct Limited {
     /// Its name for prlimit(1).
     what: &'static str,
     /// The user of the daemon.
@@ -24,7 +24,7 @@ struct Scarce {
     most: Option<u64>,
 }
 
-impl Scarce {
+impl Limited {
     /// Updates the daemon under this limit. All connections must be served as before, whatever the reply.
     /// Returns true if the update was done.
     fn update(&self, host: &mut Host, client: &mut Conn, count: u64, most: Option<u64>) -> bool {
@@ -80,7 +80,7 @@ fn update_fails_cleanly_without_free_descriptors() {
     // Room for a client.
     let least = u64::try_from(descriptors).unwrap() + 1;
     let most = getrlimit(Resource::Nofile).maximum;
-    Scarce { what: "nofile", user: getuid().as_raw(), named, most }.play(&mut host, least);
+    Limited { what: "nofile", user: getuid().as_raw(), named, most }.play(&mut host, least);
 }
 
 // Fails if an update without free threads or processes ends the daemon, whichever step lacks them.
@@ -104,5 +104,5 @@ fn update_fails_cleanly_without_free_processes() {
     let named =
         &["no thread", "cannot make a thread", "os error 11", "refuses the state", "no way back"];
     let most = getrlimit(Resource::Nproc).maximum;
-    Scarce { what: "nproc", user: 54321, named, most }.play(&mut host, 1);
+    Limited { what: "nproc", user: 54321, named, most }.play(&mut host, 1);
 }

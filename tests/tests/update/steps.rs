@@ -146,7 +146,7 @@ fn play(script: &[Step], update: impl Fn(usize) -> bool) -> Vec<String> {
     for conn in &mut conns {
         conn.events(&[]).unwrap();
     }
-    host.is_sound();
+    host.assert_sound();
     [seen, late].concat()
 }
 
@@ -211,7 +211,7 @@ fn a_hundred_updates_leave_nothing_behind() {
     }
     assert!(memory_after < memory + 1024, "{memory} KiB became {memory_after} KiB");
     assert_eq!(host.daemon.pid(), pid);
-    host.is_sound();
+    host.assert_sound();
 }
 
 // Fails if a domain that is destroyed during an update remains, a shutdown is reported twice, or a
@@ -233,7 +233,7 @@ fn domains_are_queried_after_an_update() {
     host.dom0.fails(op::READ, "/local/domain/6/x|", "ENOENT").unwrap();
     host.update();
     watcher.events(&[]).unwrap();
-    host.is_sound();
+    host.assert_sound();
 }
 
 // Fails if a guest that violated the protocol is served after an update without having requested a
