@@ -52,7 +52,8 @@ pub fn main() -> ExitCode {
     let options = &settings.options;
     if let Some(watched) = &options.guard {
         let guarded = handover::guard(options, watched);
-        return guarded.map_or_else(|line| complain(&line, 1), |()| ExitCode::SUCCESS);
+        return guarded
+            .map_or_else(|error| complain(&error.to_string(), 1), |()| ExitCode::SUCCESS);
     }
     // A process that resumes has replaced the running daemon: it must not exit after a check.
     let goes_on = options.resume.is_some() || options.live_update || options.live;
@@ -136,6 +137,7 @@ fn complain(line: &str, status: u8) -> ExitCode {
 /// these options would not succeed.
 fn check_state(settings: &Settings) -> ExitCode {
     let checked = handover::check(&settings.config)
+        .map_err(|error| error.to_string())
         .and_then(|(time, of_xen)| start::rehearse(settings, of_xen).map(|()| time));
     match checked {
         Ok(time) => {
@@ -174,7 +176,7 @@ fn run(settings: Settings) -> Result<(), String> {
         warn!("{remark}");
     }
     // Before anything else has one of the descriptors.
-    let handed_over = handover::receive(&options, &config)?;
+    let handed_over = handover::receive(&options, &config).map_err(|error| error.to_string())?;
     let given = if handed_over.is_none() { systemd::given()? } else { Given::default() };
     let mode = if handed_over.is_some() { Mode::TakenOver } else { Mode::Fresh };
     if mode == Mode::TakenOver && options.resume.is_none() && options.socket.take().is_some() {
@@ -224,7 +226,7 @@ fn run(settings: Settings) -> Result<(), String> {
     driver.block_on(tasks.run(async {
         if let Some(taken) = taken {
             if taken.requester_asks_again() {
-                update.is_done();
+                update.set_done();
             }
             taken.adopt(&server, resumed, &tasks, &driver);
             // Nobody waits for that.
@@ -297,7 +299,7 @@ pub(crate) fn serving(
 ) -> (Server<Box<dyn Host>>, Option<Adoption>) {
     let (server, taken) = match incoming {
         Some(incoming) => {
-            let (engine, taken) = incoming.take();
+            let (engine, taken) = incoming.split();
             let ran = Duration::from_millis(taken.clock());
             let start = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
             (Server::with_engine(engine, host, Clock::Real(start)), Some(taken))

@@ -1,16 +1,18 @@
-//! The options of C xenstored, which has fewer than this daemon, and its migration stream.
+//! C xenstored as the destination: its options and the version of its migration stream.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use xenstore_store::CFormat;
 
+use super::error::ProgramError;
+
 /// In the help of C xenstored since Xen 4.21, the first to read version 2 of the stream.
 const XEN_4_21: &str = "--master-domid";
 /// The name of a request that C xenstored has since Xen 4.22, in its table of these.
 const XEN_4_22: &[u8] = b"SET_QUOTA\0";
 
-/// A C xenstored that is to take over, and the version of the stream for it.
+/// A C xenstored, and the version of the stream for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     pub(super) format: CFormat,
@@ -18,13 +20,13 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Finds out what the program in this file, with this help, reads. `wanted` is the version that
-    /// the requester asks for; without one it is the newest that the program reads.
+    /// Returns the format that the program in this file, with this help, reads. `wanted` is the version
+    /// that the requester selects; by default it is the newest that the program reads.
     ///
     /// # Errors
     ///
-    /// Fails if the program does not read version `wanted`: it would end.
-    pub(super) fn of(file: &Path, help: &str, wanted: Option<u32>) -> Result<Target, String> {
+    /// Fails if the program does not read version `wanted`: it would exit.
+    pub(super) fn of(file: &Path, help: &str, wanted: Option<u32>) -> Result<Target, ProgramError> {
         let format = match help.contains(XEN_4_21) {
             true if has(file, XEN_4_22) => CFormat::XEN_4_22,
             true => CFormat::XEN_4_21,
@@ -32,16 +34,14 @@ impl Target {
         };
         let newest = format.version;
         match wanted {
-            Some(version) if version > newest => Err(format!(
-                "does not read migration streams of version {version} (use --stream-version {newest})"
-            )),
+            Some(wanted) if wanted > newest => Err(ProgramError::StreamVersion { wanted, newest }),
             wanted => Ok(Target { format, version: wanted.unwrap_or(newest) }),
         }
     }
 }
 
-/// Returns true if a program contains this name: the file itself or, if it is a script, a file whose
-/// path is a word of it. A path that the script computes is not found.
+/// Returns true if a program contains this name: the file or, if it is a script, a file whose path is a
+/// word of it. A path that the script computes is not found.
 fn has(file: &Path, name: &[u8]) -> bool {
     let Ok(bytes) = std::fs::read(file) else { return false };
     let contains = |bytes: &[u8]| bytes.windows(name.len()).any(|window| window == name);
@@ -71,7 +71,7 @@ const VALUES: [(char, &str); 13] = [
     ('m', "master-domid"),
     ('p', "priv-domid"),
 ];
-/// And those that do not.
+/// Options without a value.
 const FLAGS: [(char, &str); 5] = [
     ('D', "no-domain-init"),
     ('K', "keep-orphans"),
@@ -79,12 +79,12 @@ const FLAGS: [(char, &str); 5] = [
     ('R', "no-recovery"),
     ('V', "verbose"),
 ];
-/// Quotas that it can be told to have; others end it.
+/// Quotas that it knows; it exits at others.
 const QUOTAS: [&str; 3] = ["memory", "outstanding", "transaction-nodes"];
-/// In place of 0, which is no limit to us and one of nothing to it.
+/// In place of 0, which means no limit to this daemon and a limit of 0 to C xenstored.
 const NO_LIMIT: &str = "2000000000";
 
-/// Of our options those that C xenstored has: with any other it would not start.
+/// Returns the options of this daemon that C xenstored has: with any other it would not start.
 pub(super) fn options(ours: &[OsString]) -> Vec<OsString> {
     let mut theirs: Vec<OsString> = Vec::new();
     let mut ours = ours.iter().map(|arg| arg.to_string_lossy().into_owned());
@@ -114,7 +114,7 @@ pub(super) fn options(ours: &[OsString]) -> Vec<OsString> {
     theirs
 }
 
-/// A value as C xenstored means it; nothing if it does not know what it is of.
+/// Returns a value in the meaning of C xenstored, or `None` if that does not know the quota.
 fn limit(option: &str, value: &str) -> Option<String> {
     let unlimited = |value: &str| if value == "0" { NO_LIMIT } else { value }.to_owned();
     match option {
@@ -131,10 +131,10 @@ fn limit(option: &str, value: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    // Fails if a program is given a stream that is newer than what it reads, which would end it, or
-    // another than the one that was asked for; or if a script hides the program.
+    // Fails if a program gets a stream that is newer than what it reads, which would end it, or a version
+    // other than the selected one; or if a script hides the program.
     #[test]
-    fn the_version_of_the_stream_is_one_that_the_program_reads() {
+    fn the_stream_has_a_version_that_the_program_reads() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = dir.path().join(name);
@@ -148,19 +148,20 @@ mod tests {
         let (help, newer_help) = ("xenstored <options>", "-m, --master-domid");
         let of = |file: &Path, help, wanted| {
             let target = Target::of(file, help, wanted);
-            target.map(|target| (target.format, target.version))
+            target.map(|target| (target.format, target.version)).ok()
         };
-        assert_eq!(of(&old, help, None), Ok((CFormat::XEN_4_20, 1)));
-        assert_eq!(of(&old, newer_help, None), Ok((CFormat::XEN_4_21, 2)));
-        assert_eq!(of(&new, newer_help, None), Ok((CFormat::XEN_4_22, 2)));
-        assert_eq!(of(&script, newer_help, None), Ok((CFormat::XEN_4_22, 2)));
-        assert_eq!(of(&new, newer_help, Some(1)), Ok((CFormat::XEN_4_22, 1)));
-        assert!(of(&old, help, Some(2)).unwrap_err().contains("--stream-version 1"));
+        assert_eq!(of(&old, help, None), Some((CFormat::XEN_4_20, 1)));
+        assert_eq!(of(&old, newer_help, None), Some((CFormat::XEN_4_21, 2)));
+        assert_eq!(of(&new, newer_help, None), Some((CFormat::XEN_4_22, 2)));
+        assert_eq!(of(&script, newer_help, None), Some((CFormat::XEN_4_22, 2)));
+        assert_eq!(of(&new, newer_help, Some(1)), Some((CFormat::XEN_4_22, 1)));
+        let refused = Target::of(&old, help, Some(2)).unwrap_err().to_string();
+        assert!(refused.contains("--stream-version 1"), "{refused}");
     }
 
-    // Fails if C xenstored is given an option that ends it, or loses one that it has.
+    // Fails if C xenstored gets an option that ends it, or loses one that it has.
     #[test]
-    fn only_options_of_c_xenstored_are_given_to_it() {
+    fn c_xenstored_gets_only_its_own_options() {
         let ours = "-N --pretend-xen /tmp -E 0 -S3 --socket=/s --watch-nb=5 -Q nodes=9 -Q memory=0 \
                     --require-xen --quota outstanding=7 --config-file /c -F /run/pid -t 4";
         let ours: Vec<OsString> = ours.split_ascii_whitespace().map(OsString::from).collect();

@@ -1,4 +1,4 @@
-//! A program that is run to be asked something, and ends within a time limit, with all that it started.
+//! Programs that are run as probes. They end within a time limit, with all processes that they start.
 
 use std::fs::File;
 use std::future::poll_fn;
@@ -18,14 +18,16 @@ use rustix::process::{
 };
 use xenstore_transport::driver::Driver;
 
+use super::error::ProgramError;
+
 /// Bytes of each output that are stored. A write beyond fails with `EPERM`.
 const OUTPUT_MAX: usize = 64 * 1024;
-/// How often the processes that a program left behind are looked for: each that is killed may have
+/// Maximum number of searches for processes that a program left behind: each that is killed may have
 /// started another before.
 const SWEEPS: usize = 100;
 
-/// What a program has said.
-pub(super) struct Said {
+/// What a program has written, and how it has ended.
+pub(super) struct ProgramOutput {
     pub(super) status: ExitStatus,
     pub(super) output: String,
     pub(super) errors: String,
@@ -38,16 +40,16 @@ pub(super) struct Said {
 /// Fails if no thread can be started or if `work` panics.
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
+) -> Result<T, ProgramError> {
     let (done, result) = smol::channel::bounded(1);
     let run = move || drop(done.try_send(work()));
     let thread = thread::Builder::new().name("live-update".into()).spawn(run);
-    thread.map_err(|error| format!("no thread can be started: {error}"))?;
-    result.recv().await.map_err(|_| "its thread has panicked".into())
+    thread.map_err(ProgramError::Thread)?;
+    result.recv().await.map_err(|_| ProgramError::Panic)
 }
 
-/// Memory for one output. A pipe would have to be read meanwhile, and would stay open while a process
-/// started by the program holds it.
+/// Returns memory for one output. A pipe would have to be read meanwhile, and would stay open as long as
+/// a process that the program has started.
 fn capture() -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = File::from(memfd_create("output", flags)?);
@@ -56,7 +58,7 @@ fn capture() -> io::Result<File> {
     Ok(memory)
 }
 
-/// What has been written there, up to the first NUL.
+/// Returns the captured text up to the first NUL.
 fn text(captured: &File) -> String {
     let mut bytes = vec![0; OUTPUT_MAX];
     let count = captured.read_at(&mut bytes, 0).unwrap_or(0);
@@ -64,26 +66,25 @@ fn text(captured: &File) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Runs a program until it has ended, at most for `limit`. Whatever it has started and left behind
-/// ends then as well.
+/// Runs a program until it has ended, at most for `limit`. Processes that it has left behind are killed.
 ///
 /// # Errors
 ///
-/// It cannot be run, or has not ended in time; one line.
-pub(super) fn run(mut command: Command, limit: Duration) -> Result<Said, String> {
-    let failed = |error: io::Error| format!("cannot be run: {error}");
+/// Fails if it cannot be run or has not ended in time.
+pub(super) fn run(mut command: Command, limit: Duration) -> Result<ProgramOutput, ProgramError> {
+    let failed = ProgramError::Run;
     let (output, errors) = (capture().map_err(failed)?, capture().map_err(failed)?);
     command.stdout(output.try_clone().map_err(failed)?);
     command.stderr(errors.try_clone().map_err(failed)?);
     let others = children();
-    // What it leaves behind becomes a child of this process, also if it has changed its group.
+    // Orphans become children of this process, also those in another process group.
     set_child_subreaper(Some(getpid())).map_err(|error| failed(error.into()))?;
     let ended = spawn_and_wait(command.process_group(0), limit);
     sweep(&others);
     let _ = set_child_subreaper(None);
     let status = ended.map_err(failed)?;
-    let status = status.ok_or_else(|| format!("has not ended within {} s", limit.as_secs()))?;
-    Ok(Said { status, output: text(&output), errors: text(&errors) })
+    let status = status.ok_or(ProgramError::Timeout(limit))?;
+    Ok(ProgramOutput { status, output: text(&output), errors: text(&errors) })
 }
 
 /// Returns `None` if the program had to be killed.
@@ -92,13 +93,13 @@ fn spawn_and_wait(command: &mut Command, limit: Duration) -> io::Result<Option<E
     let pid = Pid::from_child(&child);
     let in_time = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
     let in_time = in_time.and_then(|process| ends_within(&process, limit));
-    // Before it is waited for: until then its number, which is that of its group, is not given again.
+    // Before the wait, which frees its pid, and so the id of its process group.
     let _ = kill_process_group(pid, Signal::KILL);
     let status = child.wait()?;
     Ok(in_time?.then_some(status))
 }
 
-/// Waits until a process has ended. Returns false if it has not within `limit`.
+/// Waits until a process has ended. Returns false if that takes longer than `limit`.
 pub(super) fn ends_within(process: &impl std::os::fd::AsFd, limit: Duration) -> io::Result<bool> {
     let deadline = std::time::Instant::now() + limit;
     loop {
@@ -112,7 +113,7 @@ pub(super) fn ends_within(process: &impl std::os::fd::AsFd, limit: Duration) -> 
     }
 }
 
-/// The children of a process; none if the kernel does not list them.
+/// Returns the children of a process, or nothing if the kernel does not list them.
 pub(super) fn children_of(pid: &str) -> Vec<Pid> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
@@ -123,12 +124,12 @@ pub(super) fn children_of(pid: &str) -> Vec<Pid> {
     lists.flat_map(pids).collect()
 }
 
-/// Those of this process.
+/// Returns the children of this process.
 pub(super) fn children() -> Vec<Pid> {
     children_of("self")
 }
 
-/// Waits for the children that the program before this one has left to this process, its guard, to end.
+/// Waits for the children that the previous program has left to this process, e.g. its guard, to end.
 pub(crate) async fn reap(driver: &Driver) {
     for pid in children() {
         let process = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
@@ -141,7 +142,7 @@ pub(crate) async fn reap(driver: &Driver) {
     }
 }
 
-/// Kills all children but these `others`, and theirs, until there are none.
+/// Kills all children except for `others`, and their children, until there are none.
 fn sweep(others: &[Pid]) {
     for _ in 0..SWEEPS {
         let left: Vec<Pid> = children().into_iter().filter(|pid| !others.contains(pid)).collect();
@@ -166,10 +167,10 @@ mod tests {
     }
 
     // Fails if a program that writes without end, hangs, or leaves processes behind, in its group or in
-    // a session of their own, takes memory or time without bound, or any of them is left. (One test:
-    // the children of a process are those of all its threads.)
+    // another session, takes memory or time without bound, or if one of them survives. (One test: the
+    // children of a process are those of all its threads.)
     #[test]
-    fn a_program_and_all_that_it_starts_are_bounded() {
+    fn a_program_and_its_children_are_bounded_in_time_and_memory() {
         let limit = Duration::from_secs(20);
         let said = run(shell("echo out; echo err >&2; exit 3"), limit).unwrap();
         assert_eq!((&*said.output, &*said.errors), ("out\n", "err\n"));
@@ -180,7 +181,7 @@ mod tests {
         assert!(run(shell(behind), limit).unwrap().status.success());
         assert!(children().is_empty(), "{:?}", children());
         let late = run(shell(&format!("{behind} sleep 1000; true")), Duration::from_millis(300));
-        assert!(late.is_err_and(|reason| reason.contains("has not ended")));
+        assert!(matches!(late, Err(ProgramError::Timeout(_))));
         assert!(children().is_empty(), "{:?}", children());
         assert!(run(Command::new("/nonexistent"), limit).is_err());
     }

@@ -1,4 +1,4 @@
-//! CONTROL `live-update`: what the requester says, with the commands and rules of C xenstored.
+//! CONTROL `live-update`: the commands of a requester, with the rules of C xenstored.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,94 +11,95 @@ use std::time::{Duration, Instant};
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, HEADER_LEN, Header, Operation};
 use xenstore_store::{ConnId, DomainInfo, Host};
 
+use super::error::HandoverError;
 use super::quiesce::Quiesce;
 use crate::log::Trace;
 
-/// The state of live updates; clones are the same.
+/// The state of live updates. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Update(Rc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     quiesce: Quiesce,
-    /// Whose request is being answered.
-    asking: Cell<Option<ConnId>>,
+    /// The connection whose request is being executed.
+    requester: Cell<Option<ConnId>>,
     session: RefCell<Option<Session>>,
-    /// A request that is answered when it is done, and has no header yet.
-    order: RefCell<Option<Order>>,
-    ready: RefCell<Option<Order>>,
+    /// A request whose header is not known yet.
+    new: RefCell<Option<UpdateRequest>>,
+    /// A request that waits for [`Update::next_request`].
+    ready: RefCell<Option<UpdateRequest>>,
     waiter: RefCell<Option<Waker>>,
-    /// An update is done, and its requester has not been told.
+    /// An update is done, and its requester has not asked for the result yet.
     done: Cell<bool>,
     /// Connections that are not served until their peer reconnects, with the reason.
     failed: RefCell<BTreeMap<ConnId, String>>,
 }
 
-/// Begun by `-f`, until it is done or the connection that began it ends.
+/// Begun by `-f`. Ends with the update or with the connection that began it.
 #[derive(Clone, Debug)]
 struct Session {
     conn: ConnId,
     file: PathBuf,
     cmdline: Option<String>,
-    /// When it was first said to start.
+    /// Time of the first `-s`.
     started: Option<Instant>,
 }
 
-/// What `-s` asks for.
+/// The request `-s`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Order {
-    /// Who waits for the answer, and the header of its request.
+pub(crate) struct UpdateRequest {
+    /// The requester, and the header of the request.
     pub(crate) conn: ConnId,
     pub(crate) header: Header,
-    /// The program that is to go on.
+    /// The program to execute.
     pub(crate) file: PathBuf,
-    /// Its options, if not ours.
+    /// Its options, if not those of this program.
     pub(crate) cmdline: Option<String>,
-    /// Go on also if something is lost by it.
+    /// Update also if open transactions are lost.
     pub(crate) force: bool,
-    /// Only tell what would happen.
+    /// Only report what would happen.
     pub(crate) dry_run: bool,
-    /// How long to wait for what would be lost, and since when it has been waited for.
+    /// How long to wait for open transactions, and the begin of the wait.
     pub(crate) patience: Duration,
     pub(crate) since: Instant,
-    /// Version of the stream that the requester wants, if it says.
+    /// Version of the stream, if the requester selects one.
     pub(crate) version: Option<u32>,
 }
 
-/// The answer when all is well.
+/// The reply to a command that succeeds.
 const OK: &str = "OK";
-/// And when the requester is to ask again.
+/// The reply after which the requester retries.
 pub(super) const BUSY: &str = "BUSY";
-const CANCELLED: &str = "Cancellation was requested";
 
 impl Update {
     /// Arguments of CONTROL `live-update`, for CONTROL `help`.
     const COMMAND: (&str, &str) = ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] <file>");
 
-    /// The next who asks for an update has one.
-    pub(crate) fn is_done(&self) {
+    /// Makes the next `-s` succeed: the update is done.
+    pub(crate) fn set_done(&self) {
         self.0.done.set(true);
     }
 
-    /// Who stands still.
+    /// Returns which connections pause.
     pub(crate) fn quiesce(&self) -> &Quiesce {
         &self.0.quiesce
     }
 
-    /// A request of this connection is about to be answered.
+    /// Must be called before a request of this connection is executed.
     pub(crate) fn set_requester(&self, conn: ConnId) {
-        self.0.asking.set(Some(conn));
+        self.0.requester.set(Some(conn));
     }
 
-    /// Takes the reply to a request back that has just been written, if it is to be sent later. Returns its
-    /// length in bytes, or 0.
+    /// Removes the reply to a request from the end of `out`, if it is sent when the update has ended.
+    /// Returns its length in bytes, or 0.
     pub(crate) fn withhold_reply(&self, header: &Header, out: &mut Vec<u8>) -> usize {
-        let Some(order) = self.0.order.borrow_mut().take() else { return 0 };
-        // It is the last message there: events come before a reply.
+        let Some(request) = self.0.new.borrow_mut().take() else { return 0 };
+        // Events precede a reply.
         let withheld = HEADER_LEN + OK.len() + 1;
         out.truncate(out.len() - withheld);
-        self.quiesce().pause_one(order.conn);
-        *self.0.ready.borrow_mut() = Some(Order { header: *header, ..order });
+        self.quiesce().pause_one(request.conn);
+        *self.0.ready.borrow_mut() = Some(UpdateRequest { header: *header, ..request });
         if let Some(waker) = self.0.waiter.borrow_mut().take() {
             waker.wake();
         }
@@ -115,24 +116,24 @@ impl Update {
         self.0.failed.borrow_mut().remove(&conn);
     }
 
-    /// The lines of CONTROL `connections` about failed connections.
+    /// Returns the lines of CONTROL `connections` about failed connections.
     fn connections(&self) -> Vec<u8> {
         let failed = self.0.failed.borrow();
         let line = |(conn, reason)| format!("conn {conn} failed, until it reconnects: {reason}\n");
         failed.iter().map(line).collect::<String>().into_bytes()
     }
 
-    /// A connection has ended.
+    /// Must be called when a connection has ended.
     pub(crate) fn gone(&self, conn: ConnId) {
         self.recovered(conn);
         self.0.session.borrow_mut().take_if(|session| session.conn == conn);
         self.quiesce().take_reply_on_resume(conn);
     }
 
-    /// Waits until somebody asks for an update.
-    pub(crate) async fn ordered(&self) -> Order {
+    /// Waits for the next request for an update.
+    pub(crate) async fn next_request(&self) -> UpdateRequest {
         poll_fn(|cx| match self.0.ready.borrow_mut().take() {
-            Some(order) => Poll::Ready(order),
+            Some(request) => Poll::Ready(request),
             None => {
                 *self.0.waiter.borrow_mut() = Some(cx.waker().clone());
                 Poll::Pending
@@ -141,17 +142,17 @@ impl Update {
         .await
     }
 
-    /// An error if the session has been ended meanwhile.
-    pub(crate) fn check_not_cancelled(&self) -> Result<(), String> {
-        self.0.session.borrow().as_ref().map(drop).ok_or_else(|| CANCELLED.to_owned())
+    /// Fails if the requester has ended the session meanwhile.
+    pub(crate) fn check_not_cancelled(&self) -> Result<(), HandoverError> {
+        self.0.session.borrow().as_ref().map(drop).ok_or(HandoverError::Cancelled)
     }
 
-    /// Answers an order. Its session ends, unless the requester is told to ask again.
-    pub(crate) fn answer(&self, order: &Order, text: &str) {
+    /// Replies to a request. Its session ends, unless the requester retries.
+    pub(crate) fn reply(&self, request: &UpdateRequest, text: &str) {
         if text != BUSY {
             *self.0.session.borrow_mut() = None;
         }
-        self.quiesce().resume_one(order.conn, reply(&order.header, text));
+        self.quiesce().resume_one(request.conn, reply(&request.header, text));
     }
 
     fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, Errno> {
@@ -181,7 +182,7 @@ impl Update {
             return Err("File not executable.");
         }
         let mut session = self.0.session.borrow_mut();
-        let conn = self.0.asking.get().ok_or("Not in live-update session.")?;
+        let conn = self.0.requester.get().ok_or("Not in live-update session.")?;
         if session.is_some() {
             return Err("live-update session already active.");
         }
@@ -190,14 +191,15 @@ impl Update {
         Ok(())
     }
 
-    /// For the connection that began it only.
+    /// Changes the session. Fails if another connection began it.
     fn with_session<T>(&self, change: impl FnOnce(&mut Session) -> T) -> Result<T, &'static str> {
         let mut session = self.0.session.borrow_mut();
-        let session = session.as_mut().filter(|session| Some(session.conn) == self.0.asking.get());
+        let session =
+            session.as_mut().filter(|session| Some(session.conn) == self.0.requester.get());
         session.map(change).ok_or("Not in live-update session.")
     }
 
-    /// An error name for options that make no sense, a text for what is not possible.
+    /// Handles `-s`. The inner error is a text for the requester.
     fn start(&self, options: &[&str]) -> Result<Result<(), &'static str>, Errno> {
         let (mut force, mut dry_run, mut seconds, mut version) = (false, false, 0, None);
         let mut options = options.iter();
@@ -214,7 +216,7 @@ impl Update {
         if version.is_some_and(|version| !(1..=2).contains(&version)) {
             return Ok(Err("Migration stream version not supported."));
         }
-        let order = self.with_session(|session| Order {
+        let request = self.with_session(|session| UpdateRequest {
             conn: session.conn,
             header: Header::default(),
             file: session.file.clone(),
@@ -225,27 +227,27 @@ impl Update {
             since: *session.started.get_or_insert_with(Instant::now),
             version,
         });
-        Ok(order.map(|order| *self.0.order.borrow_mut() = Some(order)))
+        Ok(request.map(|request| *self.0.new.borrow_mut() = Some(request)))
     }
 }
 
-/// The answer to a CONTROL request, as bytes.
+/// Returns the reply to a CONTROL request as bytes.
 pub(crate) fn reply(header: &Header, text: &str) -> Vec<u8> {
     let len = u32::try_from(text.len() + 1).unwrap_or(0);
     let header = Header { ty: Operation::Control.as_wire(), len, ..*header };
     [&header.emit()[..], text.as_bytes(), b"\0"].concat()
 }
 
-/// A machine whose store can be updated.
+/// A host whose CONTROL commands include those of a live update.
 pub(crate) struct UpdatableHost {
-    /// The machine itself.
+    /// The host without them.
     pub(crate) host: Box<dyn Host>,
-    /// What is asked about updates goes here.
+    /// Handles the commands.
     pub(crate) update: Update,
 }
 
 impl UpdatableHost {
-    /// What `control` knows of every machine that can be updated.
+    /// The commands of `control`, with their arguments.
     pub(crate) const COMMANDS: &'static [(&'static str, &'static str)] = {
         const OTHERS: [(&str, &str); 4] = Trace::COMMANDS;
         &[Update::COMMAND, OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]]

@@ -1,4 +1,6 @@
-//! What goes from program to program besides the state: whom to answer, and how to go back.
+//! The envelope: what the destination gets besides the state. It has the requester and the way back.
+//!
+//! `docs/formats.md` describes its bytes. Its option is `--errand`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -12,12 +14,12 @@ use xenstore_protocol::stream::Sink;
 use xenstore_protocol::{Header, RequestId, TxId};
 use xenstore_store::{ConnId, Millis};
 
-/// Memory as a descriptor that is close-on-exec, to be filled and then sealed.
+/// Returns memory as a close-on-exec descriptor, which can be sealed.
 pub(crate) fn memory(name: &str) -> io::Result<File> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
 
-/// Appends what `write` gives to its argument in pieces.
+/// Appends the pieces that `write` passes to its argument.
 pub(crate) fn fill(mut memory: &File, write: impl FnOnce(&mut Sink<'_>)) -> io::Result<()> {
     memory.seek(SeekFrom::End(0))?;
     let mut written = Ok(());
@@ -29,13 +31,13 @@ pub(crate) fn fill(mut memory: &File, write: impl FnOnce(&mut Sink<'_>)) -> io::
     written
 }
 
-/// From now on nobody can change it.
+/// Makes memory read-only for every process.
 pub(crate) fn seal(memory: &File) -> io::Result<()> {
     let write = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     Ok(fcntl_add_seals(memory, write | SealFlags::SEAL)?)
 }
 
-/// These bytes, which nobody can change any more.
+/// Returns read-only memory with these bytes.
 pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<File> {
     let memory = memory(name)?;
     fill(&memory, |sink| sink(bytes))?;
@@ -43,7 +45,7 @@ pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<File> {
     Ok(memory)
 }
 
-/// All bytes of a descriptor, from its beginning.
+/// Returns all bytes of a descriptor, from its beginning.
 pub(crate) fn read(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
     let mut file = File::from(descriptor);
     file.rewind()?;
@@ -52,38 +54,38 @@ pub(crate) fn read(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What the program that stops tells the one that goes on.
+/// What the source passes to the destination besides the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Envelope {
-    /// When the first stopped, since 1970.
+    /// Time since 1970 at which the source paused all connections.
     pub(crate) stopped: Duration,
-    /// The first program itself, for the second to go back to; none if there is no way back.
+    /// Descriptor of the program of the source, which the destination executes if it cannot read the state.
     pub(crate) previous: Option<RawFd>,
-    /// What its clock said then, in milliseconds.
+    /// The clock of the source at that time, in milliseconds.
     pub(crate) clock: Millis,
-    /// Whoever asked for it, and its request.
-    pub(crate) asker: Option<(ConnId, Header)>,
-    /// The first program is the second: another could not go on, for this reason.
+    /// The connection that has requested the update, and the header of the request.
+    pub(crate) requester: Option<(ConnId, Header)>,
+    /// Why another destination has failed: this one is the source again.
     pub(crate) failed: Option<String>,
-    /// Options of the first program.
+    /// Options of the source.
     pub(crate) args: Vec<OsString>,
 }
 
-/// The time since 1970.
+/// Returns the time since 1970.
 pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl Envelope {
-    /// As bytes: texts that end with NUL, which none of them can hold.
+    /// Returns the envelope as bytes: texts that end with NUL.
     pub(crate) fn emit(&self) -> Vec<u8> {
         // Connections are numbered from 1 on.
-        let (asker, header) = self.asker.unwrap_or((ConnId(0), Header::default()));
+        let (requester, header) = self.requester.unwrap_or((ConnId(0), Header::default()));
         let texts = [
             self.stopped.as_nanos().to_string(),
             self.clock.to_string(),
             self.previous.unwrap_or(-1).to_string(),
-            asker.to_string(),
+            requester.to_string(),
             header.req_id.to_string(),
             header.tx_id.to_string(),
             self.failed.clone().unwrap_or_default().replace('\0', " "),
@@ -93,11 +95,11 @@ impl Envelope {
         all.flat_map(|text| [text.as_bytes(), b"\0"].concat()).collect()
     }
 
-    /// The reverse of [`Envelope::emit`]; nothing for anything else.
+    /// Parses the bytes of [`Envelope::emit`]. Returns `None` for any others.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Envelope> {
         let mut texts = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let mut number = || std::str::from_utf8(texts.next()?).ok()?.parse::<i64>().ok();
-        let (stopped, clock, previous, asker) = (number()?, number()?, number()?, number()?);
+        let (stopped, clock, previous, requester) = (number()?, number()?, number()?, number()?);
         let mut word = || u32::try_from(number()?).ok();
         let (req_id, tx_id) = (RequestId(word()?), TxId(word()?));
         let failed = String::from_utf8_lossy(texts.next()?).into_owned();
@@ -106,7 +108,10 @@ impl Envelope {
             stopped: Duration::from_nanos(u64::try_from(stopped).ok()?),
             clock: u64::try_from(clock).ok()?,
             previous: RawFd::try_from(previous).ok().filter(|number| *number >= 0),
-            asker: u64::try_from(asker).ok().filter(|id| *id != 0).map(|id| (ConnId(id), header)),
+            requester: u64::try_from(requester)
+                .ok()
+                .filter(|id| *id != 0)
+                .map(|id| (ConnId(id), header)),
             failed: Some(failed).filter(|reason| !reason.is_empty()),
             args: texts.map(|text| OsString::from_vec(text.to_vec())).collect(),
         })
@@ -117,21 +122,21 @@ impl Envelope {
 mod tests {
     use super::*;
 
-    // Fails if something that goes along arrives otherwise than it was sent, or garbage is taken
-    // for it.
+    // Fails if a field is parsed differently than it was emitted, or if garbage is accepted.
     #[test]
-    fn an_errand_arrives_as_it_was_sent() {
+    fn an_envelope_is_parsed_as_it_was_emitted() {
         let header = Header { req_id: RequestId(u32::MAX), tx_id: TxId(7), ..Header::default() };
-        let errand = Envelope {
+        let envelope = Envelope {
             stopped: Duration::from_nanos(1_234_567_890_123_456_789),
             previous: Some(9),
             clock: 86_400_000,
-            asker: Some((ConnId(3), header)),
+            requester: Some((ConnId(3), header)),
             failed: Some("no such\nthing".into()),
             args: vec!["-N".into(), OsString::new(), OsString::from_vec(vec![0xff])],
         };
-        assert_eq!(Envelope::parse(&errand.emit()), Some(errand.clone()));
-        let bare = Envelope { previous: None, asker: None, failed: None, args: vec![], ..errand };
+        assert_eq!(Envelope::parse(&envelope.emit()), Some(envelope.clone()));
+        let bare =
+            Envelope { previous: None, requester: None, failed: None, args: vec![], ..envelope };
         assert_eq!(Envelope::parse(&bare.emit()), Some(bare));
         for garbage in
             [&b""[..], b"1\0", b"x\x001\x001\x001\x001\x001\0\0", b"1\x001\x001\x001\x001"]
@@ -140,10 +145,10 @@ mod tests {
         }
     }
 
-    // Fails if a state can be changed after it was sealed, what is appended to it is not behind it, or
-    // it is not read from its beginning.
+    // Fails if sealed memory can be changed, if appended bytes do not follow the others, or if it is not
+    // read from its beginning.
     #[test]
-    fn what_is_sealed_stays_as_it_is() {
+    fn sealed_memory_cannot_be_changed() {
         let memory = memory("test").unwrap();
         fill(&memory, |sink| [b"st", &b"ate"[..]].into_iter().for_each(sink)).unwrap();
         assert_eq!(read(memory.try_clone().unwrap().into()).unwrap(), b"state");

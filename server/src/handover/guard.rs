@@ -24,6 +24,7 @@ use xenstore_sys::inherit;
 use super::child::{children_of, ends_within};
 use super::destination::resume_options;
 use super::envelope::{self, Envelope};
+use super::error::ReceiveError;
 use super::source::own_args;
 use crate::daemon::options::Options;
 use crate::daemon::systemd;
@@ -46,15 +47,15 @@ pub(super) fn connect(welcome: Welcome<'_>) -> io::Result<UnixStream> {
     Ok(client)
 }
 
-/// What the guard needs for a handover.
-pub(super) struct Handover<'a> {
+/// What the guard needs.
+pub(super) struct GuardSetup<'a> {
     pub(super) program: &'a File,
     pub(super) client: &'a UnixStream,
     pub(super) stream: &'a File,
-    pub(super) errand: Envelope,
+    pub(super) envelope: Envelope,
     /// The descriptors that the state names.
     pub(super) descriptors: &'a [RawFd],
-    /// How long it took to make a store of the state.
+    /// How long it took to restore a store from the state.
     pub(super) expected: Duration,
 }
 
@@ -65,16 +66,17 @@ impl Guard {
     /// # Errors
     ///
     /// Fails at the limit of descriptors or processes.
-    pub(super) fn start(handover: Handover<'_>) -> io::Result<Guard> {
-        let Handover { program, mut client, stream, errand, descriptors, expected } = handover;
+    pub(super) fn start(setup: GuardSetup<'_>) -> io::Result<Guard> {
+        let GuardSetup { program, mut client, stream, envelope, descriptors, expected } = setup;
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let errand = envelope::sealed("errand", &errand.emit())?;
-        let own = [client.as_raw_fd(), process.as_raw_fd(), stream.as_raw_fd(), errand.as_raw_fd()];
+        let envelope = envelope::sealed("errand", &envelope.emit())?;
+        let own =
+            [client.as_raw_fd(), process.as_raw_fd(), stream.as_raw_fd(), envelope.as_raw_fd()];
         let through = [descriptors, &own].concat();
         let limit = (ANSWER_LIMIT + 4 * expected).as_millis();
         let pid = std::process::id();
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        command.args(own_args()).args(resume_options(stream, &errand)).stdin(Stdio::null());
+        command.args(own_args()).args(resume_options(stream, &envelope)).stdin(Stdio::null());
         command.arg(format!("--guard={},{},{pid},{limit}", own[0], own[1]));
         let payload = b"/\0";
         let header = Header { ty: Operation::Read.as_wire(), len: 2, ..Header::default() };
@@ -129,15 +131,15 @@ impl Watched {
                 Err(rustix::io::Errno::INTR) => continue,
                 found => drop(found?),
             }
-            let [answer, ended] = both.map(|polled| !polled.revents().is_empty());
+            let [replied, ended] = both.map(|polled| !polled.revents().is_empty());
             // A reply sent before the end counts: the journal has its request.
-            if answer && self.client.read(&mut [0; 64]).is_ok_and(|count| count > 0) {
+            if replied && self.client.read(&mut [0; 64]).is_ok_and(|count| count > 0) {
                 return Ok(None);
             }
             if ended {
                 return Ok(Some("has ended before it answered".into()));
             }
-            if answer {
+            if replied {
                 return Ok(Some("has closed the connection of the guard".into()));
             }
         }
@@ -169,28 +171,30 @@ impl Watched {
 ///
 /// # Errors
 ///
-/// One line, if the process cannot be guarded, or if it has ended and this program cannot resume.
-pub(crate) fn guard(options: &Options, text: &str) -> Result<(), String> {
-    let wrong = |error: io::Error| format!("--guard: {error}");
+/// Fails if the process cannot be guarded, or if it has ended and this program cannot resume.
+pub(crate) fn guard(options: &Options, text: &str) -> Result<(), ReceiveError> {
+    let wrong = |error| ReceiveError::Descriptor { option: "guard", error };
+    let invalid = |reason| ReceiveError::Invalid { option: "guard", reason };
     let mut watched = match (Watched::parse(text), options.resume, options.errand) {
-        (Some(watched), Some(state), Some(errand)) => (watched.map_err(wrong)?, state, errand),
-        _ => return Err("--guard: not from a live update".into()),
+        (Some(watched), Some(state), Some(envelope)) => (watched.map_err(wrong)?, state, envelope),
+        _ => return Err(invalid("not from a live update")),
     };
-    let (watched, state, errand) = (&mut watched.0, watched.1, watched.2);
-    let errand = inherit::adopt(errand).and_then(envelope::read).map_err(wrong)?;
-    let errand = Envelope::parse(&errand).ok_or("--guard: not an errand")?;
+    let (watched, state, envelope) = (&mut watched.0, watched.1, watched.2);
+    let envelope = inherit::adopt(envelope).and_then(envelope::read).map_err(wrong)?;
+    let envelope = Envelope::parse(&envelope).ok_or_else(|| invalid("--errand is invalid"))?;
     let Some(reason) = watched.wait().map_err(wrong)? else {
         systemd::serves(watched.pid);
         systemd::wait_until_heard();
         return Ok(());
     };
     watched.end().map_err(wrong)?;
-    let errand = Envelope { failed: Some(format!("the other program {reason}")), ..errand };
-    let errand = envelope::sealed("errand", &errand.emit()).map_err(wrong)?;
+    let failed = Some(format!("the other program {reason}"));
+    let envelope = Envelope { failed, ..envelope };
+    let envelope = envelope::sealed("errand", &envelope.emit()).map_err(wrong)?;
     // The descriptors that the state names are inheritable already: this process has adopted none of them.
-    inherit::set_inheritable(&[errand.as_raw_fd()], true).map_err(wrong)?;
+    inherit::set_inheritable(&[envelope.as_raw_fd()], true).map_err(wrong)?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(own_args()).args(resume_options(&state, &errand));
+    command.args(own_args()).args(resume_options(&state, &envelope));
     for name in ["LISTEN_PID", "WATCHDOG_PID"] {
         if std::env::var(name).is_ok_and(|pid| pid == watched.pid.to_string()) {
             command.env(name, OsString::from(std::process::id().to_string()));

@@ -1,21 +1,31 @@
-//! Live update: another program goes on with everything that this one has, in the same process.
+//! Live update: another program replaces this one in the same process and continues with its state.
 //!
-//! The requester names the program ([`control`]). That program is asked whether it could go on, with
-//! a copy of the state ([`probe`]). If so, all connections stand still ([`quiesce`]), what has changed
-//! since goes behind that copy, in memory that nobody can change any more, as what goes with it
-//! ([`envelope`]) does, and the program is run in place of this one ([`source`]), with the descriptors
-//! that the state names. It reads the state, checks it, and only then touches a descriptor
-//! ([`destination`]); if the state is not to be read after all, it runs the first program again. C
-//! xenstored is given what it takes ([`c_xenstored`]).
+//! ```text
+//! source                                                       destination
+//! control: CONTROL live-update names the program
+//! probe:   it checks a snapshot ([`State`](xenstore_store::State))
+//! quiesce: all connections pause
+//! snapshot: the difference to the first snapshot follows it
+//! guard:   a process of this program waits as a client
+//! exec  ────────────────────────────────────────────────────►  reads and checks the state
+//!                                                              adopts the descriptors
+//!                                                              replies to the guard, which exits
+//! ```
+//!
+//! The state is in sealed memory. An [`envelope`] has the rest: the requester, and the way back. If the
+//! new program cannot read the state, it executes the old one ([`destination`]); if it does not serve,
+//! the guard does ([`guard`]). C xenstored gets a state in its format ([`c_xenstored`]).
 
 mod c_xenstored;
 mod child;
 mod control;
 mod destination;
 mod envelope;
+mod error;
 mod guard;
 mod probe;
 mod quiesce;
+mod snapshot;
 mod source;
 
 pub(crate) use child::reap;

@@ -1,4 +1,4 @@
-//! The program that is to go on: what it is, and whether it could.
+//! Probes of the other program: which daemon it is, and whether it accepts the state.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -6,47 +6,52 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::child::{self, Said, on_thread};
+use super::child::{self, ProgramOutput, on_thread};
+use super::error::ProgramError;
 
-/// How long a program may take to say what it is.
+/// Time limit of `--help`.
 const HELP_LIMIT: Duration = Duration::from_secs(10);
-/// How long it may take to look at the state.
+/// Time limit of `--check-state`.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
 
-/// Which program it is.
+/// Which daemon a program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ProgramKind {
     /// This daemon, in any version that can be updated.
-    Ours,
+    Xenstored,
     /// C xenstored.
-    C,
+    CXenstored,
 }
 
-/// What a program says, on another thread.
-async fn run(command: Command, limit: Duration) -> Result<Said, String> {
+/// Runs a program on another thread.
+async fn run(command: Command, limit: Duration) -> Result<ProgramOutput, ProgramError> {
     on_thread(move || child::run(command, limit)).await?
 }
 
-/// Asks a program what it is, and returns its help as well. Help is all that C xenstored can be asked
-/// for: anything else that it does not know makes it start.
-pub(crate) async fn kind(file: &Path) -> Result<(Kind, String), String> {
+/// Returns which daemon a program is, and its help. C xenstored starts at any option that it does not
+/// know, so only its help can be used.
+pub(crate) async fn kind(file: &Path) -> Result<(ProgramKind, String), ProgramError> {
     let mut command = Command::new(file);
     command.arg("--help").stdin(Stdio::null());
-    let said = run(command, HELP_LIMIT).await?;
-    let help = said.output + &said.errors;
+    let output = run(command, HELP_LIMIT).await?;
+    let help = output.output + &output.errors;
     match () {
-        () if help.contains("--check-state") => Ok((Kind::Ours, help)),
-        () if help.contains("xenstored <options>") => Ok((Kind::C, help)),
-        () => Err("is neither this daemon nor C xenstored, by its --help".into()),
+        () if help.contains("--check-state") => Ok((ProgramKind::Xenstored, help)),
+        () if help.contains("xenstored <options>") => Ok((ProgramKind::CXenstored, help)),
+        () => Err(ProgramError::Unknown),
     }
 }
 
 /// Runs another build of this daemon with `--check-state`, this state and these options: it does what a
-/// start does, except for taking over descriptors. Returns how long it took to make a store of the state.
-pub(crate) async fn check(file: &Path, args: &[OsString], state: File) -> Result<Duration, String> {
+/// start does, except for adopting descriptors. Returns how long it took to restore a store.
+pub(crate) async fn check(
+    file: &Path,
+    args: &[OsString],
+    state: File,
+) -> Result<Duration, ProgramError> {
     let mut command = Command::new(file);
     command.args(args).arg("--check-state").stdin(Stdio::from(state));
-    let Said { status, output, errors } = run(command, CHECK_LIMIT).await?;
+    let ProgramOutput { status, output, errors } = run(command, CHECK_LIMIT).await?;
     let micros = output.trim().strip_suffix(" us").and_then(|count| count.parse().ok());
     match (status.success(), micros) {
         (true, Some(micros)) => Ok(Duration::from_micros(micros)),
@@ -54,8 +59,8 @@ pub(crate) async fn check(file: &Path, args: &[OsString], state: File) -> Result
             let reason = errors
                 .lines()
                 .find(|line| !line.is_empty())
-                .unwrap_or("it does not say that it has checked it");
-            Err(format!("refuses the state ({status}): {reason}"))
+                .unwrap_or("its output is not that of --check-state");
+            Err(ProgramError::Refused { status, reason: reason.into() })
         }
     }
 }

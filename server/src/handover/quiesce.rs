@@ -1,8 +1,8 @@
-//! Connections held still: neither read nor written, with what each has under way.
+//! Paused connections: they neither read nor write.
 //!
-//! Before another program goes on with all connections, each must be between two steps. A connection
-//! is held when its task gets its turn; what it then has under way is noted here and stays with it,
-//! so that it can be let go as if nothing had happened.
+//! Before another program continues with a connection, the connection must be between two requests. Its
+//! task pauses at its next turn and reports where it is. The task keeps that too, so that it can resume as
+//! if nothing had happened.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,81 +22,83 @@ pub(crate) fn position(point: ResumePoint) -> ConnectionIo {
     io
 }
 
-/// Who is held.
+/// Which connections pause.
 #[derive(Debug, Default)]
 pub(crate) struct Quiesce {
     all: Cell<bool>,
-    /// Not those that have transactions open.
-    patient: Cell<bool>,
+    /// Connections with open transactions do not pause until these have ended.
+    awaits_transactions: Cell<bool>,
     one: Cell<Option<ConnId>>,
-    held: RefCell<BTreeMap<ConnId, ConnectionIo>>,
-    /// What the one that was held is to write when it goes on.
+    paused: RefCell<BTreeMap<ConnId, ConnectionIo>>,
+    /// What the connection that was paused alone sends when it resumes.
     reply_on_resume: RefCell<Option<(ConnId, Vec<u8>)>>,
-    /// Whoever waits until all are.
+    /// The task that waits until all connections are paused.
     waiter: RefCell<Option<Waker>>,
 }
 
 impl Quiesce {
-    /// Is this connection to stand still? `busy` says whether it has transactions open.
-    pub(crate) fn must_pause(&self, conn: ConnId, busy: impl FnOnce() -> bool) -> bool {
-        self.one.get() == Some(conn) || self.all.get() && !(self.patient.get() && busy())
+    /// Returns true if this connection must pause. `in_transaction` returns true if it has open
+    /// transactions.
+    pub(crate) fn must_pause(&self, conn: ConnId, in_transaction: impl FnOnce() -> bool) -> bool {
+        self.one.get() == Some(conn)
+            || self.all.get() && !(self.awaits_transactions.get() && in_transaction())
     }
 
-    /// Are all to?
+    /// Returns true if all connections must pause.
     pub(crate) fn is_active(&self) -> bool {
         self.all.get()
     }
 
-    /// Holds one connection, even if the others go on.
+    /// Pauses one connection.
     pub(crate) fn pause_one(&self, conn: ConnId) {
         self.one.set(Some(conn));
     }
 
-    /// Lets that one go on, with these bytes to write first.
-    pub(crate) fn resume_one(&self, conn: ConnId, bytes: Vec<u8>) {
+    /// Resumes that connection, which sends `reply` first.
+    pub(crate) fn resume_one(&self, conn: ConnId, reply: Vec<u8>) {
         self.one.set(None);
-        *self.reply_on_resume.borrow_mut() = Some((conn, bytes));
+        *self.reply_on_resume.borrow_mut() = Some((conn, reply));
     }
 
-    /// What this connection is to write now that it goes on.
+    /// Returns the reply that this connection must send as it resumes.
     pub(crate) fn take_reply_on_resume(&self, conn: ConnId) -> Option<Vec<u8>> {
-        let mut reply_on_resume = self.reply_on_resume.borrow_mut();
-        reply_on_resume.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
+        let mut reply = self.reply_on_resume.borrow_mut();
+        reply.take_if(|(of, _)| *of == conn).map(|(_, bytes)| bytes)
     }
 
-    /// Holds all connections, or no longer; those with transactions open as soon as they have none
-    /// if that is to be awaited.
-    pub(crate) fn set_all(&self, all: bool, patient: bool) {
+    /// Pauses or resumes all connections. Those with open transactions pause when these have ended, if
+    /// `awaits_transactions` is set.
+    pub(crate) fn set_all(&self, all: bool, awaits_transactions: bool) {
         self.all.set(all);
-        self.patient.set(patient);
-        self.held.borrow_mut().clear();
+        self.awaits_transactions.set(awaits_transactions);
+        self.paused.borrow_mut().clear();
     }
 
-    /// The task of a connection stands still.
-    pub(crate) fn paused(&self, conn: ConnId, held: impl FnOnce() -> ConnectionIo) {
+    /// Must be called by the task of a connection that pauses.
+    pub(crate) fn paused(&self, conn: ConnId, io: impl FnOnce() -> ConnectionIo) {
         if self.all.get() {
-            self.held.borrow_mut().insert(conn, held());
+            self.paused.borrow_mut().insert(conn, io());
             if let Some(waker) = self.waiter.borrow_mut().take() {
                 waker.wake();
             }
         }
     }
 
-    /// What all of these have under way, if all of them stand still; otherwise `waker` is woken
-    /// when another one does.
+    /// Returns where all paused connections are, once all of `conns` are paused. Until then, returns
+    /// `None` and wakes `waker` when another connection pauses.
     pub(crate) fn all_paused(
         &self,
         mut conns: impl Iterator<Item = ConnId>,
         waker: &Waker,
     ) -> Option<BTreeMap<ConnId, ConnectionIo>> {
         let all = {
-            let held = self.held.borrow();
-            conns.all(|conn| held.contains_key(&conn))
+            let paused = self.paused.borrow();
+            conns.all(|conn| paused.contains_key(&conn))
         };
         if !all {
             *self.waiter.borrow_mut() = Some(waker.clone());
             return None;
         }
-        Some(self.held.take())
+        Some(self.paused.take())
     }
 }

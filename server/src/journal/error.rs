@@ -1,4 +1,4 @@
-//! Why no engine can be restored from a journal.
+//! Why no engine can be restored from a journal or from the state of another program.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use xenstore_protocol::stream::StreamError;
 use xenstore_store::{RestoreError, Violation};
 
-/// Why no engine can be restored from a journal.
+/// Why no engine can be restored from a journal or from the state of another program.
 #[derive(Debug)]
 pub(crate) enum RecoveryError {
     /// Another process writes this journal. Its pid is known if the kernel reports it.
@@ -38,6 +38,8 @@ pub(crate) enum RecoveryError {
     Violation(Violation),
     /// Reading the journal panics.
     Panic,
+    /// `--refuse-state`, for tests.
+    Refused,
     /// There is no valid journal to restore from.
     NoJournal,
 }
@@ -74,6 +76,7 @@ impl fmt::Display for RecoveryError {
                 write!(f, "the store made from it is damaged: {error}")
             }
             RecoveryError::Panic => write!(f, "panic while reading it"),
+            RecoveryError::Refused => write!(f, "--refuse-state"),
             RecoveryError::NoJournal => write!(f, "there is no journal"),
         }
     }

@@ -56,7 +56,7 @@ use files::{numbers, remove};
 use format::Batch;
 use record::Record;
 use recovery::Recovery;
-pub(crate) use recovery::{Recovered, clock, recover};
+pub(crate) use recovery::{Recovered, clock, no_panic, recover};
 pub(crate) use request_batch::{Entry, RequestBatch};
 pub(crate) use ring_progress::{RingResume, move_to, settle};
 pub(crate) use rotation::CatchUp;

@@ -97,7 +97,7 @@ fn recover_segment(
 }
 
 /// Turns a panic into an error.
-pub(super) fn no_panic<T>(
+pub(crate) fn no_panic<T>(
     run: impl FnOnce() -> Result<T, RecoveryError>,
 ) -> Result<T, RecoveryError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(RecoveryError::Panic))

@@ -93,7 +93,7 @@ fn program_that_cannot_read_the_state_executes_the_old_one() {
     let answer = host.update_to(&program);
     assert!(answer.contains("--refuse-state"), "{answer}");
     let log = host.daemon.log();
-    assert!(log.contains("could not go on") && log.contains("taken over"), "{log}");
+    assert!(log.contains("the other program failed") && log.contains("taken over"), "{log}");
     host.dom0.ok(op::WRITE, "/local/domain/5/x|1").unwrap();
     guest.event("x|t|").unwrap();
     host.dom0.gives(op::CONTROL, "check|", "OK|").unwrap();

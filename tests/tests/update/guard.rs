@@ -70,7 +70,7 @@ fn assert_each_undone(asked: &str, cases: &[(&str, &str, &str)]) {
         host.dom0.ok(op::UNWATCH, "@releaseDomain|r|").unwrap();
         drop(late);
     }
-    is_logged(host, "could not go on", cases.len());
+    is_logged(host, "the other program failed", cases.len());
     assert!(!host.daemon.log().contains("panic"), "{}", host.daemon.log());
     assert!(!left_behind(&host.daemon.xen()), "processes of a program are left");
     host.update();
