@@ -32,6 +32,38 @@ fn no_file_is_over_600_lines() {
     }
 }
 
+/// Functions that may be longer: tables of cases and of record types.
+const LONG: &[&str] = &["damage_is_noticed", "judge", "run", "take_record"];
+
+/// The name of the function that begins at `line`, and the indentation of its end.
+fn function(line: &str) -> Option<(&str, &str)> {
+    let body = line.trim_start();
+    let (before, after) = body.split_once("fn ").filter(|_| !body.starts_with("//"))?;
+    let words = ["pub", "pub(crate)", "pub(super)", "const", "async", "extern", "\"C\""];
+    let declares = before.split_whitespace().all(|word| words.contains(&word));
+    let name = after.split(['(', '<']).next()?;
+    declares.then_some((name, &line[..line.len() - body.len()]))
+}
+
+// Fails if a function is too long to be read at once.
+#[test]
+fn no_function_is_over_70_lines() {
+    for path in sources() {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let Some((name, indent)) = function(line).filter(|(name, _)| !LONG.contains(name))
+            else {
+                continue;
+            };
+            let ends = |line: &&str| line.strip_prefix(indent).is_some_and(|l| l.starts_with('}'));
+            let one_line = line.ends_with(['}', ';']);
+            let count = lines[at..].iter().position(ends).filter(|_| !one_line).unwrap_or(0) + 1;
+            assert!(count <= 70, "{}:{}: {name} has {count} lines", path.display(), at + 1);
+        }
+    }
+}
+
 // Fails if unsafe code is outside of its module, or has no reason.
 #[test]
 fn unsafe_code_is_in_its_module_and_has_reasons() {

@@ -141,13 +141,45 @@ fn nothing_is_lost_when_the_daemon_is_killed() {
 fn nothing_is_lost_when_descriptors_are_stored() {
     let (log, ends) = kill_often(Daemon::start_with_fdstore().unwrap());
     // Those of dom0's kernel, of three guests, and VIRQ_DOM_EXC.
-    let (all, kept) = (log.matches("event channels were stored"), log.matches("stored adopted=5"));
-    let (all, kept) = (all.count() as u64, kept.count() as u64);
+    let (all, full) = (log.matches("event channels were stored"), log.matches("stored adopted=5"));
+    let (all, full) = (all.count() as u64, full.count() as u64);
     // Not after a stop, nor after a kill before anything has been stored.
-    assert!(all == kept && kept * 2 > ends, "{kept} of {all}, {ends} ends\n{log}");
+    assert!(all == full && full * 2 > ends, "{full} of {all}, {ends} ends\n{log}");
 }
 
-/// Ends the daemon in many ways. Returns its log and the number of ends.
+/// Ends the daemon up to `crashes` times, at random moments and in several ways, until `finished`.
+/// Returns the times until it answered again, and the number of ends.
+fn end_repeatedly(
+    daemon: &mut Daemon,
+    crashes: u64,
+    seed: u64,
+    finished: impl Fn() -> bool,
+) -> (Vec<Duration>, u64) {
+    let (mut random, mut starts, mut ends) = (seed, Vec::new(), 0);
+    for _ in 0..crashes {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_micros(random >> 33 & 0x7fff));
+        if finished() {
+            break;
+        }
+        let begun = Instant::now();
+        match random >> 60 {
+            // Sometimes a stop, which must make no difference,
+            0 => daemon.restart().unwrap(),
+            // or a second kill during the start.
+            1..5 => daemon.crash_twice(Duration::from_micros(random >> 20 & 0x1_ffff)).unwrap(),
+            _ => {
+                daemon.crash().unwrap();
+                starts.push(begun.elapsed());
+            }
+        }
+        ends += 1;
+    }
+    (starts, ends)
+}
+
+/// Ends the daemon in many ways while guests and dom0 use it. Returns its log and the number of
+/// ends.
 fn kill_often(mut daemon: Daemon) -> (String, u64) {
     let (crashes, seed) = (number("XENSTORE_CRASHES", 25), number("XENSTORE_SEED", 1));
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
@@ -157,7 +189,7 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
     let guests = domids.map(|domid| Guest::new(&daemon, &mut dom0, domid));
     let (ending, stop) = (&AtomicBool::new(false), &AtomicBool::new(false));
     let (shared, socket) = (&AtomicU64::new(0), daemon.socket());
-    let (rounds, starts, ends) = std::thread::scope(|scope| {
+    let (rounds, mut starts, ends) = std::thread::scope(|scope| {
         let guests = guests.map(|mut guest| {
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -176,33 +208,14 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
                 Ok::<(), String>(())
             }
         });
-        let (mut random, mut starts, mut ends) = (seed, Vec::new(), 0);
-        for _ in 0..crashes {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // A random moment.
-            std::thread::sleep(Duration::from_micros(random >> 33 & 0x7fff));
-            if dom0.is_finished() || guests.iter().any(|guest| guest.is_finished()) {
-                break;
-            }
-            let begun = Instant::now();
-            match random >> 60 {
-                // Sometimes a stop, which must make no difference,
-                0 => daemon.restart().unwrap(),
-                // or a second kill during the start.
-                1..5 => daemon.crash_twice(Duration::from_micros(random >> 20 & 0x1_ffff)).unwrap(),
-                _ => {
-                    daemon.crash().unwrap();
-                    starts.push(begun.elapsed());
-                }
-            }
-            ends += 1;
-        }
+        let finished = || dom0.is_finished() || guests.iter().any(|guest| guest.is_finished());
+        let (starts, ends) = end_repeatedly(&mut daemon, crashes, seed, finished);
         // The guests continue until dom0 has read the acknowledgement of each.
         ending.store(true, Ordering::Relaxed);
-        let heard = dom0.join().unwrap();
+        let result = dom0.join().unwrap();
         stop.store(true, Ordering::Relaxed);
         let rounds = guests.map(|guest| guest.join().unwrap());
-        heard.unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
+        result.unwrap_or_else(|error| panic!("{error}\n{}", daemon.log()));
         (rounds, starts, ends)
     });
     let log = daemon.log();
@@ -212,7 +225,6 @@ fn kill_often(mut daemon: Daemon) -> (String, u64) {
     let mut dom0 = Conn::connect(&daemon.socket()).unwrap();
     dom0.gives(op::CONTROL, "check|", "OK|").unwrap();
     let quota = dom0.ok(op::CONTROL, "quota|1|").unwrap();
-    let mut starts = starts;
     starts.sort_unstable();
     let median = starts.get(starts.len() / 2).copied().unwrap_or_default();
     let longest = starts.last().copied().unwrap_or_default();
