@@ -37,3 +37,7 @@ pub use transaction::Transaction;
 pub use tree::Tree;
 pub use watch::Watch;
 pub use xenstore_protocol::{Access, DomId, Errno, EvtchnPort, Features, Gfn, Perm, Quota};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -58,3 +58,7 @@ pub const PAYLOAD_MAX: usize = 4096;
 pub const ABS_PATH_MAX: usize = 3072;
 /// Longest path below a domain's own `/local/domain/N/`, in bytes (`XENSTORE_REL_PATH_MAX`).
 pub const REL_PATH_MAX: usize = 2048;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -27,3 +27,7 @@ mod worker;
 
 pub use platform::Standalone;
 pub use serve::{Clock, Server, Tasks};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

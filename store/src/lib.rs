@@ -42,3 +42,7 @@ pub use ids::{Caller, ConnId, Millis};
 pub use snapshot::{
     Base, CFormat, ConnectionIo, ConnectionState, DomainState, ServerIo, State, WatchState,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

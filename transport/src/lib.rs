@@ -195,3 +195,7 @@ mod tests {
         forwards(Traced::new(Other, |_: Direction, _: &[u8]| ()));
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -128,3 +128,7 @@ impl Drop for Store {
         self.0.change(State::close_all);
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

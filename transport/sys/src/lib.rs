@@ -25,3 +25,7 @@ pub use raw::{Mapping, Sealed, trim_heap};
 pub mod ioctl {
     pub use crate::raw::{call, hypercall, map_frame};
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
