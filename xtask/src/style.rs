@@ -209,6 +209,9 @@ impl File {
                 }
             }
             if self.page {
+                for command in missing_commands(line) {
+                    report(at + 1, format!("no such command or test: {command}"));
+                }
                 for target in broken_links(&project().join(&self.name), line) {
                     report(at + 1, format!("no such page or heading: {target}"));
                 }
@@ -294,6 +297,36 @@ fn missing_paths(line: &str) -> Vec<String> {
     paths.collect()
 }
 
+/// The commands of `cargo xtask`, and the tests, that a line names and that do not exist.
+fn missing_commands(line: &str) -> Vec<String> {
+    let word = |rest: &str| {
+        rest.split(|c: char| !c.is_alphanumeric() && c != '-').next().map(str::to_owned)
+    };
+    let known = |name: &str| include_str!("main.rs").contains(&format!("Some(\"{name}\""));
+    let xtask = line.split("cargo xtask ").skip(1).filter_map(word);
+    let xtask = xtask.filter(|name| name.starts_with(|c: char| c.is_lowercase()) && !known(name));
+    let dirs = [
+        "protocol",
+        "store",
+        "transport",
+        "server",
+        "server/embedded",
+        "client",
+        "tests",
+        "tests/bench",
+    ];
+    let exists = |name: &str| {
+        let dirs = dirs.iter().map(|dir| project().join(dir).join("tests").join(name));
+        dirs.into_iter()
+            .any(|path| path.join("main.rs").exists() || path.with_extension("rs").exists())
+    };
+    let tests = line.split("--test ").skip(1).filter_map(word).filter(|name| !exists(name));
+    xtask
+        .map(|name| format!("cargo xtask {name}"))
+        .chain(tests.map(|name| format!("--test {name}")))
+        .collect()
+}
+
 /// The targets of links in `line` of the page `page` that do not exist.
 fn broken_links(page: &Path, line: &str) -> Vec<String> {
     let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
@@ -343,6 +376,13 @@ mod tests {
         assert!(
             found("<!-- style: off -->\nheated\n<!-- style: on -->", true, "heated").is_empty()
         );
+    }
+
+    #[test]
+    fn missing_commands_are_found() {
+        assert!(missing_commands("`cargo xtask test`, `cargo test --test limits`").is_empty());
+        let missing = missing_commands("`cargo xtask nothing`, `--test nothing`, `cargo xtask`");
+        assert_eq!(missing, ["cargo xtask nothing", "--test nothing"]);
     }
 
     #[test]
