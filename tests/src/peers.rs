@@ -29,6 +29,11 @@ pub fn peer(program: &str) -> PathBuf {
     given.filter(|path| path.exists()).unwrap_or_else(|| Path::new(XEN_BIN).join(program))
 }
 
+/// Returns true if C xenstored is Debian's of Xen 4.17, which only reads version 1 of the stream.
+pub fn is_c_packaged() -> bool {
+    peer("xenstored").starts_with(XEN_BIN)
+}
+
 /// A kind of daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
