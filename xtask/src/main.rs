@@ -5,6 +5,7 @@ mod deb_check;
 mod fuzz;
 mod licences;
 mod packages;
+mod release;
 mod steps;
 mod style;
 mod test;

@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::steps::{Steps, Verdict, succeed};
-use crate::{cargo, deb_check, fuzz, packages, project, style, xen};
+use crate::{cargo, deb_check, fuzz, packages, project, release, style, xen};
 
 /// Seconds for each fuzz target.
 const FUZZ_SECONDS: u32 = 10;
@@ -23,7 +23,7 @@ pub fn run() -> ExitCode {
     style::steps(&mut steps);
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     steps.command("clippy", &mut cargo(&clippy));
-    let doc = ["doc", "--workspace", "--no-deps", "--quiet"];
+    let doc = ["doc", "--workspace", "--all-features", "--no-deps", "--quiet"];
     steps.command("documentation", cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"));
     steps.step("protocol and store without std", without_std);
     let mut tests = cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"]);
@@ -40,6 +40,7 @@ pub fn run() -> ExitCode {
         steps.step(&format!("real Xen: {}", scenario.title()), || xen::scenario(scenario));
     }
     deb_check::steps(&mut steps);
+    release::steps(&mut steps);
     match fuzz::available() {
         Err(why) => steps.step("fuzz", || Verdict::Skip(why)),
         Ok(()) => {
