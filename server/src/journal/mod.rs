@@ -260,12 +260,9 @@ impl Journal {
         let segment = segment.ok_or(RecoveryError::NoJournal)?.reader(&self.boot)?;
         let (engine, refused) = recovery::no_panic(|| {
             let mut recovery = Recovery::replay(&self.config, &segment)?;
-            let interrupted = recovery.interrupted.take();
-            if let Some(input) = interrupted.as_deref().and_then(Input::parse) {
-                recovery.refuse(&input)?;
-            }
+            let refused = recovery.refuse_interrupted(|input| input.is_some())?;
             recovery.engine.check()?;
-            Ok((recovery.engine, interrupted.is_some()))
+            Ok((recovery.engine, refused))
         })?;
         // An input that is not in the journal needs no refusal there.
         if refused {

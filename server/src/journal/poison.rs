@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::serve::{Clock, Failed, Server};
 
-    /// A server with a guest that has a watch, for which an event waits, and its connection.
+    /// Returns a server with a guest that has a watch and a queued event, and the guest's connection.
     fn with_guest() -> (Fixture, ConnId) {
         let fixture = fixture();
         fixture.ask(Operation::Introduce, "1|7|8|");
@@ -219,7 +219,7 @@ mod tests {
         Journal::begin(dir.to_owned(), &Config::default(), true, write)
     }
 
-    /// Lets `times` processes begin with this state and end in this input. Returns the last state.
+    /// Runs `times` processes that begin with this state and end in this input. Returns the last state.
     fn end_in(dir: &Path, mut state: State, input: &Input<'_>, times: u8) -> State {
         for _ in 0..times {
             begin(dir, &state).begin_input(input);
@@ -233,11 +233,11 @@ mod tests {
         Some((found.watches.len(), found.events()))
     }
 
-    // Fails if an input of any kind in which processes end is executed for ever, or is set aside too
-    // early; if a request of a ring gets no reply, or a connection does not end or restart; or if other
-    // users can read the note.
+    // Fails if an input of any kind in which processes end is executed for ever, or is refused too early; if
+    // a request of a ring gets no reply, or a connection does not end or restart; or if other users can
+    // read the note.
     #[test]
-    fn an_input_at_which_processes_end_is_set_aside() {
+    fn an_input_in_which_4_processes_end_is_refused() {
         let write = frame(Operation::Write, 0, "/local/domain/1/b|x");
         let (fixture, conn) = with_guest();
         let state = fixture.server.with(|engine, _| engine.dump());
@@ -270,14 +270,14 @@ mod tests {
                 assert_eq!(io.unsent, [&answer.emit()[..], b"EIO\0"].concat());
                 assert_eq!(io.indices, Some((u32::try_from(HEADER_LEN + 19).unwrap(), 0)));
             }
-            // The end of a process in another input, or in none, resets the count.
+            // The end of a process in another input resets the count.
             let other = Input::Disconnect(ConnId(77));
             end_in(dir.path(), after, &other, 1);
             assert_eq!(key_of_poison(dir.path()), None, "{input:?}");
         }
     }
 
-    /// The server after processes have ended in this input, and the input has been set aside.
+    /// Returns a server after processes have ended in this input, which is poison now.
     fn after(poison: &Input<'_>) -> (Fixture, ConnId) {
         let (fixture, conn) = with_guest();
         let (dir, config) = (tempfile::tempdir().unwrap(), Config::default());
@@ -288,10 +288,10 @@ mod tests {
         (Fixture { server: server.journaled(Some(begin(dir.path(), &state))), dir }, conn)
     }
 
-    // Fails if a process that ends in what a recovery does of deferred work comes to it for ever, drops it
-    // too early, or drops that of another journal.
+    // Fails if deferred work in which recoveries end is executed for ever, or dropped too early, or if the
+    // count of one journal affects another.
     #[test]
-    fn deferred_work_in_which_recoveries_end_is_dropped() {
+    fn deferred_work_in_which_4_recoveries_end_is_poison() {
         let dir = tempfile::tempdir().unwrap();
         let [one, two] = [1, 2].map(|number| dir.path().join(format!("journal.{number}")));
         for journal in [&one, &two] {
@@ -307,10 +307,10 @@ mod tests {
         }
     }
 
-    // Fails if a recovery after that does the work, or leaves a store that is damaged; or if one before
-    // does not do it.
+    // Fails if recovery executes poison work, leaves a damaged store without it, or does not execute other
+    // work.
     #[test]
-    fn a_recovery_can_do_without_deferred_work() {
+    fn recovery_drops_poison_work_and_executes_other_work() {
         for tries in [0, MAX_ENDS] {
             let (fixture, _) = with_guest();
             fixture.ask(Operation::SetQuota, "1|nodes|100000|");
@@ -335,10 +335,10 @@ mod tests {
         }
     }
 
-    // Fails if the server after that carries such an input out when it comes again, refuses any other, or
-    // refuses clients for ever; or if the next process does not know what was refused.
+    // Fails if the server executes an input like the poison input, refuses any other, or refuses clients for
+    // ever; or if the next process does not know what was refused.
     #[test]
-    fn an_input_like_it_is_refused_when_it_comes_again() {
+    fn an_input_like_the_poison_input_is_refused() {
         let write = frame(Operation::Write, 0, "/a|poison");
         let poisons = [
             Input::Requests { conn: ConnId(7), now: 1, frames: &write },
@@ -351,7 +351,7 @@ mod tests {
             let is_refused = matches!(poison, Input::Requests { .. } | Input::Connect(_));
             assert_eq!(first == "EIO|", is_refused, "{poison:?}: {first}");
             assert_eq!(fixture.ask(Operation::Write, "/a|fine"), "OK|");
-            // All domains are gone.
+            // No domain exists any more.
             fixture.server.domains_changed();
             let is_there = fixture.server.with(|engine, _| engine.is_connected(conn));
             assert_eq!(is_there, poison == Input::DomainsChanged);
@@ -359,9 +359,9 @@ mod tests {
         }
     }
 
-    // Fails if events that are set aside are offered to the same connection for ever.
+    // Fails if poison events are fetched again and again for the same connection.
     #[test]
-    fn events_that_are_set_aside_are_the_end_of_their_connection() {
+    fn poison_events_end_their_connection() {
         let limit = u32::try_from(xenstore_protocol::server::Connection::HIGH_WATER).unwrap();
         let (_, conn) = with_guest();
         let (fixture, conn) = after(&Input::Events { conn, limit });

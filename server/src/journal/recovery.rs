@@ -113,13 +113,7 @@ fn finish(
     drop_work: bool,
 ) -> Result<Recovered, RecoveryError> {
     let records = recovery.records;
-    let interrupted = recovery.interrupted.take();
-    let interrupted = interrupted.as_deref().and_then(Input::parse);
-    if poison::note_input(path, interrupted.as_ref())
-        && let Some(input) = interrupted
-    {
-        recovery.refuse(&input)?;
-    }
+    recovery.refuse_interrupted(|input| poison::note_input(path, input))?;
     let has_work = recovery.engine.has_work();
     if has_work && (drop_work || poison::note_work(path)) {
         error!(
@@ -127,7 +121,7 @@ fn finish(
              dead domains may stay; if the process was killed for its memory, raise the limit; please \
              report it"
         );
-        recovery.drop_work()?;
+        recovery.refuse(&Input::Work { budget: u32::MAX })?;
     }
     let (engine, state) = recovery.finish()?;
     if has_work {
@@ -295,6 +289,19 @@ impl Recovery {
         Ok(())
     }
 
+    /// Refuses the last input if it was not executed and `is_poison` returns true for it. Returns true if
+    /// it is refused.
+    pub(super) fn refuse_interrupted(
+        &mut self,
+        is_poison: impl FnOnce(Option<&Input<'_>>) -> bool,
+    ) -> Result<bool, RecoveryError> {
+        let record = self.interrupted.take();
+        let input = record.as_deref().and_then(Input::parse);
+        let input = if is_poison(input.as_ref()) { input } else { None };
+        input.map_or(Ok(()), |input| self.refuse(&input))?;
+        Ok(input.is_some())
+    }
+
     /// Refuses an input, in recovery and in the running server alike:
     ///
     /// * A request gets the reply EIO.
@@ -311,8 +318,8 @@ impl Recovery {
                 Reply::Error(Errno::Eio).emit(&header, &mut out);
                 self.answered(*conn, frames, &out);
             }
-            // The engine whose deferred work failed is replaced by one without that work.
-            Input::Work { .. } => self.drop_work()?,
+            // A state does not contain deferred work.
+            Input::Work { .. } => self.restore(&self.engine.dump())?,
             Input::Connect(_) | Input::Events { .. } | Input::DomainsChanged => {}
             Input::Disconnect(conn) => {
                 self.change_state(|all| all.retain(|connection| connection.id != *conn))?;
@@ -329,11 +336,6 @@ impl Recovery {
             }
         }
         Ok(())
-    }
-
-    /// Drops the deferred work of the engine: a state does not contain it.
-    fn drop_work(&mut self) -> Result<(), RecoveryError> {
-        self.restore(&self.engine.dump())
     }
 
     /// Restores the engine from its state with changed connections.
