@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use xenstore_protocol::client::{Connection, Incoming};
+use xenstore_protocol::{ClientConnection, ServerMessage};
 use xenstore_protocol::{Operation, Request, RequestId, TxId};
 
 use crate::error::Error;
@@ -65,7 +65,7 @@ pub(crate) struct Shared {
 
 struct State {
     stream: Box<dyn ByteStream>,
-    connection: Connection,
+    connection: ClientConnection,
     /// Requests that somebody waits for; with their answer once it is there.
     answers: BTreeMap<RequestId, Option<Answer>>,
     mailboxes: BTreeMap<Vec<u8>, Mailbox>,
@@ -79,7 +79,7 @@ impl Shared {
     pub(crate) fn new(stream: impl ByteStream + 'static) -> Shared {
         let state = State {
             stream: Box::new(stream),
-            connection: Connection::default(),
+            connection: ClientConnection::default(),
             answers: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             last_token: 0,
@@ -238,14 +238,14 @@ impl State {
         let mut abandoned = Vec::new();
         while let Some(incoming) = connection.receive(&mut input).map_err(|e| broken(&e))? {
             match incoming {
-                Incoming::Reply { req_id, op, is_error, payload } => {
+                ServerMessage::Reply { req_id, op, is_error, payload } => {
                     let answer = Answer { op, is_error, payload: payload.to_vec() };
                     match answers.get_mut(&req_id) {
                         Some(slot) => *slot = Some(answer),
                         None => abandoned.push(answer),
                     }
                 }
-                Incoming::Event(event) => {
+                ServerMessage::Event(event) => {
                     // One for a watch that is no more is not a mistake: it was under way.
                     if let Some(mailbox) = mailboxes.get_mut(event.token) {
                         mailbox.put(event.path);

@@ -1,14 +1,24 @@
-//! The order in which a request is checked before it is looked at.
+//! The checks of a request that come before its execution, in their order.
 
-use crate::{Errno, Frame, Request, TxId};
+use crate::errno::Errno;
+use crate::frame::Frame;
+use crate::ids::TxId;
+use crate::request::Request;
 
-/// Decides whether a frame is a request that may go on, in the order of C xenstored, which can be
-/// seen in the name of the error:
+/// Returns the request in a frame, or the error that answers it.
 ///
-/// 1. an unknown type, or one that only a server sends: ENOSYS;
-/// 2. a type reserved to the control domain, from somebody else: EACCES;
-/// 3. a transaction id that the connection does not have: ENOENT (WATCH and UNWATCH ignore it);
-/// 4. a malformed payload: EINVAL.
+/// `privileged` states whether the connection is the control domain's, and `has_transaction` whether
+/// a transaction is open on the connection.
+///
+/// # Errors
+///
+/// The checks are those of C xenstored in the same order, which decides over the error if several
+/// fail:
+///
+/// 1. `ENOSYS` for an unknown type, or one that only a server sends;
+/// 2. `EACCES` for a type that only the control domain may send, from another domain;
+/// 3. `ENOENT` for a transaction id that is not open (WATCH and UNWATCH accept any id);
+/// 4. `EINVAL` for a malformed payload.
 pub fn admit<'a>(
     frame: &Frame<'a>,
     privileged: bool,
@@ -28,35 +38,35 @@ pub fn admit<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Header;
+    use crate::header::Header;
 
-    fn try_it(ty: u32, tx_id: u32, payload: &[u8], privileged: bool) -> Option<Errno> {
+    fn error_of(ty: u32, tx_id: u32, payload: &[u8], privileged: bool) -> Option<Errno> {
         let frame =
             Frame { header: Header { ty, tx_id: TxId(tx_id), ..Header::default() }, payload };
         admit(&frame, privileged, |id| id == TxId(1)).err()
     }
 
-    // Fails if a later check answers before an earlier one.
+    // Fails if a check precedes one that C xenstored does before it.
     #[test]
-    fn checks_come_in_the_order_of_c_xenstored() {
+    fn first_failing_check_decides_over_the_error() {
         use Errno::*;
-        // Each row is wrong in all that follows its reason as well.
-        assert_eq!(try_it(20, 9, b"", false), Some(Enosys));
-        assert_eq!(try_it(27, 9, b"", false), Some(Enosys));
-        assert_eq!(try_it(65535, 9, b"", true), Some(Enosys));
-        assert_eq!(try_it(15, 9, b"", false), Some(Enosys));
-        assert_eq!(try_it(9, 9, b"", false), Some(Eacces));
-        assert_eq!(try_it(9, 9, b"", true), Some(Enoent));
-        assert_eq!(try_it(9, 1, b"", true), Some(Einval));
-        assert_eq!(try_it(2, 9, b"", false), Some(Enoent));
-        assert_eq!(try_it(2, 1, b"", false), Some(Einval));
-        assert_eq!(try_it(2, 1, b"/a\0", false), None);
+        // Each row fails all later checks too.
+        assert_eq!(error_of(20, 9, b"", false), Some(Enosys));
+        assert_eq!(error_of(27, 9, b"", false), Some(Enosys));
+        assert_eq!(error_of(65535, 9, b"", true), Some(Enosys));
+        assert_eq!(error_of(15, 9, b"", false), Some(Enosys));
+        assert_eq!(error_of(9, 9, b"", false), Some(Eacces));
+        assert_eq!(error_of(9, 9, b"", true), Some(Enoent));
+        assert_eq!(error_of(9, 1, b"", true), Some(Einval));
+        assert_eq!(error_of(2, 9, b"", false), Some(Enoent));
+        assert_eq!(error_of(2, 1, b"", false), Some(Einval));
+        assert_eq!(error_of(2, 1, b"/a\0", false), None);
     }
 
-    // Fails if a stale transaction id makes WATCH or UNWATCH fail.
+    // Fails if WATCH or UNWATCH checks the transaction id.
     #[test]
-    fn watches_ignore_the_transaction_id() {
-        assert_eq!(try_it(4, 9, b"/a\0t\0", false), None);
-        assert_eq!(try_it(5, 9, b"/a\0t\0", false), None);
+    fn watch_and_unwatch_accept_an_unknown_transaction_id() {
+        assert_eq!(error_of(4, 9, b"/a\0t\0", false), None);
+        assert_eq!(error_of(5, 9, b"/a\0t\0", false), None);
     }
 }

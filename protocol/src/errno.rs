@@ -1,26 +1,27 @@
-//! The error names that may stand in an ERROR reply.
+//! The errors of ERROR replies.
 
 use core::fmt;
 
 macro_rules! errnos {
     ($($variant:ident $text:literal $meaning:literal,)*) => {
-        /// An error as it goes over the wire: a name from the table in `xs_wire.h`, and no other,
-        /// since clients read every unknown name as EINVAL.
+        /// An error of the protocol (`xsd_errors` in `xs_wire.h`). It is sent by its name. Clients read
+        /// any other name as `EINVAL`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         pub enum Errno {
             $(#[doc = $meaning] $variant,)*
         }
 
         impl Errno {
-            /// Every name, in the order of the table.
+            /// All errors, in the order of `xsd_errors`.
             pub const ALL: &'static [Errno] = &[$(Errno::$variant,)*];
 
-            /// The name, for example `ENOENT`.
+            /// The name on the wire, for example `ENOENT`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Errno::$variant => $text,)* }
             }
 
-            /// What it means, in a few words for a person.
+            /// The meaning, in a few words.
             pub fn meaning(self) -> &'static str {
                 match self { $(Errno::$variant => $meaning,)* }
             }
@@ -48,7 +49,7 @@ errnos! {
 }
 
 impl Errno {
-    /// The error with this name.
+    /// The error with this name, or `None` if there is none.
     pub fn parse(name: &[u8]) -> Option<Errno> {
         Self::ALL.iter().copied().find(|e| e.as_str().as_bytes() == name)
     }
@@ -66,13 +67,13 @@ impl core::error::Error for Errno {}
 mod tests {
     use super::*;
 
-    // Fails if a name is missing from, or foreign to, the table of xs_wire.h.
+    // Fails if the names are not those of xs_wire.h.
     #[test]
-    fn names_are_those_of_the_table_in_its_order() {
+    fn names_match_xsd_errors_in_order() {
         let table = "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS \
                      EBUSY EAGAIN EISCONN E2BIG EPERM";
-        let ours: alloc::vec::Vec<_> = Errno::ALL.iter().map(|e| e.as_str()).collect();
-        assert_eq!(ours, table.split_whitespace().collect::<alloc::vec::Vec<_>>());
+        let names: alloc::vec::Vec<_> = Errno::ALL.iter().map(|e| e.as_str()).collect();
+        assert_eq!(names, table.split_whitespace().collect::<alloc::vec::Vec<_>>());
         for error in Errno::ALL {
             assert_eq!(Errno::parse(error.as_str().as_bytes()), Some(*error));
         }

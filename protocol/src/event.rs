@@ -1,57 +1,81 @@
 //! Watch events.
 
 use alloc::vec::Vec;
+use core::fmt;
 
-use crate::{HEADER_LEN, Header, Operation, PAYLOAD_MAX, RequestId, Strings, TxId};
+use crate::header::Header;
+use crate::ids::{RequestId, TxId};
+use crate::limits::{HEADER_LEN, PAYLOAD_MAX};
+use crate::operation::Operation;
+use crate::strings::Strings;
 
-/// "Something changed at `path`, which the watch with `token` is about."
+/// The event that a node at or below a watched path has changed.
+///
+/// ```
+/// use xenstore_protocol::WatchEvent;
+///
+/// let mut out = Vec::new();
+/// WatchEvent { path: b"/a", token: b"t" }.emit(&mut out)?;
+/// assert_eq!(WatchEvent::parse(&out[16..]), Some(WatchEvent { path: b"/a", token: b"t" }));
+/// # Ok::<(), xenstore_protocol::EventTooLong>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchEvent<'a> {
-    /// Spelled as the watch was: relative for a relative watch.
+    /// The changed path: relative if the path of the watch is relative.
     pub path: &'a [u8],
-    /// As given to WATCH.
+    /// The token of the watch.
     pub token: &'a [u8],
 }
 
+/// Path and token of an event exceed [`PAYLOAD_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventTooLong(
+    /// The length of the payload, in bytes.
+    pub usize,
+);
+
+impl fmt::Display for EventTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event of {} bytes, the limit is {PAYLOAD_MAX}", self.0)
+    }
+}
+
+impl core::error::Error for EventTooLong {}
+
 impl<'a> WatchEvent<'a> {
-    /// Payload bytes.
-    pub fn len(&self) -> usize {
+    /// Bytes of the payload: both strings with their NULs.
+    pub fn payload_len(&self) -> usize {
         self.path.len() + self.token.len() + 2
     }
 
-    /// Never: there are always two NULs.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Reads a payload: exactly two strings.
+    /// Reads a payload. Returns `None` unless it is exactly two strings.
     pub fn parse(payload: &'a [u8]) -> Option<WatchEvent<'a>> {
         let mut strings = Strings::new(payload);
         let event = WatchEvent { path: strings.next()?, token: strings.next()? };
         strings.rest().is_empty().then_some(event)
     }
 
-    /// Writes header and payload. Both ids are 0; Windows drivers insist. Writes nothing and says
-    /// so if the event does not fit a message (XSA-324).
-    pub fn emit(&self, out: &mut Vec<u8>) -> bool {
-        if self.len() > PAYLOAD_MAX {
-            return false;
+    /// Appends header and payload. Both ids are 0; drivers of Windows require it.
+    ///
+    /// # Errors
+    ///
+    /// Fails, and appends nothing, if the payload exceeds [`PAYLOAD_MAX`] (XSA-324).
+    pub fn emit(&self, out: &mut Vec<u8>) -> Result<(), EventTooLong> {
+        let len = self.payload_len();
+        if len > PAYLOAD_MAX {
+            return Err(EventTooLong(len));
         }
+        out.reserve(HEADER_LEN + len);
         #[allow(clippy::cast_possible_truncation)] // at most PAYLOAD_MAX
-        let len = self.len() as u32;
-        let header = Header {
-            ty: Operation::WatchEvent.as_wire(),
-            req_id: RequestId::EVENT,
-            tx_id: TxId::NONE,
-            len,
-        };
-        out.reserve(HEADER_LEN + self.len());
+        let len = len as u32;
+        let ty = Operation::WatchEvent.as_wire();
+        let header = Header { ty, req_id: RequestId::EVENT, tx_id: TxId::NONE, len };
         out.extend_from_slice(&header.emit());
         for text in [self.path, self.token] {
             out.extend_from_slice(text);
             out.push(0);
         }
-        true
+        Ok(())
     }
 }
 
@@ -59,16 +83,17 @@ impl<'a> WatchEvent<'a> {
 mod tests {
     use super::*;
 
-    // Fails if ids are not 0, a NUL is missing, or the limit of 4096 is off by one (XSA-324).
+    // Fails if an id is not 0, a NUL is missing, or the limit of 4,096 bytes is off by one (XSA-324).
     #[test]
-    fn events_are_two_strings_of_at_most_4096_bytes() {
+    fn event_is_two_strings_of_at_most_4096_bytes() {
         let mut out = Vec::new();
-        assert!(WatchEvent { path: b"/a", token: b"t" }.emit(&mut out));
+        assert_eq!(WatchEvent { path: b"/a", token: b"t" }.emit(&mut out), Ok(()));
         assert_eq!(out, b"\x0f\0\0\0\0\0\0\0\0\0\0\0\x05\0\0\0/a\0t\0");
         let token = [b't'; 4092];
-        assert!(WatchEvent { path: b"/a", token: &token }.emit(&mut Vec::new()));
+        assert_eq!(WatchEvent { path: b"/a", token: &token }.emit(&mut Vec::new()), Ok(()));
         let mut none = Vec::new();
-        assert!(!WatchEvent { path: b"/ab", token: &token }.emit(&mut none));
+        let error = WatchEvent { path: b"/ab", token: &token }.emit(&mut none);
+        assert_eq!(error, Err(EventTooLong(4097)));
         assert!(none.is_empty());
         assert_eq!(WatchEvent::parse(b"/a\0t\0x"), None);
         assert_eq!(WatchEvent::parse(b"/a\0"), None);

@@ -107,9 +107,9 @@ impl Not for Features {
 mod tests {
     use super::*;
 
-    // Fails if a bit differs from xs_wire.h, or a bit without a name counts as known.
+    // Fails if a bit differs from xs_wire.h, or ALL contains a bit without a name.
     #[test]
-    fn bits_are_those_of_xs_wire_h() {
+    fn bits_match_xs_wire_h() {
         let all =
             [Features::RECONNECT, Features::ERROR, Features::WATCH_DEPTH, Features::DOMID_ANY];
         assert_eq!(all.map(Features::bits), [1, 2, 4, 8]);

@@ -1,17 +1,19 @@
 //! The header of a frame.
 
-use crate::{HEADER_LEN, Operation, RequestId, TxId};
+use crate::ids::{RequestId, TxId};
+use crate::limits::HEADER_LEN;
+use crate::operation::Operation;
 
 /// The first 16 bytes of every frame (`struct xsd_sockmsg`): four little-endian words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// Message type; see [`crate::Operation`].
+    /// Message type: the number of an [`Operation`], or an unknown one.
     pub ty: u32,
-    /// Chosen by the client, echoed in the reply.
+    /// The client chooses it; the server copies it into the reply.
     pub req_id: RequestId,
-    /// Transaction that the request belongs to, or 0.
+    /// The transaction of the request, or [`TxId::NONE`].
     pub tx_id: TxId,
-    /// Bytes of payload that follow.
+    /// Bytes of the payload.
     pub len: u32,
 }
 
@@ -48,9 +50,9 @@ impl Header {
 mod tests {
     use super::*;
 
-    // Fails if a field moves or changes its byte order against struct xsd_sockmsg.
+    // Fails if the offset or byte order of a field differs from struct xsd_sockmsg.
     #[test]
-    fn header_layout_is_that_of_xsd_sockmsg() {
+    fn layout_matches_xsd_sockmsg() {
         let bytes = [2, 0, 0, 0, 7, 1, 0, 0, 9, 0, 0, 0, 0, 16, 0, 0];
         let header = Header::parse(&bytes);
         assert_eq!(header, Header { ty: 2, req_id: RequestId(263), tx_id: TxId(9), len: 4096 });

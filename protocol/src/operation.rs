@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::TxId;
+use crate::ids::TxId;
 
 /// The part of a node that a request on the tree reads.
 ///
@@ -43,7 +43,7 @@ enum IdRule {
 
 /// What an operation changes outside a transaction.
 #[derive(Clone, Copy)]
-enum Effect {
+enum OpEffect {
     /// Nothing.
     Reads,
     /// Nothing that a reply shows, but the server may create its record of a domain.
@@ -58,7 +58,7 @@ struct Row {
     name: &'static str,
     sender: Sender,
     id_rule: IdRule,
-    effect: Effect,
+    effect: OpEffect,
     facet: Option<Facet>,
 }
 
@@ -68,7 +68,7 @@ impl Row {
         name: "",
         sender: Sender::Server,
         id_rule: IdRule::Ignored,
-        effect: Effect::Reads,
+        effect: OpEffect::Reads,
         facet: None,
     };
 }
@@ -101,7 +101,7 @@ macro_rules! operations {
                 name: $name,
                 sender: Sender::$sender,
                 id_rule: IdRule::$id_rule,
-                effect: Effect::$effect,
+                effect: OpEffect::$effect,
                 facet: operations!(@facet $facet),
             };)*
             table
@@ -189,7 +189,7 @@ impl Operation {
     /// Returns true if it does not change what a later request returns.
     #[inline]
     pub const fn is_read_only(self) -> bool {
-        !matches!(self.row().effect, Effect::Changes)
+        !matches!(self.row().effect, OpEffect::Changes)
     }
 
     /// Returns true if a journal must record the request with this transaction id, so that replaying
@@ -197,7 +197,7 @@ impl Operation {
     /// transaction records what it has read.
     #[inline]
     pub const fn is_journaled(self, tx_id: TxId) -> bool {
-        !matches!(self.row().effect, Effect::Reads) || tx_id.0 != TxId::NONE.0
+        !matches!(self.row().effect, OpEffect::Reads) || tx_id.0 != TxId::NONE.0
     }
 
     /// The part of the node that it reads, or `None` if it is not a request on the tree.

@@ -1,17 +1,28 @@
-//! Paths: what a client may write, and what it means.
+//! Paths: their syntax, and the nodes that they name.
 
 use alloc::borrow::Cow;
 use alloc::format;
 use core::fmt;
 
-use crate::{ABS_PATH_MAX, DomId, decimal};
+use crate::ids::DomId;
+use crate::limits::ABS_PATH_MAX;
+use crate::strings::decimal;
 
-/// A path as a client writes it: absolute, relative to the client's own `/local/domain/N/`, or the
-/// name of a special node. Only legal characters, no empty component.
+/// A path as a client writes it: absolute, relative to the client's `/local/domain/N/`, or the name
+/// of a special node. It has only legal characters and no empty component.
+///
+/// ```
+/// use xenstore_protocol::{DomId, Path};
+///
+/// let path = Path::parse(b"device/vif").expect("a valid path");
+/// let node = path.resolve(DomId(5)).expect("within 3,072 bytes");
+/// assert_eq!(node.as_str(), "/local/domain/5/device/vif");
+/// assert_eq!(Path::parse(b"/a//b"), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Path<'a>(&'a str);
 
-/// The three kinds of [`Path`].
+/// The kinds of [`Path`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathKind {
     /// Starts with `/`.
@@ -22,7 +33,7 @@ pub enum PathKind {
     Relative,
 }
 
-/// Characters of a path.
+/// The characters that a path may have.
 const LEGAL: [bool; 256] = {
     let (mut legal, mut byte) = ([false; 256], 0_u8);
     while byte < 128 {
@@ -34,26 +45,26 @@ const LEGAL: [bool; 256] = {
 };
 
 impl<'a> Path<'a> {
-    /// Takes a path, or nothing if it is malformed.
+    /// Reads a path. Returns `None` if it is malformed.
     pub fn parse(bytes: &'a [u8]) -> Option<Path<'a>> {
-        // In one pass: every request has a path.
-        let (mut last, mut fine) = (0, !bytes.is_empty());
+        // One pass over the bytes: most requests have a path.
+        let (mut last, mut valid) = (0, !bytes.is_empty());
         for &byte in bytes {
-            fine &= LEGAL[usize::from(byte)] && (byte, last) != (b'/', b'/');
+            valid &= LEGAL[usize::from(byte)] && (byte, last) != (b'/', b'/');
             last = byte;
         }
-        if !fine || (last == b'/' && bytes.len() > 1) {
+        if !valid || (last == b'/' && bytes.len() > 1) {
             return None;
         }
         core::str::from_utf8(bytes).ok().map(Path)
     }
 
-    /// The text as written.
+    /// The text.
     pub fn as_str(self) -> &'a str {
         self.0
     }
 
-    /// Which kind of path it is.
+    /// The kind of the path.
     pub fn kind(self) -> PathKind {
         match self.0.as_bytes()[0] {
             b'/' => PathKind::Absolute,
@@ -62,8 +73,8 @@ impl<'a> Path<'a> {
         }
     }
 
-    /// The node that the path means for a client of domain `domid`. Nothing if that is longer than
-    /// [`ABS_PATH_MAX`]. A special path stays as it is.
+    /// The path of the node for a client of domain `domid`. Returns `None` if it is longer than
+    /// [`ABS_PATH_MAX`]. A special path is returned unchanged.
     pub fn resolve(self, domid: DomId) -> Option<AbsPath<'a>> {
         let text = match self.kind() {
             PathKind::Relative => Cow::Owned(format!("/local/domain/{domid}/{}", self.0)),
@@ -84,7 +95,8 @@ impl fmt::Display for Path<'_> {
 pub struct AbsPath<'a>(Cow<'a, str>);
 
 impl<'a> AbsPath<'a> {
-    /// Takes an absolute or special path.
+    /// Reads an absolute or special path. Returns `None` if it is relative, malformed or longer than
+    /// [`ABS_PATH_MAX`].
     pub fn parse(bytes: &'a [u8]) -> Option<AbsPath<'a>> {
         let path = Path::parse(bytes)?;
         (path.kind() != PathKind::Relative).then(|| path.resolve(DomId::DOM0)).flatten()
@@ -95,27 +107,27 @@ impl<'a> AbsPath<'a> {
         &self.0
     }
 
-    /// Is it the name of a special node?
+    /// Returns true if it is the name of a special node.
     pub fn is_special(&self) -> bool {
         self.0.starts_with('@')
     }
 
-    /// Is it `/`?
+    /// Returns true if it is `/`.
     pub fn is_root(&self) -> bool {
         self.0 == "/"
     }
 
-    /// The names on the way from the root; none for `/`.
+    /// The names of the nodes from the root down; none for `/`.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/').filter(|name| !name.is_empty())
     }
 
-    /// The text itself.
+    /// The text, borrowed if the path is.
     pub fn into_inner(self) -> Cow<'a, str> {
         self.0
     }
 
-    /// The same, owning its text.
+    /// The same path with an owned text.
     pub fn into_owned(self) -> AbsPath<'static> {
         AbsPath(Cow::Owned(self.0.into_owned()))
     }
@@ -127,13 +139,14 @@ impl fmt::Display for AbsPath<'_> {
     }
 }
 
-/// Bytes of a leading `/local/domain/N/`, which do not count against a domain's path limit, so that
-/// its paths stay valid when its domid changes on migration (XSA-323). 0 without such a prefix.
+/// Returns the length of a leading `/local/domain/N/`, or 0 if there is none. The prefix does not
+/// count against a domain's path limit: its paths remain valid when a migration changes its domid
+/// (XSA-323).
 pub fn domain_prefix_len(path: &str) -> usize {
     const BASE: &str = "/local/domain/";
     let Some(rest) = path.strip_prefix(BASE) else { return 0 };
     match rest.split_once('/') {
-        // As C xenstored, which reads five digits at the most.
+        // As in C xenstored, which reads at most five digits.
         Some((domid, _)) if domid.len() <= 5 && decimal::<u16>(domid.as_bytes()).is_some() => {
             BASE.len() + domid.len() + 1
         }
@@ -146,10 +159,10 @@ mod tests {
     use super::*;
     use alloc::string::String;
 
-    // Fails if a character, an empty component or a trailing slash slips through (XSA-481: every
-    // malformed variant of /local/domain/N/x must be refused, not half-accepted).
+    // Fails if a path with an illegal character, an empty component or a trailing slash is accepted
+    // (XSA-481: no malformed variant of /local/domain/N/x may be accepted in part).
     #[test]
-    fn malformed_paths_are_refused() {
+    fn malformed_path_is_refused() {
         for good in ["/", "/a", "a", "/a-b_c@d/E9", "@x", "local/domain", "/local/domain/5"] {
             assert!(Path::parse(good.as_bytes()).is_some(), "{good:?}");
         }
@@ -173,9 +186,9 @@ mod tests {
         }
     }
 
-    // Fails if a relative path is resolved against another domain or a limit is off by one.
+    // Fails if a relative path is resolved for another domain, or the limit is off by one.
     #[test]
-    fn resolution_prefixes_the_callers_domain() {
+    fn relative_path_gets_the_prefix_of_the_domain() {
         let resolve = |p: &str, d| {
             Path::parse(p.as_bytes()).unwrap().resolve(DomId(d)).map(|p| String::from(p.as_str()))
         };
@@ -188,9 +201,9 @@ mod tests {
         assert_eq!(resolve(&longest[1..], 0), None);
     }
 
-    // Fails if the part of a path that its limit counts is measured wrongly (XSA-323).
+    // Fails if the prefix that a limit does not count is measured wrongly (XSA-323).
     #[test]
-    fn domain_prefix_is_not_counted() {
+    fn domain_prefix_has_a_domid_of_at_most_five_digits() {
         assert_eq!(domain_prefix_len("/local/domain/12/data"), 17);
         for none in [
             "/local/domain/12",

@@ -3,23 +3,24 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{DomId, decimal};
+use crate::ids::DomId;
+use crate::strings::{Strings, decimal};
 
-/// What an entry grants.
+/// The access that an entry grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// Nothing, written `n`.
     None,
-    /// Reading, written `r`.
+    /// Read access, written `r`.
     Read,
-    /// Writing, written `w`.
+    /// Write access, written `w`.
     Write,
     /// Both, written `b`.
     Both,
 }
 
 impl Access {
-    /// Reads the letter.
+    /// Reads a letter. Returns `None` for any other.
     pub fn parse(letter: u8) -> Option<Access> {
         Some(match letter {
             b'n' => Access::None,
@@ -40,12 +41,12 @@ impl Access {
         }
     }
 
-    /// Does it grant all that `wanted` asks for?
+    /// Returns true if it grants all access in `wanted`.
     pub fn grants(self, wanted: Access) -> bool {
         self.bits() & wanted.bits() == wanted.bits()
     }
 
-    /// What this and the other grant together.
+    /// The access that this and `other` grant together.
     #[must_use]
     pub fn union(self, other: Access) -> Access {
         match self.bits() | other.bits() {
@@ -66,18 +67,20 @@ impl Access {
     }
 }
 
-/// One entry: what a domain may do. In the first entry of a list the domain is the owner, who may
-/// do everything, and the letter is what domains without an entry may do.
+/// One entry of a permission list.
+///
+/// The first entry of a list names the owner, which has all access; its letter is the access of
+/// domains without an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Perm {
-    /// What is granted.
+    /// The access.
     pub access: Access,
-    /// To whom.
+    /// The domain that has it.
     pub domid: DomId,
 }
 
 impl Perm {
-    /// Reads `letter domid`, for example `r5`.
+    /// Reads an entry, for example `r5`. Returns `None` if it is malformed.
     pub fn parse(text: &[u8]) -> Option<Perm> {
         let (&letter, domid) = text.split_first()?;
         Some(Perm { access: Access::parse(letter)?, domid: DomId(decimal(domid)?) })
@@ -90,18 +93,26 @@ impl fmt::Display for Perm {
     }
 }
 
-/// A list of entries on the wire, each NUL-terminated; at least one.
+/// A permission list: at least one entry, each NUL-terminated on the wire.
+///
+/// ```
+/// use xenstore_protocol::Perms;
+///
+/// let perms = Perms::parse(b"n0\0r5\0").expect("a valid list");
+/// assert_eq!(perms.0[1].to_string(), "r5");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Perms(pub Vec<Perm>);
 
 impl Perms {
-    /// Reads the entries; bytes behind the last NUL are ignored, as C xenstored does.
+    /// Reads the entries. Ignores bytes after the last NUL, as C xenstored does. Returns `None` if an
+    /// entry is malformed or there is none.
     pub fn parse(bytes: &[u8]) -> Option<Perms> {
-        let entries: Option<Vec<Perm>> = crate::Strings::new(bytes).map(Perm::parse).collect();
+        let entries: Option<Vec<Perm>> = Strings::new(bytes).map(Perm::parse).collect();
         entries.filter(|e| !e.is_empty()).map(Perms)
     }
 
-    /// Writes the entries.
+    /// Appends the entries.
     pub fn emit(&self, out: &mut Vec<u8>) {
         for perm in &self.0 {
             out.extend_from_slice(alloc::format!("{perm}\0").as_bytes());
@@ -113,9 +124,9 @@ impl Perms {
 mod tests {
     use super::*;
 
-    // Fails if an entry in a form that no client sends is taken, or a legal one is refused.
+    // Fails if a malformed entry is accepted, or a valid one refused.
     #[test]
-    fn entries_round_trip_and_junk_is_refused() {
+    fn valid_entries_round_trip_and_others_are_refused() {
         for text in ["n0", "r5", "w32757", "b65535"] {
             let perm = Perm::parse(text.as_bytes()).unwrap();
             assert_eq!(alloc::format!("{perm}"), text);
@@ -129,9 +140,9 @@ mod tests {
         assert_eq!(Perms::parse(b"n0\0x1\0"), None);
     }
 
-    // Fails if a right is granted that its letter does not name.
+    // Fails if a letter grants access that it does not stand for.
     #[test]
-    fn letters_grant_what_they_say() {
+    fn letter_grants_only_its_access() {
         assert!(Access::Both.grants(Access::Read) && Access::Both.grants(Access::Write));
         assert!(!Access::Read.grants(Access::Write) && !Access::Write.grants(Access::Read));
         assert!(!Access::Read.grants(Access::Both) && Access::None.grants(Access::None));

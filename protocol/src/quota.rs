@@ -1,14 +1,15 @@
-//! The names of the quotas that GET_QUOTA, SET_QUOTA and CONTROL `quota` know.
+//! The quotas of GET_QUOTA, SET_QUOTA and CONTROL `quota`.
 
 macro_rules! quotas {
     ($($variant:ident $text:literal $default:literal $meaning:literal,)*) => {
-        /// A limit on what one unprivileged domain may make the server keep. A quota of N allows N;
-        /// 0 means no limit. Never applied to the control domain.
+        /// A limit on the resources of the server that one domain may use. A quota of N allows N; 0
+        /// means no limit. The control domain has no limits.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         pub enum Quota { $(#[doc = $meaning] $variant,)* }
 
         impl Quota {
-            /// Every quota, in the order in which GET_QUOTA lists them.
+            /// All quotas, in the order of GET_QUOTA.
             pub const ALL: &'static [Quota] = &[$(Quota::$variant,)*];
 
             /// The name on the wire.
@@ -16,12 +17,12 @@ macro_rules! quotas {
                 match self { $(Quota::$variant => $text,)* }
             }
 
-            /// What it limits, for CONTROL `quota`.
+            /// The resource that it limits, as CONTROL `quota` prints it.
             pub fn meaning(self) -> &'static str {
                 match self { $(Quota::$variant => $meaning,)* }
             }
 
-            /// The limit where nothing else is said; C xenstored's.
+            /// The default, which is that of C xenstored.
             pub fn default_limit(self) -> u32 {
                 match self { $(Quota::$variant => $default,)* }
             }
@@ -43,7 +44,7 @@ quotas! {
 }
 
 impl Quota {
-    /// The quota with this name.
+    /// The quota with this name, or `None` if there is none.
     pub fn parse(name: &[u8]) -> Option<Quota> {
         Self::ALL.iter().copied().find(|q| q.name().as_bytes() == name)
     }

@@ -1,4 +1,4 @@
-//! Replies: what a server may answer, read from and written to payloads.
+//! Replies, and their payloads.
 
 use alloc::borrow::Cow;
 use alloc::format;
@@ -6,71 +6,87 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{
-    DomId, Errno, Features, HEADER_LEN, Header, Operation, PAYLOAD_MAX, Perms, Quota, Strings,
-    TxId, decimal,
-};
+use crate::errno::Errno;
+use crate::features::Features;
+use crate::header::Header;
+use crate::ids::{DomId, TxId};
+use crate::limits::{HEADER_LEN, PAYLOAD_MAX};
+use crate::operation::Operation;
+use crate::perm::Perms;
+use crate::quota::Quota;
+use crate::strings::{Strings, decimal};
 
-/// The answer to one request.
+/// The reply to one request.
+///
+/// ```
+/// use xenstore_protocol::{Errno, Header, Operation, Reply};
+///
+/// let request = Header { ty: Operation::Read.as_wire(), ..Header::default() };
+/// let mut out = Vec::new();
+/// Reply::Error(Errno::Enoent).emit(&request, &mut out);
+/// assert_eq!(&out[16..], b"ENOENT\0");
+/// assert_eq!(Reply::parse(Operation::Read, true, b"ENOENT\0"), Ok(Reply::Error(Errno::Enoent)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reply<'a> {
-    /// Done.
+    /// The request succeeded.
     Ok,
-    /// Not done, and why.
+    /// The request failed.
     Error(Errno),
-    /// Value of a node (READ) or output of a command (CONTROL), byte for byte.
+    /// The value of a node (READ) or the output of a command (CONTROL).
     Bytes(Cow<'a, [u8]>),
-    /// Names of the children, each NUL-terminated (DIRECTORY).
+    /// The names of the children, each NUL-terminated (DIRECTORY).
     Names(Cow<'a, [u8]>),
     /// A part of the names (DIRECTORY_PART).
     Part {
-        /// As long as it is the same in two replies, so is the whole list.
+        /// The generation of the list. Parts with equal generations are of the same list.
         generation: u64,
-        /// Bytes of the list of names from the offset asked for.
+        /// Bytes of the list from the requested offset on.
         names: Cow<'a, [u8]>,
-        /// Is this the end of the list?
+        /// True at the end of the list.
         last: bool,
     },
-    /// Permission list (GET_PERMS).
+    /// The permission list of a node (GET_PERMS).
     Perms(Perms),
-    /// Id of the transaction opened (TRANSACTION_START).
+    /// The id of the new transaction (TRANSACTION_START).
     Transaction(TxId),
-    /// Where a domain's nodes are (GET_DOMAIN_PATH).
+    /// The path of a domain's nodes (GET_DOMAIN_PATH).
     DomainPath(String),
-    /// Is the domain connected? (IS_DOMAIN_INTRODUCED)
+    /// True if the domain is introduced (IS_DOMAIN_INTRODUCED).
     Introduced(bool),
     /// The features that a domain is offered (GET_FEATURE).
     Features(Features),
     /// The value of a quota (GET_QUOTA).
     Number(u32),
-    /// Names of all quotas that the server has (GET_QUOTA).
+    /// The names of the quotas of the server, separated by blanks (GET_QUOTA).
     QuotaNames(Cow<'a, str>),
 }
 
-/// A reply that breaks the protocol.
+/// The payload of a reply is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MalformedReply(
-    /// The request that it answers.
+    /// The type of the request.
     pub Operation,
 );
 
 impl fmt::Display for MalformedReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "malformed reply to {}", self.0.name())
+        write!(f, "malformed reply to {}", self.0)
     }
 }
 
 impl core::error::Error for MalformedReply {}
 
 impl<'a> Reply<'a> {
-    /// The bytes of GET_QUOTA's list of names for a server that has all of them.
+    /// The reply to GET_QUOTA of a server that has every [`Quota`].
     pub fn all_quota_names() -> Reply<'static> {
         let names: Vec<&str> = Quota::ALL.iter().map(|q| q.name()).collect();
         Reply::QuotaNames(Cow::Owned(names.join(" ")))
     }
 
-    /// Writes header and payload of the reply to a request that came with header `request`.
-    /// A payload over [`PAYLOAD_MAX`] becomes the error E2BIG.
+    /// Appends header and payload of the reply to a request with header `request`. The error E2BIG
+    /// replaces a payload over [`PAYLOAD_MAX`].
     pub fn emit(&self, request: &Header, out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + HEADER_LEN, 0);
@@ -115,13 +131,17 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Where the nodes of `domid` are.
+    /// The reply to GET_DOMAIN_PATH for `domid`.
     pub fn domain_path(domid: DomId) -> Reply<'static> {
         Reply::DomainPath(format!("/local/domain/{domid}"))
     }
 
-    /// Reads the payload of a reply to a request of type `op`; `is_error` says that the reply's
-    /// own type was ERROR. An error name that is not in the table is EINVAL, as in libxenstore.
+    /// Reads the payload of a reply to a request of type `op`. `is_error` states whether the type of
+    /// the reply is ERROR. An unknown error name is read as `EINVAL`, as in libxenstore.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the payload is malformed.
     pub fn parse(
         op: Operation,
         is_error: bool,
@@ -165,7 +185,7 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// `generation NUL names`, with one more NUL at the end of the list.
+/// Reads `generation NUL names`, followed by one more NUL at the end of the list.
 fn parse_part(payload: &[u8]) -> Option<Reply<'_>> {
     let mut strings = Strings::new(payload);
     let generation = decimal(strings.next()?)?;
@@ -180,7 +200,7 @@ fn parse_part(payload: &[u8]) -> Option<Reply<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RequestId;
+    use crate::ids::RequestId;
 
     const REQUEST: Header = Header { ty: 0, req_id: RequestId(7), tx_id: TxId(3), len: 99 };
 
@@ -192,7 +212,7 @@ mod tests {
         (header, out.split_off(HEADER_LEN))
     }
 
-    // Fails if a reply's bytes differ from docs/misc/xenstore.txt or do not read back the same.
+    // Fails if a payload differs from docs/misc/xenstore.txt, or does not round-trip.
     #[test]
     fn replies_have_the_documented_bytes_and_round_trip() {
         let bytes = |b: &'static [u8]| Cow::Borrowed(b);
@@ -226,9 +246,9 @@ mod tests {
         }
     }
 
-    // Fails if an error loses its NUL, its type or the ids of its request.
+    // Fails if an error lacks its NUL, its type or the ids of its request.
     #[test]
-    fn errors_are_their_name_with_a_nul() {
+    fn error_is_its_name_and_a_nul() {
         let (header, out) = emit(&Reply::Error(Errno::Enoent), Operation::Read);
         assert_eq!((header.ty, header.req_id, header.tx_id), (16, REQUEST.req_id, REQUEST.tx_id));
         assert_eq!(out, b"ENOENT\0");
@@ -239,9 +259,9 @@ mod tests {
         );
     }
 
-    // Fails if the limit of 4096 bytes is off by one in either direction (XSA-72).
+    // Fails if the limit of 4,096 bytes is off by one (XSA-72).
     #[test]
-    fn replies_over_the_limit_become_e2big() {
+    fn reply_over_the_limit_becomes_e2big() {
         let fits = Reply::Bytes(Cow::Owned(alloc::vec![b'x'; PAYLOAD_MAX]));
         assert_eq!(emit(&fits, Operation::Read).0.len, 4096);
         let over = Reply::Bytes(Cow::Owned(alloc::vec![b'x'; PAYLOAD_MAX + 1]));
@@ -249,9 +269,9 @@ mod tests {
         assert_eq!((header.ty, out), (16, b"E2BIG\0".to_vec()));
     }
 
-    // Fails if a client would take a broken reply for a good one.
+    // Fails if a malformed reply is accepted.
     #[test]
-    fn malformed_replies_are_refused() {
+    fn malformed_reply_is_refused() {
         for (op, payload) in [
             (Operation::Write, &b"OK"[..]),
             (Operation::Write, b"NO\0"),

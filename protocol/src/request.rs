@@ -1,132 +1,151 @@
-//! Requests: what a client may ask, read from and written to payloads.
+//! Requests, and their payloads.
 
 use alloc::vec::Vec;
 
-use crate::{
-    DomId, Errno, EvtchnPort, Features, Gfn, Operation, Path, Perms, Quota, Strings, decimal,
-};
+use crate::errno::Errno;
+use crate::features::Features;
+use crate::ids::{DomId, EvtchnPort, Gfn};
+use crate::operation::Operation;
+use crate::path::Path;
+use crate::perm::Perms;
+use crate::quota::Quota;
+use crate::strings::{Strings, decimal};
 
-/// A request without its header. The text of paths, tokens and values is borrowed from the frame.
+/// A request without its header. Paths, tokens and values are borrowed from the frame.
+///
+/// ```
+/// use xenstore_protocol::{Errno, Operation, Request};
+///
+/// let request = Request::parse(Operation::Write, b"/a\0value")?;
+/// assert!(matches!(request, Request::Write { value: b"value", .. }));
+/// let mut payload = Vec::new();
+/// request.emit(&mut payload);
+/// assert_eq!(payload, b"/a\0value");
+/// assert_eq!(Request::parse(Operation::Write, b"/a"), Err(Errno::Einval));
+/// # Ok::<(), Errno>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Request<'a> {
-    /// A command to the server itself.
+    /// Runs a command of the server.
     Control(Control<'a>),
-    /// Names of the children of a node.
+    /// Returns the names of the children of a node.
     Directory(Path<'a>),
-    /// Value of a node.
+    /// Returns the value of a node.
     Read(Path<'a>),
-    /// Permission list of a node.
+    /// Returns the permission list of a node.
     GetPerms(Path<'a>),
-    /// Tell about changes at or below a path.
+    /// Adds a watch: each change at or below a path fires an event.
     Watch {
-        /// Where.
+        /// The path.
         path: Path<'a>,
-        /// Comes back with each event; any bytes but NUL.
+        /// A part of each event: any bytes but NUL.
         token: &'a [u8],
-        /// Levels below `path` to tell about; all if absent. For a special path 1 asks for events
-        /// that carry the domid.
+        /// The number of levels below `path`; `None` for all. For a special path, 1 requests events
+        /// that include the domid.
         depth: Option<u32>,
     },
-    /// Undo a WATCH.
+    /// Removes a watch.
     Unwatch {
-        /// As given to WATCH.
+        /// The path of the watch, as in WATCH.
         path: Path<'a>,
-        /// As given to WATCH.
+        /// The token of the watch.
         token: &'a [u8],
     },
-    /// Open a transaction.
+    /// Opens a transaction.
     TransactionStart,
-    /// Close the transaction that the header names.
+    /// Ends the transaction that the header names.
     TransactionEnd {
-        /// Apply its changes, or drop them.
+        /// True to commit, false to abort.
         commit: bool,
     },
-    /// Connect a domain.
+    /// Introduces a domain: the server connects to its ring.
     Introduce {
-        /// Which.
+        /// The domain.
         domid: DomId,
-        /// Frame of its ring page; only a fallback for the grant table.
+        /// The frame of its ring page, which is used if the grant table has none.
         gfn: Gfn,
-        /// Its event channel port, never 0.
+        /// Its event channel port; not 0.
         port: EvtchnPort,
     },
-    /// Disconnect a domain.
+    /// Releases a domain: the server disconnects from its ring.
     Release(DomId),
-    /// Where a domain's nodes are.
+    /// Returns the path of a domain's nodes.
     GetDomainPath(DomId),
-    /// Set the value of a node, creating it and its parents where needed.
+    /// Sets the value of a node. Creates the node and its parents if they do not exist.
     Write {
-        /// Which node.
+        /// The node.
         path: Path<'a>,
-        /// Any bytes.
+        /// The value: any bytes.
         value: &'a [u8],
     },
-    /// Create a node and its parents where needed.
+    /// Creates a node and its parents if they do not exist.
     Mkdir(Path<'a>),
-    /// Remove a node and all below it.
+    /// Removes a node and all nodes below it.
     Rm(Path<'a>),
-    /// Replace the permission list of a node.
+    /// Replaces the permission list of a node.
     SetPerms {
-        /// Which node.
+        /// The node.
         path: Path<'a>,
-        /// At least one entry; the first names the owner.
+        /// The list; its first entry names the owner.
         perms: Perms,
     },
-    /// Is a domain connected?
+    /// Returns whether a domain is introduced.
     IsDomainIntroduced(DomId),
-    /// A domain runs again after a shutdown (suspend).
+    /// Reports that a domain runs again after a suspend.
     Resume(DomId),
-    /// Give a domain the rights of another (a device model and its guest).
+    /// Gives a domain the rights of another: a device model those of its guest.
     SetTarget {
-        /// Who gets the rights.
+        /// The domain that gets the rights.
         domid: DomId,
-        /// Whose rights.
+        /// The domain whose rights they are.
         target: DomId,
     },
-    /// Drop all watches and transactions of this connection.
+    /// Removes all watches and aborts all transactions of this connection.
     ResetWatches,
-    /// A part of the names of the children of a node.
+    /// Returns a part of the names of the children of a node.
     DirectoryPart {
-        /// Which node.
+        /// The node.
         path: Path<'a>,
-        /// Byte of the list of names to start at.
+        /// The byte of the list from which on names are returned.
         offset: u64,
     },
-    /// Feature bits that a domain (absent: the caller) is offered.
+    /// Returns the features that a domain is offered; `None` is the caller.
     GetFeature(Option<DomId>),
-    /// Choose the feature bits of a domain before it is introduced.
+    /// Sets the features that a domain is offered, before it is introduced.
     SetFeature {
-        /// Which domain.
+        /// The domain.
         domid: DomId,
         /// The features to offer.
         features: Features,
     },
-    /// Names of all quotas, or the value of one, global or of a domain.
+    /// Returns the names of all quotas, or the value of one.
     GetQuota {
-        /// Whose; absent: the value that new domains start with.
+        /// The domain; `None` is the value for new domains.
         domid: Option<DomId>,
-        /// Which; absent: list their names.
+        /// The quota; `None` returns the names.
         quota: Option<Quota>,
     },
-    /// Set a quota, global or of a domain.
+    /// Sets a quota.
     SetQuota {
-        /// Whose; absent: the value that new domains start with.
+        /// The domain; `None` is the value for new domains.
         domid: Option<DomId>,
-        /// Which.
+        /// The quota.
         quota: Quota,
         /// The limit; 0 for none.
         value: u32,
     },
 }
 
-/// A CONTROL request: a command and its arguments, all NUL-terminated.
+/// A CONTROL request: a command and its arguments, each NUL-terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control<'a> {
     strings: &'a [u8],
 }
 
 impl<'a> Control<'a> {
-    /// Takes NUL-terminated strings, at least one.
+    /// A request of these NUL-terminated strings. Returns `None` unless there is at least one, and the
+    /// last byte is NUL.
     pub fn new(strings: &'a [u8]) -> Option<Control<'a>> {
         strings.ends_with(b"\0").then_some(Control { strings })
     }
@@ -136,7 +155,7 @@ impl<'a> Control<'a> {
         Strings::new(self.strings).next().unwrap_or_default()
     }
 
-    /// Its arguments.
+    /// The arguments.
     pub fn args(&self) -> Strings<'a> {
         let mut strings = Strings::new(self.strings);
         strings.next();
@@ -144,13 +163,13 @@ impl<'a> Control<'a> {
     }
 }
 
-/// The string, if the payload is exactly one.
+/// The string of a payload that is exactly one string.
 fn one(payload: &[u8]) -> Option<&[u8]> {
     let mut strings = Strings::new(payload);
     strings.next().filter(|_| strings.rest().is_empty())
 }
 
-/// The strings, if the payload is exactly `N`.
+/// The strings of a payload that is exactly `N` strings.
 fn exactly<const N: usize>(payload: &[u8]) -> Option<[&[u8]; N]> {
     let mut strings = Strings::new(payload);
     let mut found = [&b""[..]; N];
@@ -164,14 +183,17 @@ fn domid(text: &[u8]) -> Option<DomId> {
     decimal(text).map(DomId)
 }
 
-/// The largest word is not a limit: C xenstored uses it for "not set".
+/// Reads the value of a quota. `u32::MAX` is refused: C xenstored uses it for "not set".
 fn quota_value(text: &[u8]) -> Option<u32> {
     decimal(text).filter(|value| *value != u32::MAX)
 }
 
 impl<'a> Request<'a> {
-    /// Reads a payload. Every way of being malformed is EINVAL; a type that is not a request is
-    /// ENOSYS.
+    /// Reads a payload.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EINVAL` if the payload is malformed, and with `ENOSYS` if `op` is not a request.
     pub fn parse(op: Operation, payload: &'a [u8]) -> Result<Request<'a>, Errno> {
         if !op.is_request() {
             return Err(Errno::Enosys);
@@ -290,7 +312,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Writes the payload.
+    /// Appends the payload.
     pub fn emit(&self, out: &mut Vec<u8>) {
         let mut strings = |parts: &[&[u8]]| {
             for part in parts {
@@ -351,7 +373,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// `path token [depth]`; bytes behind the last NUL are ignored, as C xenstored does.
+/// Reads `path token [depth]`. Ignores bytes after the last NUL, as C xenstored does.
 fn parse_watch(payload: &[u8]) -> Option<Request<'_>> {
     let mut strings = Strings::new(payload);
     let path = Path::parse(strings.next()?)?;
@@ -392,9 +414,9 @@ mod tests {
         Request::parse(Operation::from_wire(op).unwrap(), payload.as_bytes())
     }
 
-    // Fails if a payload that existing clients send is refused, or is not written back as it was.
+    // Fails if a payload that existing clients send is refused, or does not round-trip.
     #[test]
-    fn what_clients_send_round_trips() {
+    fn payloads_of_existing_clients_round_trip() {
         let sent = [
             (0, "print\0hello\0"),
             (1, "/a\0"),
@@ -441,10 +463,10 @@ mod tests {
         }
     }
 
-    // Fails if a malformed payload is half-accepted. Rows follow the parsing rules that the
-    // existing daemons share, and plain decimals where they disagree.
+    // Fails if a malformed payload is accepted. The rows follow the parsing rules that C xenstored and
+    // oxenstored share, and plain decimals where they disagree.
     #[test]
-    fn malformed_payloads_are_einval() {
+    fn malformed_payload_is_einval() {
         let malformed = [
             (0, ""),
             (0, "print"),
@@ -507,9 +529,9 @@ mod tests {
         assert_eq!(parse(16, "EINVAL\0"), Err(Errno::Enosys));
     }
 
-    // Fails if bytes behind the last NUL stop being ignored where C xenstored ignores them.
+    // Fails if bytes after the last NUL are refused where C xenstored ignores them.
     #[test]
-    fn trailing_bytes_are_ignored_where_the_grammar_allows() {
+    fn bytes_after_the_last_nul_are_ignored() {
         for (op, payload) in
             [(4, "/a\0t\0junk"), (5, "/a\0t\0junk"), (14, "/a\0n0\0junk"), (8, "5\x001\x002\0\0x")]
         {

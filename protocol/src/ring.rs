@@ -1,29 +1,40 @@
-//! The shared page of a domain: its layout and the arithmetic of its indices.
+//! The ring page of a domain: its layout, and the arithmetic of its indices.
 //!
-//! `struct xenstore_domain_interface` of `xen/include/public/io/xs_wire.h`, described in
-//! `docs/misc/xenstore-ring.txt`.
+//! The page is `struct xenstore_domain_interface` of `xen/include/public/io/xs_wire.h`;
+//! `docs/misc/xenstore-ring.txt` describes it.
+//!
+//! ```
+//! use xenstore_protocol::ring::{SIZE, filled, stretches};
+//!
+//! let (producer, consumer) = (1030, 1020);
+//! let count = filled(producer, consumer).expect("indices of a working peer");
+//! assert_eq!(count, 10);
+//! assert_eq!(stretches(consumer, count), [1020..1024, 0..6]);
+//! assert_eq!(filled(consumer + SIZE + 1, consumer), None);
+//! ```
 
-/// Bytes of each of the two rings in the page.
+/// Bytes of each ring.
 pub const SIZE: u32 = 1024;
 
-/// One of the two rings, by where it starts in the page.
+/// One of the two rings of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// From the guest to the server.
+    /// The ring from the guest to the server.
     Requests = 0,
-    /// From the server to the guest.
+    /// The ring from the server to the guest.
     Replies = 1024,
 }
 
 impl Side {
-    /// Offset of its first byte in the page.
+    /// The offset of the ring in the page, in bytes.
     pub fn offset(self) -> usize {
         self as usize
     }
 }
 
-/// A 32-bit word of the page, by its offset.
+/// A 32-bit word of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[allow(missing_docs)] // the names are those of xs_wire.h
 pub enum Word {
     ReqCons = 2048,
@@ -37,7 +48,7 @@ pub enum Word {
 }
 
 impl Word {
-    /// Every word, by offset.
+    /// All words, by offset.
     pub const ALL: [Word; 8] = [
         Word::ReqCons,
         Word::ReqProd,
@@ -49,7 +60,7 @@ impl Word {
         Word::EvtchnPort,
     ];
 
-    /// Offset in the page, in bytes.
+    /// The offset of the word in the page, in bytes.
     pub fn offset(self) -> usize {
         self as usize
     }
@@ -57,40 +68,40 @@ impl Word {
 
 /// Values of [`Word::Connection`].
 pub mod connection {
-    /// Nothing is being asked for.
+    /// The connection is in use.
     pub const CONNECTED: u32 = 0;
-    /// The guest asks for a fresh connection, and waits until the server has put
-    /// [`CONNECTED`] there.
+    /// The guest requests reconnection. The server resets the connection, then writes [`CONNECTED`].
     pub const RECONNECT: u32 = 1;
 }
 
-/// Why the server no longer looks at a ring, as it stands in [`Word::Error`]
+/// The reason why the server has stopped serving a ring: the value of [`Word::Error`]
 /// (`XENSTORE_ERROR_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RingError {
-    /// The event channel, or the page, cannot be used.
+    /// The event channel or the page is unusable.
     Communication = 1,
-    /// Indices that differ by more than the ring is long.
+    /// The indices differ by more than [`SIZE`].
     Indices = 2,
-    /// A message that breaks the protocol.
+    /// A message violates the protocol.
     Protocol = 3,
 }
 
 impl RingError {
-    /// The number in the page.
+    /// The value in the page.
     pub fn as_wire(self) -> u32 {
         self as u32
     }
 }
 
-/// Bytes between a consumer and a producer index; none if that is more than a ring holds, so that
-/// one of the two is garbage. Indices run freely through all 32-bit numbers.
+/// Returns the number of bytes between a consumer and a producer index. Returns `None` if it exceeds
+/// [`SIZE`]: one of the indices is invalid. Indices are not reduced; they wrap at 2³².
 pub fn filled(producer: u32, consumer: u32) -> Option<u32> {
     Some(producer.wrapping_sub(consumer)).filter(|filled| *filled <= SIZE)
 }
 
-/// Where in a ring `count` bytes from `index` on are: a stretch up to its end, and one from its
-/// start on that may be empty.
+/// Returns the ranges of a ring that hold `count` bytes from `index` on: one up to the end of the
+/// ring, and one from its start, which can be empty.
 pub fn stretches(index: u32, count: u32) -> [core::ops::Range<usize>; 2] {
     let at = (index % SIZE) as usize;
     let (count, size) = (count.min(SIZE) as usize, SIZE as usize);
@@ -102,9 +113,9 @@ pub fn stretches(index: u32, count: u32) -> [core::ops::Range<usize>; 2] {
 mod tests {
     use super::*;
 
-    // Fails if garbage is taken for bytes (XSA-38), or a full or wrapped ring for garbage.
+    // Fails if invalid indices are accepted (XSA-38), or those of a full or wrapped ring refused.
     #[test]
-    fn indices_may_differ_by_a_ring_at_the_most() {
+    fn indices_that_differ_by_more_than_a_ring_are_invalid() {
         assert_eq!(filled(0, 0), Some(0));
         assert_eq!(filled(1024, 0), Some(1024));
         assert_eq!(filled(1025, 0), None);
@@ -113,9 +124,9 @@ mod tests {
         assert_eq!(filled(0x8000_0000, 0), None);
     }
 
-    // Fails if a byte of the ring is left out or named twice, at any index.
+    // Fails if the ranges miss a byte or overlap, at any index.
     #[test]
-    fn stretches_cover_what_was_asked_for() {
+    fn stretches_cover_the_requested_bytes_once() {
         assert_eq!(stretches(0, 1024), [0..1024, 0..0]);
         assert_eq!(stretches(1000, 100), [1000..1024, 0..76]);
         assert_eq!(stretches(u32::MAX, 3), [1023..1024, 0..2]);
@@ -129,9 +140,9 @@ mod tests {
         }
     }
 
-    // Fails if a field moves against struct xenstore_domain_interface.
+    // Fails if an offset differs from struct xenstore_domain_interface.
     #[test]
-    fn layout_is_that_of_xs_wire_h() {
+    fn layout_matches_xs_wire_h() {
         assert_eq!(Word::ALL.map(Word::offset), [2048, 2052, 2056, 2060, 2064, 2068, 2072, 2076]);
         assert_eq!([Side::Requests, Side::Replies].map(Side::offset), [0, 1024]);
     }

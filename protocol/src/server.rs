@@ -2,28 +2,34 @@
 
 use alloc::vec::Vec;
 
-use crate::{Deframer, Frame, FrameTooLong, Header};
+use crate::frame::{Deframer, Frame, FrameTooLong};
+use crate::header::Header;
+use crate::limits::HEADER_LEN;
 
-/// Bytes on their way in and out of one connection.
+/// The unread and unsent bytes of one connection, on the server.
 ///
-/// Feed what was read to [`Connection::receive`] until it gives no more frames; append answers to
-/// [`Connection::out`]; write [`Connection::unsent`] and say how much went with
-/// [`Connection::sent`]. Stop reading while [`Connection::is_full`]: then a client that does not
-/// read its answers costs a bounded amount of memory and slows nobody but itself.
+/// Pass received bytes to [`ServerConnection::receive`] until it returns no frame. Append replies and
+/// events to [`ServerConnection::out`]. Write [`ServerConnection::unsent`], and report the written
+/// length to [`ServerConnection::sent`]. Stop reading while [`ServerConnection::is_full`]: a client
+/// that does not read its replies then costs a bounded amount of memory, and delays only itself.
 #[derive(Debug, Default)]
-pub struct Connection {
+pub struct ServerConnection {
     deframer: Deframer,
     out: Vec<u8>,
     sent: usize,
-    /// Bytes at the start of `out` that are the rest of a message.
+    /// Bytes at the start of `out` that are the rest of a partly sent message.
     rest: usize,
 }
 
-impl Connection {
-    /// Unsent bytes above which no more requests should be taken.
+impl ServerConnection {
+    /// Unsent bytes from which on the connection is full.
     pub const HIGH_WATER: usize = 64 * 1024;
 
-    /// The next frame; see [`Deframer::next`]. The second part is where its answer goes.
+    /// Takes the next frame; see [`Deframer::next`]. Also returns the queue for its reply.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the frame is too long. The connection must be closed.
     #[allow(clippy::type_complexity)]
     pub fn receive<'s, 'i: 's>(
         &'s mut self,
@@ -32,56 +38,57 @@ impl Connection {
         Ok(self.deframer.next(input)?.map(|frame| (frame, &mut self.out)))
     }
 
-    /// Where answers and events are appended, as whole frames.
+    /// The queue of unsent bytes. Append complete frames only.
     pub fn out(&mut self) -> &mut Vec<u8> {
         &mut self.out
     }
 
-    /// What is still to be written.
+    /// The bytes to write.
     pub fn unsent(&self) -> &[u8] {
         &self.out[self.sent..]
     }
 
-    /// `count` more bytes of [`Connection::unsent`] have been written.
+    /// Records that the first `count` bytes of [`ServerConnection::unsent`] have been written.
     pub fn sent(&mut self, count: usize) {
         self.sent += count;
         if self.sent >= self.out.len() {
             (self.sent, self.rest) = (0, 0);
             self.out.clear();
-            // A burst does not keep its memory: idle connections are many.
+            // Idle connections are many: they keep little capacity.
             self.out.shrink_to(4096);
         } else if self.sent >= Self::HIGH_WATER {
-            // One who always leaves something does not keep what it has read.
+            // A client that never reads everything must not keep sent bytes in memory.
             self.rest = self.partly_sent();
             self.out.drain(..self.sent);
             self.sent = 0;
         }
     }
 
-    /// How many bytes of [`Connection::unsent`] are the rest of a message that has been sent in part.
+    /// The number of bytes at the start of [`ServerConnection::unsent`] that are the rest of a partly
+    /// sent message.
     pub fn partly_sent(&self) -> usize {
         let mut at = self.rest;
         while at < self.sent {
             let header = self.out.get(at..).and_then(|message| message.first_chunk());
             let len = header.map_or(0, |header| Header::parse(header).len);
-            at += crate::HEADER_LEN + usize::try_from(len).unwrap_or(0);
+            at += HEADER_LEN + usize::try_from(len).unwrap_or(0);
         }
         at.min(self.out.len()) - self.sent
     }
 
-    /// Goes on where another was: with bytes that it has not sent, of which so many are the rest of
-    /// a message.
+    /// Continues a connection that has these unsent bytes, of which the first `rest` are the rest of
+    /// a partly sent message.
     pub fn resume(unsent: Vec<u8>, rest: usize) -> Self {
         let rest = rest.min(unsent.len());
-        Connection { deframer: Deframer::default(), out: unsent, sent: 0, rest }
+        ServerConnection { deframer: Deframer::default(), out: unsent, sent: 0, rest }
     }
 
-    /// Is the reader so far behind that its requests should wait?
+    /// Returns true if [`ServerConnection::HIGH_WATER`] bytes or more are unsent.
     pub fn is_full(&self) -> bool {
         self.unsent().len() >= Self::HIGH_WATER
     }
 
-    /// The incomplete frame at the end of what has been received.
+    /// The received bytes of an incomplete frame.
     pub fn partial(&self) -> &[u8] {
         self.deframer.partial()
     }
@@ -91,11 +98,11 @@ impl Connection {
 mod tests {
     use super::*;
 
-    // Fails if the rest of a message that went in part is counted wrongly, also when what has been
-    // sent was forgotten in between, or for another who goes on.
+    // Fails if the rest of a partly sent message is measured wrongly, also after sent bytes were
+    // dropped or the connection was resumed.
     #[test]
-    fn the_rest_of_a_message_is_known() {
-        let mut connection = Connection::default();
+    fn rest_of_a_partly_sent_message_is_measured() {
+        let mut connection = ServerConnection::default();
         for len in [3, 0, 4096, 100].into_iter().cycle().take(200) {
             connection.out().extend_from_slice(&Header { len, ..Header::default() }.emit());
             connection.out().extend(core::iter::repeat_n(0xff, len as usize));
@@ -110,7 +117,7 @@ mod tests {
             assert_eq!(connection.partly_sent(), rest, "after {total}");
             if total % 10 == 0 {
                 let unsent = connection.unsent().to_vec();
-                connection = Connection::resume(unsent, rest);
+                connection = ServerConnection::resume(unsent, rest);
                 assert_eq!(connection.partly_sent(), rest);
             }
             let count = connection.unsent().len().min(7919);
@@ -119,10 +126,10 @@ mod tests {
         }
     }
 
-    // Fails if partial writes lose or repeat bytes.
+    // Fails if a partial write loses or repeats bytes.
     #[test]
-    fn bytes_leave_in_order_whatever_the_writes() {
-        let mut connection = Connection::default();
+    fn partial_writes_keep_the_order_of_bytes() {
+        let mut connection = ServerConnection::default();
         connection.out().extend_from_slice(b"abcdef");
         connection.sent(2);
         connection.out().extend_from_slice(b"gh");
@@ -133,15 +140,15 @@ mod tests {
         assert_eq!(connection.unsent(), b"i");
     }
 
-    // Fails if a reader who always leaves something makes what it has read stay (XSA-326).
+    // Fails if sent bytes stay in memory for a client that never reads everything (XSA-326).
     #[test]
-    fn what_has_been_sent_is_not_kept() {
-        let mut connection = Connection::default();
+    fn sent_bytes_are_dropped() {
+        let mut connection = ServerConnection::default();
         for _ in 0..10_000 {
             connection.out().extend_from_slice(&[7; 1000]);
             connection.sent(if connection.unsent().len() > 1000 { 1000 } else { 999 });
         }
         assert!(!connection.unsent().is_empty());
-        assert!(connection.out().len() < 2 * Connection::HIGH_WATER);
+        assert!(connection.out().len() < 2 * ServerConnection::HIGH_WATER);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use xenstore_protocol::{DomId, Errno, Frame, Header, Operation, Reply, server::Connection as Io};
+use xenstore_protocol::{DomId, Errno, Frame, Header, Operation, Reply, ServerConnection as Io};
 use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis, Outcome};
 
 use crate::host::Domains;

@@ -362,7 +362,7 @@ mod tests {
     // Fails if poison events are fetched again and again for the same connection.
     #[test]
     fn poison_events_end_their_connection() {
-        let limit = u32::try_from(xenstore_protocol::server::Connection::HIGH_WATER).unwrap();
+        let limit = u32::try_from(xenstore_protocol::ServerConnection::HIGH_WATER).unwrap();
         let (_, conn) = with_guest();
         let (fixture, conn) = after(&Input::Events { conn, limit });
         let mut out = Vec::new();

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use smol::Timer;
-use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, server};
+use xenstore_protocol::{Errno, Frame, FrameTooLong, HEADER_LEN, Reply, ServerConnection};
 use xenstore_store::{ConnId, ConnectionIo, Host, Millis, Outcome};
 use xenstore_transport::{ResumePoint, Transport};
 
@@ -70,7 +70,7 @@ pub(crate) struct Connection<'a, H: Host, T> {
     server: &'a Server<H>,
     conn: ConnId,
     transport: T,
-    state: server::Connection,
+    state: ServerConnection,
     /// Input that waits for its turn, or until there is room for answers to it; from `taken` on.
     waiting: Vec<u8>,
     taken: usize,
@@ -87,7 +87,7 @@ pub(crate) struct Connection<'a, H: Host, T> {
 
 impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     pub(crate) fn new(server: &'a Server<H>, conn: ConnId, transport: T) -> Self {
-        let state = server::Connection::default();
+        let state = ServerConnection::default();
         Connection {
             server,
             conn,
@@ -106,7 +106,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
     /// Continues where another process was.
     pub(crate) fn with(mut self, io: ConnectionIo) -> Self {
         self.waiting = io.unread;
-        self.state = server::Connection::resume(io.unsent, io.partly_sent);
+        self.state = ServerConnection::resume(io.unsent, io.partly_sent);
         self
     }
 
@@ -157,7 +157,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         let rest = self.state.partly_sent();
         let unsent = self.state.unsent()[rest..].to_vec();
         self.server.zeroed(self.conn, || self.unexecuted_request(), unsent.len());
-        self.state = server::Connection::resume(unsent, 0);
+        self.state = ServerConnection::resume(unsent, 0);
         self.unread = 0;
     }
 

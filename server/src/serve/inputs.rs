@@ -12,7 +12,7 @@ use std::task::Poll;
 
 use futures_lite::future::yield_now;
 use tracing::error;
-use xenstore_protocol::{Deframer, Frame, Header, Operation, server};
+use xenstore_protocol::{Deframer, Frame, Header, Operation, ServerConnection};
 use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
 use super::server::Server;
@@ -188,7 +188,7 @@ impl<H: Host + 'static> Server<H> {
         if !self.0.engine.borrow().has_events(conn) {
             return Ok(false);
         }
-        let (start, room) = (out.len(), server::Connection::HIGH_WATER);
+        let (start, room) = (out.len(), ServerConnection::HIGH_WATER);
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
         let more = self.input(Input::Events { conn, limit }, |engine, _| {
             engine.emit_events(conn, start + room, out)

@@ -290,7 +290,8 @@ impl Engine {
             watch.pending.remove(&event.path);
             watch.collapsed = false;
             let path = event.path[watch.prefix..].as_bytes();
-            WatchEvent { path, token: &watch.token }.emit(out);
+            // An event that does not fit a message is dropped (XSA-324).
+            let _ = WatchEvent { path, token: &watch.token }.emit(out);
             self.domains.count(domid, |usage| usage.bytes -= event_cost(&event.path));
         }
         let Some(connection) = self.conns.get_mut(&conn) else { return false };

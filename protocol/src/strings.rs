@@ -1,18 +1,18 @@
-//! The two textual forms inside payloads: NUL-terminated strings and decimal numbers.
+//! The text forms in payloads: NUL-terminated strings and decimal numbers.
 
-/// The NUL-terminated strings at the start of a payload; what follows the last NUL is not a string.
+/// Iterates over the NUL-terminated strings of a payload. Bytes after the last NUL are not a string.
 #[derive(Clone, Debug)]
 pub struct Strings<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Strings<'a> {
-    /// Reads strings from the start of `bytes`.
+    /// An iterator over the strings in `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Strings { rest: bytes }
     }
 
-    /// What has not been read as a string yet.
+    /// The bytes after the strings that have been returned.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -29,8 +29,10 @@ impl<'a> Iterator for Strings<'a> {
     }
 }
 
-/// A decimal number: digits only, at least one, and it fits. No sign, no blank, no base prefix:
-/// C's `strtoul` and OCaml's `int_of_string` disagree on those, and no client sends them.
+/// Reads a decimal number. Returns `None` unless `text` is one or more digits and the number fits `T`.
+///
+/// A sign, a blank or a base prefix is refused: `strtoul` of C and `int_of_string` of OCaml disagree
+/// on them, and no client sends them.
 pub fn decimal<T: TryFrom<u64>>(text: &[u8]) -> Option<T> {
     if text.is_empty() {
         return None;
@@ -47,9 +49,9 @@ pub fn decimal<T: TryFrom<u64>>(text: &[u8]) -> Option<T> {
 mod tests {
     use super::*;
 
-    // Fails if anything but plain digits in range is taken for a number.
+    // Fails if a text other than digits is accepted, or a number out of range.
     #[test]
-    fn decimal_is_strict() {
+    fn decimal_accepts_only_digits_in_range() {
         assert_eq!(decimal::<u16>(b"65535"), Some(65535));
         assert_eq!(decimal::<u16>(b"007"), Some(7));
         for bad in ["", "65536", "-1", "+1", " 1", "1 ", "0x1", "abc", "18446744073709551616"] {
@@ -57,7 +59,7 @@ mod tests {
         }
     }
 
-    // Fails if the bytes behind the last NUL are taken for a string.
+    // Fails if the bytes after the last NUL are returned as a string.
     #[test]
     fn strings_end_at_the_last_nul() {
         let mut strings = Strings::new(b"a\0\0rest");

@@ -1,21 +1,22 @@
-//! Finding frames in a stream of bytes.
+//! Frames, and their boundaries in a stream of bytes.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{HEADER_LEN, Header, PAYLOAD_MAX};
+use crate::header::Header;
+use crate::limits::{HEADER_LEN, PAYLOAD_MAX};
 
-/// One whole message.
+/// A complete message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// Its header.
+    /// The header.
     pub header: Header,
-    /// Its payload, `header.len` bytes.
+    /// The payload, `header.len` bytes.
     pub payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// The frame at the front of these bytes, and what comes behind it; `None` if it is not whole.
+    /// Splits the first frame off `bytes`. Returns `None` if it is incomplete.
     pub fn split_first(bytes: &'a [u8]) -> Option<(Frame<'a>, &'a [u8])> {
         let (header, rest) = bytes.split_first_chunk()?;
         let header = Header::parse(header);
@@ -24,10 +25,10 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The peer announced a payload over [`PAYLOAD_MAX`]. The stream cannot be followed any further.
+/// A header announces a payload over [`PAYLOAD_MAX`]. The next frame boundary is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameTooLong(
-    /// What it announced, in bytes.
+    /// The announced length, in bytes.
     pub u32,
 );
 
@@ -39,10 +40,10 @@ impl fmt::Display for FrameTooLong {
 
 impl core::error::Error for FrameTooLong {}
 
-/// Takes bytes in any cut and gives back whole frames. Keeps at most one incomplete frame, so at
-/// most [`HEADER_LEN`] + [`PAYLOAD_MAX`] bytes.
+/// Splits a stream of bytes, which may arrive in pieces of any size, into frames.
 ///
-/// Call [`Deframer::next`] until it says that the input is used up:
+/// It stores at most one incomplete frame: [`HEADER_LEN`] + [`PAYLOAD_MAX`] bytes. Call
+/// [`Deframer::next`] until it returns `Ok(None)`:
 ///
 /// ```
 /// # use xenstore_protocol::Deframer;
@@ -51,24 +52,28 @@ impl core::error::Error for FrameTooLong {}
 /// let mut input = &received[..];
 /// let frame = deframer.next(&mut input).unwrap().unwrap();
 /// assert_eq!(frame.payload, b"/a\0");
-/// assert_eq!(deframer.next(&mut input), Ok(None)); // two bytes of the next one are kept
+/// assert_eq!(deframer.next(&mut input), Ok(None)); // two bytes of the next frame are stored
 /// ```
 #[derive(Debug, Default)]
 pub struct Deframer {
     partial: Vec<u8>,
-    /// `partial` holds a frame that has been handed out already.
+    /// `partial` is a frame that `next` has returned.
     taken: bool,
 }
 
 impl Deframer {
-    /// Takes the next frame from what was kept and from the front of `input`. `Ok(None)` means that
-    /// all of `input` has been taken and more is needed.
+    /// Takes the next frame from the stored bytes and the front of `input`. Returns `None` if the
+    /// frame is incomplete; all of `input` is stored then.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the frame announces more than [`PAYLOAD_MAX`] bytes. The connection must be closed.
     pub fn next<'s, 'i: 's>(
         &'s mut self,
         input: &mut &'i [u8],
     ) -> Result<Option<Frame<'s>>, FrameTooLong> {
         if self.taken {
-            // Capacity is kept only while the stream is busy: idle connections are many.
+            // Idle connections are many: they keep no capacity.
             self.partial = Vec::new();
             self.taken = false;
         }
@@ -80,7 +85,7 @@ impl Deframer {
             *input = rest;
             return Ok(Some(split(frame)));
         }
-        // The header first, then the payload that it announces.
+        // First the header, then the payload.
         loop {
             let wanted = frame_len(&self.partial)?.unwrap_or(HEADER_LEN);
             let missing = wanted - self.partial.len();
@@ -97,13 +102,13 @@ impl Deframer {
         }
     }
 
-    /// The incomplete frame at the end of what has been taken so far.
+    /// The stored bytes of an incomplete frame.
     pub fn partial(&self) -> &[u8] {
         if self.taken { &[] } else { &self.partial }
     }
 }
 
-/// Length of the frame at the start of `bytes`, once its header is there.
+/// The length of the frame at the start of `bytes`, if its header is complete.
 fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameTooLong> {
     let Some(header) = bytes.first_chunk::<HEADER_LEN>().map(Header::parse) else {
         return Ok(None);
@@ -115,7 +120,7 @@ fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameTooLong> {
 }
 
 fn split(frame: &[u8]) -> Frame<'_> {
-    Frame::split_first(frame).expect("frame_len() has measured it").0
+    Frame::split_first(frame).expect("frame_len() returned this length").0
 }
 
 #[cfg(test)]
@@ -130,9 +135,9 @@ mod tests {
         bytes
     }
 
-    // Fails if any cut of the stream changes, loses or invents a frame.
+    // Fails if the frames depend on the sizes of the pieces.
     #[test]
-    fn frames_do_not_depend_on_how_the_stream_is_cut() {
+    fn frames_are_the_same_for_pieces_of_any_size() {
         let payloads = [&b"/a\0"[..], b"", &[7; PAYLOAD_MAX], b"x"];
         let stream: Vec<u8> = payloads.iter().flat_map(|p| frame(2, p)).collect();
         for cut in (1..40).chain([4111, 4112, 4113, stream.len()]) {
@@ -150,10 +155,9 @@ mod tests {
         }
     }
 
-    // Fails if a length over the limit is waited for, truncated or taken for negative
-    // (XSA-72, XSA-420).
+    // Fails if a length over the limit is accepted, truncated or read as negative (XSA-72, XSA-420).
     #[test]
-    fn too_long_is_an_error_as_soon_as_the_header_is_there() {
+    fn length_over_the_limit_fails_once_the_header_is_complete() {
         for len in [4097, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
             let header = Header { ty: 2, len, ..Header::default() }.emit();
             let mut deframer = Deframer::default();
