@@ -183,7 +183,7 @@ fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
         store.destroy(DomId(5));
         assert_eq!(future::block_on(guest.read("/")), Err(Error::Closed));
     }
-    let (client, mut server) = pair(Peer::Domain(0), Peer::Domain(0));
+    let (client, mut server) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(0)));
     let client = Client::new(client);
     let mut first = Box::pin(client.read("/a"));
     assert!(future::block_on(future::poll_once(&mut first)).is_none());
@@ -217,7 +217,7 @@ fn dropped_requests_leave_the_connection_sound() {
 
 /// A client whose server is this closure: it gets the first request and answers with bytes.
 fn against(answer: impl FnOnce(u32) -> Vec<u8> + Send + 'static) -> Client {
-    let (client, mut server): (Pipe, Pipe) = pair(Peer::Domain(0), Peer::Domain(0));
+    let (client, mut server): (Pipe, Pipe) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(0)));
     std::thread::spawn(move || {
         future::block_on(async {
             let mut header = [0; 16];

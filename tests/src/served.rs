@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_channel::Sender;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use xenstore_protocol::Operation;
+use xenstore_protocol::{DomId, Operation};
 use xenstore_store::Config;
 use xenstore_transport::Peer;
 use xenstore_transport::memory::{Pipe, pair};
@@ -75,7 +75,7 @@ impl Store {
         if domid != 0 {
             self.request(Operation::Introduce, format!("{domid}\x001\x001\0"));
         }
-        let (client, server) = pair(Peer::Domain(domid), Peer::Domain(0));
+        let (client, server) = pair(Peer::Domain(DomId(domid)), Peer::Domain(DomId(0)));
         self.send(Command::Serve(server));
         client
     }

@@ -128,12 +128,13 @@ mod tests {
     use super::*;
     use crate::memory::pair;
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+    use xenstore_protocol::DomId;
 
     // Fails if rough treatment loses or changes bytes.
     #[test]
     fn rough_treatment_keeps_every_byte() {
         for seed in 1..50 {
-            let (a, b) = pair(Peer::Domain(0), Peer::Domain(5));
+            let (a, b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
             let (mut a, mut b) = (Faulty::new(a, rough(seed)), Faulty::new(b, rough(seed + 100)));
             let sent: Vec<u8> = (0..=255).cycle().take(3000).collect();
             let received = block_on(async {
@@ -150,7 +151,7 @@ mod tests {
     // Fails if an error does not come where the plan says, or heals.
     #[test]
     fn errors_come_where_planned_and_stay() {
-        let (a, _b) = pair(Peer::Domain(0), Peer::Domain(5));
+        let (a, _b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
         let mut left = 2;
         let mut a = Faulty::new(a, || {
             left -= 1;

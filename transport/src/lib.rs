@@ -24,6 +24,8 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
+use xenstore_protocol::DomId;
+
 use crate::ring::Indices;
 
 /// Who is at the other end of a transport.
@@ -31,8 +33,8 @@ use crate::ring::Indices;
 pub enum Peer {
     /// A process on this machine, as far as the kernel told.
     Process(Credentials),
-    /// A domain, by its domid.
-    Domain(u16),
+    /// A domain.
+    Domain(DomId),
 }
 
 /// What the kernel told about a process at the moment when it connected.
@@ -138,7 +140,7 @@ mod tests {
 
     impl Transport for Other {
         fn peer(&self) -> Peer {
-            Peer::Domain(5)
+            Peer::Domain(DomId(5))
         }
         fn resume_point(&self) -> ResumePoint {
             ResumePoint::Descriptor(7)
@@ -183,7 +185,7 @@ mod tests {
     fn wrappers_forward_every_method() {
         fn forwards(mut wrapped: impl Transport) {
             let mut cx = Context::from_waker(Waker::noop());
-            assert!(matches!(wrapped.peer(), Peer::Domain(5)));
+            assert!(matches!(wrapped.peer(), Peer::Domain(DomId(5))));
             assert!(matches!(wrapped.resume_point(), ResumePoint::Descriptor(7)));
             assert!(wrapped.restarts_at_zero());
             let recovers = wrapped.poll_recover(&mut cx, Failure::Protocol);

@@ -90,9 +90,10 @@ impl AsyncWrite for Pipe {
 mod tests {
     use super::*;
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+    use xenstore_protocol::DomId;
 
     fn two() -> (Pipe, Pipe) {
-        pair(Peer::Domain(0), Peer::Domain(5))
+        pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)))
     }
 
     // Fails if bytes are lost, reordered or retained when more is sent than a pipe buffers.
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn dropping_one_end_ends_reads_and_writes_of_the_other() {
         let (mut a, b) = two();
-        assert_eq!((a.peer(), b.peer()), (Peer::Domain(5), Peer::Domain(0)));
+        assert_eq!((a.peer(), b.peer()), (Peer::Domain(DomId(5)), Peer::Domain(DomId(0))));
         let waiting = std::thread::spawn(move || {
             let mut byte = [0];
             let count = block_on(a.read(&mut byte)).unwrap();

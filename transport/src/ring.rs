@@ -23,8 +23,8 @@ use atomic_waker::AtomicWaker;
 use futures_io::{AsyncRead, AsyncWrite};
 #[cfg(all(test, xenstore_loom))]
 use loom::sync::atomic::fence;
-use xenstore_protocol::Features;
 use xenstore_protocol::ring::{RingError, SIZE, Side, Word, connection, filled, stretches};
+use xenstore_protocol::{DomId, Features};
 
 use crate::{Failure, Peer, ResumePoint, Transport};
 
@@ -183,7 +183,7 @@ impl<P: Page, D: Doorbell> RingChannel<P, D> {
 #[derive(Debug)]
 pub struct Ring<P, D> {
     channel: Arc<RingChannel<P, D>>,
-    domid: u16,
+    domid: DomId,
     indices: Indices,
     /// What the page says of our end, unless the guest has changed it.
     told: Indices,
@@ -195,12 +195,12 @@ pub struct Ring<P, D> {
 
 impl<P: Page, D: Doorbell> Ring<P, D> {
     /// The server's end of a channel. There must be one at a time.
-    pub fn new(channel: Arc<RingChannel<P, D>>, domid: u16) -> Self {
+    pub fn new(channel: Arc<RingChannel<P, D>>, domid: DomId) -> Self {
         Ring::resume(channel, domid, Indices::default())
     }
 
     /// The same, from where another server was, which has written these indices to the page.
-    pub fn resume(channel: Arc<RingChannel<P, D>>, domid: u16, indices: Indices) -> Self {
+    pub fn resume(channel: Arc<RingChannel<P, D>>, domid: DomId, indices: Indices) -> Self {
         let start = channel.starts.load(Ordering::Acquire);
         Ring { channel, domid, indices, told: indices, start, moved: false }
     }

@@ -91,11 +91,12 @@ mod tests {
     use super::*;
     use crate::memory::pair;
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+    use xenstore_protocol::DomId;
 
     // Fails if bytes are told that did not go through, or the other way round.
     #[test]
     fn what_goes_through_is_told() {
-        let (a, mut b) = pair(Peer::Domain(0), Peer::Domain(5));
+        let (a, mut b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
         let mut told = Vec::new();
         let mut a =
             Traced::new(a, |direction, bytes: &[u8]| told.push((direction, bytes.to_vec())));

@@ -166,10 +166,10 @@ impl Settings {
     /// Takes the control domain and the store domain from the hypervisor where no option names them.
     pub(crate) fn with_roles(mut self, roles: Roles) -> Settings {
         if let (None, Some(domid)) = (self.options.priv_domid, roles.control) {
-            self.config.privileged = DomId(domid);
+            self.config.privileged = domid;
         }
         if let (None, Some(domid)) = (self.options.master_domid, roles.store) {
-            self.config.store = DomId(domid);
+            self.config.store = domid;
         }
         self
     }
@@ -341,7 +341,7 @@ mod tests {
     // Fails if what the hypervisor says of its domains is ignored, or wins over an option.
     #[test]
     fn options_win_over_what_the_hypervisor_says() {
-        let roles = Roles { control: Some(3), store: Some(4) };
+        let roles = Roles { control: Some(DomId(3)), store: Some(DomId(4)) };
         for (args, privileged, store) in [
             (&["-m", "1", "-p", "2"][..], 2, 1),
             (&["-m", "0"], 3, 0),

@@ -58,7 +58,7 @@ impl Source<'_> {
         state.io.listener = self.listener.map(|listener| listener.as_fd().as_raw_fd());
         if let Some((bound, _)) = &self.xen {
             state.io.evtchn = Some(bound.evtchn.descriptor().as_raw_fd());
-            state.io.virq_port = Some(bound.domain_exc.get());
+            state.io.virq_port = Some(bound.domain_exc.get().0);
         }
     }
 
@@ -76,9 +76,9 @@ impl Source<'_> {
             if let (Caller::Domain(domid), Some((_, rings))) = (connection.caller, &self.xen) {
                 let rings = rings.borrow();
                 let (ring, io) = (rings.get(&domid), &mut connection.io);
-                io.port = ring.and_then(|ring| ring.port);
-                io.gfn = ring.map(|ring| ring.gfn);
-                io.remote_port = ring.and_then(|ring| ring.remote);
+                io.port = ring.and_then(|ring| ring.port).map(u32::from);
+                io.gfn = ring.map(|ring| ring.gfn.0);
+                io.remote_port = ring.and_then(|ring| ring.remote).map(u32::from);
             }
         }
         state

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use smol::channel::Sender;
 use tracing::warn;
-use xenstore_protocol::DomId;
+use xenstore_protocol::{DomId, EvtchnPort};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
 use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
@@ -28,7 +28,7 @@ pub(crate) struct Platform {
     pub(crate) events: Option<xen::Events>,
     pub(crate) rings: Rings,
     /// Domains that were there before, and their ports.
-    pub(crate) waiting: Vec<(DomId, u32)>,
+    pub(crate) waiting: Vec<(DomId, EvtchnPort)>,
     /// Rings that another program has served.
     pub(crate) resumed: Resumed,
 }
@@ -102,7 +102,7 @@ impl Platform {
             // The hypervisor tells of all domains to whoever binds `VIRQ_DOM_EXC` anew.
             xen::give_back(&mut machine);
         }
-        let bound = state.and_then(|state| state.io.virq_port);
+        let bound = state.and_then(|state| state.io.virq_port).map(EvtchnPort);
         let (mut host, events) = Xen::new(machine, fresh, trace.clone(), bound)?;
         known(state, |domid, info| host.knows(domid, info));
         let resumed = state.map_or_else(Vec::new, |state| resume_rings(&mut host, config, state));

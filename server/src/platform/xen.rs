@@ -28,7 +28,7 @@ use crate::serve::Server;
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whom an event at a port of ours is for.
-type Ports = Rc<RefCell<BTreeMap<u32, Arc<XenRingChannel>>>>;
+type Ports = Rc<RefCell<BTreeMap<EvtchnPort, Arc<XenRingChannel>>>>;
 
 /// The rings of domains. Clones are the same.
 pub(crate) type Rings = Rc<RefCell<BTreeMap<DomId, Ringed>>>;
@@ -51,11 +51,11 @@ pub(crate) struct Xen {
 pub(crate) struct Ringed {
     channel: Arc<XenRingChannel>,
     /// Our end of its event channel.
-    pub(crate) port: Option<u32>,
+    pub(crate) port: Option<EvtchnPort>,
     /// The domain's end, as far as it is known.
-    pub(crate) remote: Option<u32>,
+    pub(crate) remote: Option<EvtchnPort>,
     /// The frame that its page was said to be.
-    pub(crate) gfn: u64,
+    pub(crate) gfn: Gfn,
 }
 
 impl Ringed {
@@ -84,7 +84,7 @@ pub(crate) struct Bound {
     /// All of them.
     pub(crate) evtchn: Arc<dyn Evtchn>,
     /// The one that says that something has happened to a domain.
-    pub(crate) domain_exc: Rc<Cell<u32>>,
+    pub(crate) domain_exc: Rc<Cell<EvtchnPort>>,
 }
 
 impl Bound {
@@ -113,7 +113,7 @@ impl Xen {
         mut machine: Machine,
         fresh: Sender<XenRing>,
         trace: Trace,
-        bound: Option<u32>,
+        bound: Option<EvtchnPort>,
     ) -> Result<(Xen, Events), String> {
         let evtchn = machine.evtchn.clone();
         let bound = bound.or_else(|| machine.stored_ports.as_mut()?.adopt_domain_exc());
@@ -123,7 +123,7 @@ impl Xen {
         let ports = Ports::default();
         let (rings, seen) = (Rings::default(), BTreeMap::new());
         let events = Events {
-            bound: Bound { evtchn, domain_exc: Rc::new(domain_exc.into()) },
+            bound: Bound { evtchn, domain_exc: Rc::new(Cell::new(domain_exc)) },
             ports: ports.clone(),
         };
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
@@ -133,10 +133,10 @@ impl Xen {
     /// that is when it begins to ask, and from then on the next process must know of it.
     pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
-        let doorbell = EvtchnDoorbell::bind(&self.machine.evtchn, domid.0, remote)
+        let doorbell = EvtchnDoorbell::bind(&self.machine.evtchn, domid, remote)
             .map_err(|error| format!("event channel of domain {domid}: {error}"))?;
-        let channel = self.add(domid, page, doorbell, Features::ALL, (0, remote));
-        let _ = self.fresh.try_send(XenRing::new(channel, domid.0).notify_on_flush());
+        let channel = self.add(domid, page, doorbell, Features::ALL, (Gfn(0), remote));
+        let _ = self.fresh.try_send(XenRing::new(channel, domid).notify_on_flush());
         Ok(())
     }
 
@@ -161,21 +161,22 @@ impl Xen {
         features: Features,
         after_crash: bool,
     ) -> io::Result<(XenRing, RingResume)> {
-        let (port, remote, gfn) = (io.port, io.remote_port, io.gfn.unwrap_or(0));
+        let (port, remote) = (io.port.map(EvtchnPort), io.remote_port.map(EvtchnPort));
+        let gfn = Gfn(io.gfn.unwrap_or(0));
         let (page, remote) = match own {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
-            false => (self.machine.memory.map_ring(domid.0, gfn)?, remote),
+            false => (self.machine.memory.map_ring(domid, gfn)?, remote),
         };
         // What a guest has made of a channel that was kept is not known here: some bind their end anew.
-        let stored = self.machine.stored_ports.as_mut().and_then(|ports| ports.adopt(domid.0));
+        let stored = self.machine.stored_ports.as_mut().and_then(|ports| ports.adopt(domid));
         let port = port.or(stored.map(|channel| channel.port));
         let remote = stored.map(|channel| channel.remote).or(remote);
         let doorbell = EvtchnDoorbell::adopt(&self.machine.evtchn, port);
         if let (None, Some(remote)) = (port, remote)
-            && let Err(error) = doorbell.rebind(domid.0, remote)
+            && let Err(error) = doorbell.rebind(domid, remote)
         {
             // As in `again`: it can be introduced once more.
-            warn!(%domid, port = remote, %error, "cannot bind the event channel");
+            warn!(%domid, port = remote.0, %error, "cannot bind the event channel");
         }
         let port = doorbell.port();
         // One of ours that has handed over has told everybody all that it had done.
@@ -205,7 +206,7 @@ impl Xen {
         }
         let ringed = Ringed { channel: channel.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
-        let ring = XenRing::resume(channel, domid.0, indices);
+        let ring = XenRing::resume(channel, domid, indices);
         Ok((if told { ring } else { ring.notify_on_flush() }, settled))
     }
 
@@ -216,15 +217,16 @@ impl Xen {
 
     /// Domids and ports of the domains that a builder without a toolstack has started: their page
     /// says where they wait (dom0less).
-    pub(crate) fn built_before(&mut self, own: DomId) -> Vec<(DomId, u32)> {
+    pub(crate) fn built_before(&mut self, own: DomId) -> Vec<(DomId, EvtchnPort)> {
         let all = self.machine.domains.all().unwrap_or_else(|error| {
             warn!(%error, "the hypervisor does not list its domains");
             Vec::new()
         });
-        let others = all.into_iter().filter(|domid| *domid != own.0);
+        let others = all.into_iter().filter(|domid| *domid != own);
         let waiting = others.filter_map(|domid| {
-            let page = self.machine.memory.map_ring(domid, 0).ok()?;
-            Some((DomId(domid), page.load(Word::EvtchnPort))).filter(|(_, port)| *port != 0)
+            let page = self.machine.memory.map_ring(domid, Gfn(0)).ok()?;
+            let port = EvtchnPort(page.load(Word::EvtchnPort));
+            Some((domid, port)).filter(|_| port != EvtchnPort(0))
         });
         waiting.collect()
     }
@@ -235,7 +237,7 @@ impl Xen {
         page: SharedPage,
         doorbell: EvtchnDoorbell,
         features: Features,
-        (gfn, remote): (u64, u32),
+        (gfn, remote): (Gfn, EvtchnPort),
     ) -> Arc<XenRingChannel> {
         let port = doorbell.port();
         let channel = RingChannel::new(page, doorbell, features);
@@ -246,19 +248,19 @@ impl Xen {
     }
 
     /// A domain that has a ring is introduced again: mostly because its event channel has changed.
-    fn again(&mut self, domid: DomId, remote: u32) {
+    fn again(&mut self, domid: DomId, remote: EvtchnPort) {
         let mut rings = self.rings.borrow_mut();
         let Some(ringed) = rings.get_mut(&domid) else { return };
         ringed.unplug(&self.ports);
         ringed.remote = Some(remote);
         let Ringed { channel, port, .. } = ringed;
-        match channel.doorbell().rebind(domid.0, remote) {
+        match channel.doorbell().rebind(domid, remote) {
             Ok(bound) => {
                 *port = Some(bound);
                 self.ports.borrow_mut().insert(bound, channel.clone());
             }
             // As C xenstored: the domain can be introduced once more.
-            Err(error) => warn!(%domid, port = remote, %error, "cannot bind the event channel"),
+            Err(error) => warn!(%domid, port = remote.0, %error, "cannot bind the event channel"),
         }
         channel.start();
     }
@@ -266,7 +268,7 @@ impl Xen {
 
 impl Host for Xen {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
-        let status = match self.machine.domains.domain(domid.0) {
+        let status = match self.machine.domains.domain(domid) {
             Ok(Some(status)) => status,
             Ok(None) => {
                 self.seen.remove(&domid);
@@ -293,26 +295,27 @@ impl Host for Xen {
     fn introduce(
         &mut self,
         domid: DomId,
-        Gfn(gfn): Gfn,
-        EvtchnPort(port): EvtchnPort,
+        gfn: Gfn,
+        port: EvtchnPort,
         features: Features,
     ) -> Result<(), Errno> {
         if self.rings.borrow().contains_key(&domid) {
             self.again(domid, port);
             return Ok(());
         }
-        let page = self.machine.memory.map_ring(domid.0, gfn).map_err(|error| {
-            warn!(%domid, gfn, %error, "cannot map the ring page of this domain");
+        let page = self.machine.memory.map_ring(domid, gfn).map_err(|error| {
+            warn!(%domid, gfn = gfn.0, %error, "cannot map the ring page of this domain");
             Errno::Einval
         })?;
-        let port = Some(page.load(Word::EvtchnPort)).filter(|port| *port != 0).unwrap_or(port);
+        let known = EvtchnPort(page.load(Word::EvtchnPort));
+        let port = if known == EvtchnPort(0) { port } else { known };
         let doorbell =
-            EvtchnDoorbell::bind(&self.machine.evtchn, domid.0, port).map_err(|error| {
-                warn!(%domid, port, %error, "cannot bind the event channel of this domain");
+            EvtchnDoorbell::bind(&self.machine.evtchn, domid, port).map_err(|error| {
+                warn!(%domid, port = port.0, %error, "cannot bind the event channel of this domain");
                 Errno::Einval
             })?;
         let channel = self.add(domid, page, doorbell, features, (gfn, port));
-        let _ = self.fresh.try_send(XenRing::new(channel, domid.0));
+        let _ = self.fresh.try_send(XenRing::new(channel, domid));
         Ok(())
     }
 
@@ -354,7 +357,7 @@ impl Events {
             match poll_fn(|cx| evtchn.poll_ports(cx, &mut ports)).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                    ports.extend(self.ports.borrow().keys());
+                    ports.extend(self.ports.borrow().keys().copied());
                     ports.push(domain_exc.get());
                 }
                 Err(error) => {
@@ -381,14 +384,14 @@ impl Events {
 }
 
 /// Introduces domains that were there before us and wait.
-pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, u32)]) {
+pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, EvtchnPort)]) {
     for (domid, port) in waiting {
         let payload = format!("{domid}\x000\0{port}\0");
         let (ty, reply) = server.request(Operation::Introduce, payload.as_bytes());
         let reply = String::from_utf8_lossy(&reply);
         match ty == Operation::Error.as_wire() {
-            true => warn!(%domid, port, %reply, "a domain that waits cannot be introduced"),
-            false => info!(%domid, port, "introduced a domain that was waiting"),
+            true => warn!(%domid, %port, %reply, "a domain that waits cannot be introduced"),
+            false => info!(%domid, %port, "introduced a domain that was waiting"),
         }
     }
 }
@@ -414,23 +417,23 @@ mod tests {
     struct Full {
         device: Arc<dyn Evtchn>,
         told: AtomicBool,
-        unmasked: Mutex<Vec<u32>>,
+        unmasked: Mutex<Vec<EvtchnPort>>,
     }
 
     impl Evtchn for Full {
-        fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
+        fn bind(&self, domid: DomId, remote: EvtchnPort) -> io::Result<EvtchnPort> {
             self.device.bind(domid, remote)
         }
-        fn bind_domain_exc(&self) -> io::Result<u32> {
+        fn bind_domain_exc(&self) -> io::Result<EvtchnPort> {
             self.device.bind_domain_exc()
         }
-        fn unbind(&self, port: u32) -> io::Result<()> {
+        fn unbind(&self, port: EvtchnPort) -> io::Result<()> {
             self.device.unbind(port)
         }
-        fn notify(&self, port: u32) -> io::Result<()> {
+        fn notify(&self, port: EvtchnPort) -> io::Result<()> {
             self.device.notify(port)
         }
-        fn poll_ports(&self, _: &mut Context<'_>, _: &mut Vec<u32>) -> Poll<io::Result<()>> {
+        fn poll_ports(&self, _: &mut Context<'_>, _: &mut Vec<EvtchnPort>) -> Poll<io::Result<()>> {
             match self.told.swap(true, Ordering::Relaxed) {
                 false => Poll::Ready(Err(io::Error::from(rustix::io::Errno::FBIG))),
                 true => Poll::Pending,
@@ -439,7 +442,7 @@ mod tests {
         fn descriptor(&self) -> BorrowedFd<'_> {
             self.device.descriptor()
         }
-        fn unmask(&self, ports: &[u32]) -> io::Result<()> {
+        fn unmask(&self, ports: &[EvtchnPort]) -> io::Result<()> {
             self.unmasked.lock().unwrap().extend(ports);
             Ok(())
         }
@@ -471,6 +474,6 @@ mod tests {
         });
         let mut unmasked = full.unmasked.lock().unwrap().clone();
         unmasked.sort_unstable();
-        assert_eq!(unmasked, [1, 2, 3], "VIRQ_DOM_EXC and two rings");
+        assert_eq!(unmasked, [1, 2, 3].map(EvtchnPort), "VIRQ_DOM_EXC and two rings");
     }
 }

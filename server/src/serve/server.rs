@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future::yield_now;
 use smol::Timer;
 use tracing::{debug, info, warn};
-use xenstore_protocol::{DomId, Frame, HEADER_LEN, Header, Operation};
+use xenstore_protocol::{Frame, HEADER_LEN, Header, Operation};
 use xenstore_store::{Caller, Config, ConnId, ConnectionIo, Engine, Host, Outcome};
 use xenstore_transport::driver::Driver;
 use xenstore_transport::socket::Listener;
@@ -124,7 +124,7 @@ impl<H: Host + 'static> Server<H> {
         let peer = transport.peer();
         let caller = match peer {
             Peer::Process(_) => Caller::Socket,
-            Peer::Domain(domid) => Caller::Domain(DomId(domid)),
+            Peer::Domain(domid) => Caller::Domain(domid),
         };
         let served = self.connect(caller).map(|conn| {
             debug!(%conn, ?peer, "connected");

@@ -179,7 +179,7 @@ impl Machine {
     pub(super) fn connect(&mut self, domid: u16, features: Features) {
         let page = self.pages[&domid].clone();
         let channel = RingChannel::new(page, CountingDoorbell::default(), features);
-        self.fresh.push(Ring::new(channel.clone(), domid));
+        self.fresh.push(Ring::new(channel.clone(), DomId(domid)));
         self.channels.insert(domid, channel);
     }
 }

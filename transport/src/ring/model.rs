@@ -154,7 +154,7 @@ fn requests_are_ordered() {
         });
         let channel = RingChannel::resume(page.clone(), page.clone(), Features::NONE);
         let (mut ring, mut got) =
-            (Ring::resume(channel, 5, Indices::default()).notify_on_flush(), Vec::new());
+            (Ring::resume(channel, DomId(5), Indices::default()).notify_on_flush(), Vec::new());
         let woken = std::sync::Arc::<Woken>::default();
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
@@ -207,7 +207,7 @@ fn a_reconnect_is_ordered() {
     loom::model(|| {
         let page = Model::new([0; 4]);
         let channel = RingChannel::new(page.clone(), page.clone(), Features::NONE);
-        let mut ring = Ring::new(channel, 5);
+        let mut ring = Ring::new(channel, DomId(5));
         let guest = thread::spawn({
             let page = page.clone();
             move || {
@@ -258,7 +258,8 @@ fn zeros_are_ordered() {
         few_switches.check(move || {
             let page = Model::new([FULL; 4]);
             let channel = RingChannel::resume(page.clone(), page.clone(), Features::NONE);
-            let mut ring = Ring::resume(channel, 5, Indices { req_cons: FULL, rsp_prod: FULL });
+            let mut ring =
+                Ring::resume(channel, DomId(5), Indices { req_cons: FULL, rsp_prod: FULL });
             let guest = thread::spawn({
                 let page = page.clone();
                 move || {

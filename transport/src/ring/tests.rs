@@ -111,7 +111,7 @@ struct Ends {
 fn ends_offering(features: Features) -> Ends {
     let page = InMemory::new();
     let channel = RingChannel::new(page.clone(), Count::default(), features);
-    let ring = Ring::new(channel.clone(), 5);
+    let ring = Ring::new(channel.clone(), DomId(5));
     let woken = Arc::<Woken>::default();
     Ends { page, channel, ring, waker: woken.clone().into(), woken }
 }
@@ -277,7 +277,7 @@ fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
     let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
     let channel =
         RingChannel::new(Late(page.clone(), then.clone()), Count::default(), Features::NONE);
-    let mut ring = Ring::new(channel.clone(), 5);
+    let mut ring = Ring::new(channel.clone(), DomId(5));
     *then.borrow_mut() = Some(Box::new(move || {
         page.send(b"late");
         channel.notify();
@@ -406,10 +406,10 @@ fn zeros_are_found_by_the_next_server() {
     ends.page.send(b"next");
     let channel = || RingChannel::resume(ends.page.clone(), Count::default(), Features::ALL);
     let (ours, from_page) = (channel(), channel());
-    ends.ring = Ring::resume(ours, 5, place);
+    ends.ring = Ring::resume(ours, DomId(5), place);
     ends.finds_zeros();
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
-    ends.ring = Ring::resume(from_page, 5, Indices::of(&ends.page));
+    ends.ring = Ring::resume(from_page, DomId(5), Indices::of(&ends.page));
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
 }
 
@@ -568,7 +568,7 @@ fn a_closed_line_ends_its_ring() {
     let (before, words) = (ends.wakes(), ends.page.words());
     ends.channel.close();
     assert_eq!(ends.wakes(), before + 1);
-    ends.ring = Ring::new(ends.channel.clone(), 5);
+    ends.ring = Ring::new(ends.channel.clone(), DomId(5));
     assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
     assert_eq!(ends.write(b"x"), Poll::Ready(Err(io::ErrorKind::BrokenPipe)));
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(false));

@@ -1,4 +1,4 @@
-//! `/dev/xen/evtchn`: event channels, by the calls of `xen/evtchn.h`.
+//! Event channels through `/dev/xen/evtchn`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,23 +7,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::ioctl::Opcode;
+use xenstore_protocol::{DomId, EvtchnPort};
 use xenstore_sys::inherit;
-use xenstore_sys::ioctl::call;
+use xenstore_sys::xen::{self, EVTCHN_DEVICE};
 
-use super::{EVTCHN_DEVICE, Evtchn, VIRQ_DOM_EXC};
+use super::{Evtchn, VIRQ_DOM_EXC};
 use crate::driver::{Driver, Source};
 
-const BIND_VIRQ: Opcode = 0x0004_4500;
-const BIND_INTERDOMAIN: Opcode = 0x0008_4501;
-const UNBIND: Opcode = 0x0004_4503;
-const NOTIFY: Opcode = 0x0004_4504;
-const RESET: Opcode = 0x0000_4505;
-
-/// Ports that are read at once, as many as the device gives.
+/// Ports that one read returns, as many as the device has.
 const PORTS: usize = 1024;
 
-/// The device. Close-on-exec: whoever hands it on says so.
+/// The device. Its descriptor is close-on-exec.
 #[derive(Debug)]
 pub(crate) struct Device {
     device: Source<File>,
@@ -42,9 +36,9 @@ impl Device {
         Device::with(device, driver)
     }
 
-    /// Goes on with a device that is open; its ports are still bound.
-    pub(crate) fn adopt(left: OwnedFd, driver: &Driver) -> io::Result<Device> {
-        let device = inherit::evtchn(left)?;
+    /// Takes over an open device, whose ports are still bound.
+    pub(crate) fn adopt(inherited: OwnedFd, driver: &Driver) -> io::Result<Device> {
+        let device = inherit::evtchn(inherited)?;
         rustix::io::ioctl_fionbio(&device, true)?;
         Device::with(device.into(), driver)
     }
@@ -52,47 +46,46 @@ impl Device {
     fn with(device: File, driver: &Driver) -> io::Result<Device> {
         Ok(Device { device: driver.source(device)?, buffer: Mutex::new(vec![0; PORTS * 4]) })
     }
-
-    fn bound(&self, opcode: Opcode, argument: &mut [u32; 2]) -> io::Result<u32> {
-        let port = call(&self.device, opcode, argument)?;
-        u32::try_from(port).map_err(|_| io::Error::other(format!("port {port} from the kernel")))
-    }
 }
 
 impl Evtchn for Device {
-    fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
-        self.bound(BIND_INTERDOMAIN, &mut [domid.into(), remote])
+    fn bind(&self, domid: DomId, remote: EvtchnPort) -> io::Result<EvtchnPort> {
+        xen::bind_interdomain(&self.device, domid.0, remote.0).map(EvtchnPort)
     }
 
-    fn bind_domain_exc(&self) -> io::Result<u32> {
-        self.bound(BIND_VIRQ, &mut [VIRQ_DOM_EXC, 0])
+    fn bind_domain_exc(&self) -> io::Result<EvtchnPort> {
+        xen::bind_virq(&self.device, VIRQ_DOM_EXC).map(EvtchnPort)
     }
 
-    fn unbind(&self, port: u32) -> io::Result<()> {
-        call(&self.device, UNBIND, &mut [port]).map(drop)
+    fn unbind(&self, port: EvtchnPort) -> io::Result<()> {
+        xen::unbind(&self.device, port.0)
     }
 
-    fn notify(&self, port: u32) -> io::Result<()> {
-        call(&self.device, NOTIFY, &mut [port]).map(drop)
+    fn notify(&self, port: EvtchnPort) -> io::Result<()> {
+        xen::notify(&self.device, port.0)
     }
 
-    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>> {
+    fn poll_ports(
+        &self,
+        cx: &mut Context<'_>,
+        ports: &mut Vec<EvtchnPort>,
+    ) -> Poll<io::Result<()>> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = |mut device: &File| match device.read(&mut buffer) {
-            // There was no room for an event: a kernel before 4.4, or ports that were unmasked
-            // while they had one waiting. Nothing is read until this.
+            // The queue has overflowed: with a kernel before 4.4, or by unmasking ports that had an
+            // event. Reads fail until the reset.
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                call(device, RESET, &mut [])?;
+                xen::reset(device)?;
                 Err(error)
             }
             result => result,
         };
-        // A short read does not say that the device is empty: it wakes only whoever waits for an
-        // empty one, and it is not empty for it until a read has returned. What came meanwhile
-        // would be told to nobody, so there is another read before anybody waits.
+        // After a short read the device can have events: the kernel wakes only a reader of an empty
+        // queue, and empties the queue when a read has returned. So `drained` is not called, and the
+        // next call reads again.
         let count = ready!(self.device.poll_read(cx, attempt))?;
         let words = buffer[..count].as_chunks::<4>().0;
-        ports.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+        ports.extend(words.iter().map(|word| EvtchnPort(u32::from_ne_bytes(*word))));
         Poll::Ready(Ok(()))
     }
 
@@ -100,8 +93,8 @@ impl Evtchn for Device {
         self.device.as_fd()
     }
 
-    fn unmask(&self, ports: &[u32]) -> io::Result<()> {
-        let bytes: Vec<u8> = ports.iter().flat_map(|port| port.to_ne_bytes()).collect();
+    fn unmask(&self, ports: &[EvtchnPort]) -> io::Result<()> {
+        let bytes: Vec<u8> = ports.iter().flat_map(|port| port.0.to_ne_bytes()).collect();
         self.device.get().write_all(&bytes)
     }
 }
@@ -112,14 +105,14 @@ mod tests {
 
     use super::*;
 
-    // Fails if a short read is taken for an empty device: an event that comes while the kernel
-    // copies the ones before it is not told, and its guest would never be heard again.
+    // Fails if a short read counts as an empty device: an event that arrives while the kernel copies
+    // others causes no wake-up, and its guest would not be served again.
     #[test]
-    fn an_event_that_is_not_told_is_read() {
+    fn event_without_a_wake_up_is_read() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let reader = OwnedFd::from(reader);
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
-        // Nobody runs the driver's loop: nothing is told.
+        // No thread runs the event loop: there are no wake-ups.
         let device = Device::with(File::from(reader), &Driver::new().unwrap()).unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut ports = Vec::new();
@@ -127,7 +120,7 @@ mod tests {
             writer.write_all(&port.to_ne_bytes()).unwrap();
             assert!(device.poll_ports(&mut cx, &mut ports).is_ready(), "port {port} is lost");
         }
-        assert_eq!(ports, [7, 8]);
+        assert_eq!(ports, [7, 8].map(EvtchnPort));
         assert!(device.poll_ports(&mut cx, &mut ports).is_pending());
     }
 }

@@ -1,13 +1,12 @@
-//! The part of Xen that a store needs, behind traits: event channels, pages of domains, and which
-//! domains there are.
+//! The parts of Xen that a XenStore daemon needs, behind traits: event channels, ring pages, and the
+//! domains of the host.
 //!
-//! [`host`] is the real one, through the devices of Linux and without the libraries of Xen, for any
-//! version of Xen from 4.14 on. With the feature
-//! `test-doubles`, `pretend` is a Xen of files, for tests on machines without Xen.
+//! [`host`] uses the devices of Linux, without the libraries of Xen, on Xen 4.14 and later. With the
+//! feature `test-doubles`, `pretend` is a Xen of files, for tests on machines without Xen.
 
 mod domctl;
+mod doorbell;
 mod evtchn;
-mod hypercall;
 mod memory;
 #[cfg(any(test, feature = "test-doubles"))]
 pub mod pretend;
@@ -17,81 +16,134 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
-use xenstore_protocol::ring::{Side, Word};
-use xenstore_sys::{Mapping, crash};
+use rustix::io::Errno;
+use xenstore_protocol::{DomId, EvtchnPort, Gfn};
+pub use xenstore_sys::xen::EVTCHN_DEVICE;
 
 use crate::driver::Driver;
-use crate::ring::{self, Doorbell, Page, Ring, RingChannel};
+use crate::ring::{Ring, RingChannel};
 
-pub use xenstore_sys::inherit::EVTCHN_DEVICE;
+pub use domctl::{Roles, roles};
+pub use doorbell::EvtchnDoorbell;
+pub use memory::SharedPage;
+pub use stored_ports::{Channel, Released, StoredPorts};
 
-/// The virtual interrupt that something has happened to a domain.
+/// The virtual interrupt for a domain that changes its state.
 const VIRQ_DOM_EXC: u32 = 3;
 
-/// Event channels of this domain.
+/// The channel of a domain's ring.
+pub type XenRingChannel = RingChannel<SharedPage, EvtchnDoorbell>;
+/// The ring of a domain.
+pub type XenRing = Ring<SharedPage, EvtchnDoorbell>;
+
+/// The event channels of this domain.
 pub trait Evtchn: Debug + Send + Sync {
-    /// Connects to the port of a domain; the port at our end.
-    fn bind(&self, domid: u16, remote: u32) -> io::Result<u32>;
-    /// Asks to be told when something has happened to a domain (`VIRQ_DOM_EXC`); the port.
-    fn bind_domain_exc(&self) -> io::Result<u32>;
-    /// Gives a port back.
-    fn unbind(&self, port: u32) -> io::Result<()>;
-    /// Sends an event to the other end of a port.
-    fn notify(&self, port: u32) -> io::Result<()>;
-    /// Waits for events and appends the ports that got some. They get no more until they are
-    /// unmasked. An error that is [`FileTooLarge`](io::ErrorKind::FileTooLarge) says that any port
-    /// may have got one.
-    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<u32>) -> Poll<io::Result<()>>;
-    /// What all ports are bound to, to be handed on.
+    /// Binds a local port to a port of a domain; returns the local port.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the remote port does not exist, is not open to this domain, or is bound already.
+    fn bind(&self, domid: DomId, remote: EvtchnPort) -> io::Result<EvtchnPort>;
+
+    /// Binds a local port to `VIRQ_DOM_EXC`; returns the port.
+    ///
+    /// # Errors
+    ///
+    /// Fails if another port is bound to it.
+    fn bind_domain_exc(&self) -> io::Result<EvtchnPort>;
+
+    /// Closes a local port.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the port is not bound.
+    fn unbind(&self, port: EvtchnPort) -> io::Result<()>;
+
+    /// Sends an event to the remote end of a port.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the port is not bound.
+    fn notify(&self, port: EvtchnPort) -> io::Result<()>;
+
+    /// Waits for events and appends their ports, which are masked until [`Evtchn::unmask`].
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`FileTooLarge`](io::ErrorKind::FileTooLarge) if the queue has overflowed: any port may
+    /// have an event.
+    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<EvtchnPort>)
+    -> Poll<io::Result<()>>;
+
+    /// The descriptor of the device, for the next process.
     fn descriptor(&self) -> BorrowedFd<'_>;
-    /// Lets these ports get events again.
-    fn unmask(&self, ports: &[u32]) -> io::Result<()>;
+
+    /// Unmasks ports.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a port is not bound.
+    fn unmask(&self, ports: &[EvtchnPort]) -> io::Result<()>;
 }
 
-/// Pages of domains.
+/// The ring pages of domains.
 pub trait Memory: Debug {
-    /// The ring page of this domain's own kernel, and the port that the kernel waits at.
-    fn own_ring(&mut self) -> io::Result<(SharedPage, u32)>;
-    /// The ring page of a domain: by the grant that is reserved for it, or by the number of its
-    /// frame where the domain builder has left no grant; 0 is no frame.
-    fn map_ring(&mut self, domid: u16, gfn: u64) -> io::Result<SharedPage>;
+    /// Maps the ring page of this domain's kernel; returns it with the port of the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the kernel does not export the page (`/proc/xen/xsd_kva`).
+    fn own_ring(&mut self) -> io::Result<(SharedPage, EvtchnPort)>;
+
+    /// Maps the ring page of a domain: by the reserved grant, or by its frame if the domain builder has
+    /// made no grant. Frame 0 means unknown.
+    ///
+    /// # Errors
+    ///
+    /// Fails if neither can be mapped.
+    fn map_ring(&mut self, domid: DomId, gfn: Gfn) -> io::Result<SharedPage>;
 }
 
-/// What is known of a domain that exists and is not dead.
+/// The status of a domain that exists and is not dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainStatus {
-    /// Tells it from an earlier one with this domid; none if this version of Xen does not say.
+    /// Distinguishes domains with the same domid. `None` on Xen before 4.21.
     pub unique_id: Option<u64>,
-    /// It has shut down, for whatever reason.
+    /// The domain has shut down or crashed.
     pub shutdown: bool,
 }
 
-/// Which domains there are.
+/// The domains of the host.
 pub trait Domains: Debug {
-    /// Looks at a domain; none if there is no such domain or it is dead.
-    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainStatus>>;
-    /// The domids of all domains, in any order. To be asked once `VIRQ_DOM_EXC` is bound.
-    fn all(&mut self) -> io::Result<Vec<u16>>;
+    /// Returns the status of a domain, or `None` if it does not exist or is dead.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the hypervisor refuses the call.
+    fn domain(&mut self, domid: DomId) -> io::Result<Option<DomainStatus>>;
+
+    /// Returns all domains, in any order. `VIRQ_DOM_EXC` must be bound.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the hypervisor refuses the call.
+    fn all(&mut self) -> io::Result<Vec<DomId>>;
 }
 
-/// All of it.
+/// A Xen host.
 #[derive(Debug)]
 pub struct Machine {
     /// Event channels.
     pub evtchn: Arc<dyn Evtchn>,
-    /// Pages.
+    /// Ring pages.
     pub memory: Box<dyn Memory>,
     /// Domains.
     pub domains: Box<dyn Domains>,
-    /// What is bound already, if that is to be found out.
+    /// The ports that are bound in a device from systemd ([`Inherited::Stored`]).
     pub stored_ports: Option<StoredPorts>,
 }
-
-pub use domctl::{Roles, roles};
-pub use stored_ports::{Channel, Released, StoredPorts};
 
 /// An event channel device from an earlier process. All ports that it has bound are still bound.
 #[derive(Debug)]
@@ -102,8 +154,11 @@ pub enum Inherited {
     Stored(OwnedFd),
 }
 
-/// The Xen that this machine runs on: with all ports free, or with those of a program before this
-/// one. An error says which device is missing or refuses.
+/// Opens the devices of this host: with no ports bound, or with an inherited event channel device.
+///
+/// # Errors
+///
+/// The error names the device that is missing or refuses.
 pub fn host(driver: &Driver, inherited: Option<Inherited>) -> io::Result<Machine> {
     let is_stored = matches!(inherited, Some(Inherited::Stored(_)));
     let evtchn = match inherited {
@@ -132,92 +187,6 @@ pub fn probe() -> io::Result<()> {
     domctl::Hypervisor::open().map(drop)
 }
 
-/// A page that a guest writes as well.
-#[derive(Debug)]
-pub struct SharedPage {
-    mapping: Mapping,
-    /// Must be told when the mapping is gone; dropped after it.
-    _grant: Option<memory::Grant>,
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
 }
-
-impl Page for SharedPage {
-    fn load(&self, word: Word) -> u32 {
-        self.mapping.word(word.offset()).load(ring::READ)
-    }
-
-    fn store(&self, word: Word, value: u32) {
-        if crash::point() {
-            self.mapping.word(word.offset()).store(value, ring::WRITE);
-        }
-    }
-
-    fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
-        self.mapping.read(side.offset() + at, bytes);
-    }
-
-    fn write(&self, side: Side, at: usize, bytes: &[u8]) {
-        crash::in_parts(bytes, |from, part| self.mapping.write(side.offset() + at + from, part));
-    }
-}
-
-/// The doorbell of a domain: our end of an event channel to it, which may change or be gone. It is
-/// given back when this is dropped.
-#[derive(Debug)]
-pub struct EvtchnDoorbell {
-    evtchn: Arc<dyn Evtchn>,
-    /// 0, which is no port, if there is no channel.
-    port: AtomicU32,
-}
-
-impl EvtchnDoorbell {
-    /// Connects to the port of a domain.
-    pub fn bind(evtchn: &Arc<dyn Evtchn>, domid: u16, remote: u32) -> io::Result<EvtchnDoorbell> {
-        Ok(EvtchnDoorbell::adopt(evtchn, Some(evtchn.bind(domid, remote)?)))
-    }
-
-    /// At the end of a channel that is connected already, at this port of ours, or for now of none.
-    pub fn adopt(evtchn: &Arc<dyn Evtchn>, port: Option<u32>) -> EvtchnDoorbell {
-        EvtchnDoorbell { evtchn: evtchn.clone(), port: port.unwrap_or(0).into() }
-    }
-
-    /// The port at our end, if there is a channel.
-    pub fn port(&self) -> Option<u32> {
-        Some(self.port.load(Ordering::Acquire)).filter(|port| *port != 0)
-    }
-
-    /// Gives the channel back and connects to another port of the domain; ours.
-    pub fn rebind(&self, domid: u16, remote: u32) -> io::Result<u32> {
-        self.unbind();
-        let port = self.evtchn.bind(domid, remote)?;
-        self.port.store(port, Ordering::Release);
-        Ok(port)
-    }
-
-    /// Gives the channel back, if there is one.
-    pub fn unbind(&self) {
-        let port = self.port.swap(0, Ordering::AcqRel);
-        if port != 0 {
-            // A domain that is gone has taken its end along; ours is free either way.
-            let _ = self.evtchn.unbind(port);
-        }
-    }
-}
-
-impl Drop for EvtchnDoorbell {
-    fn drop(&mut self) {
-        self.unbind();
-    }
-}
-
-impl Doorbell for EvtchnDoorbell {
-    fn notify(&self) {
-        if let Some(port) = self.port() {
-            let _ = self.evtchn.notify(port);
-        }
-    }
-}
-
-/// The channel to a domain.
-pub type XenRingChannel = RingChannel<SharedPage, EvtchnDoorbell>;
-/// The ring of a domain.
-pub type XenRing = Ring<SharedPage, EvtchnDoorbell>;

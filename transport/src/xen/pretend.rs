@@ -1,7 +1,7 @@
-//! A pretend Xen, made of files: for tests without Xen, of this daemon and of others alike.
+//! A Xen of files, for tests on machines without Xen.
 //!
-//! The files are described in `tests/peers/README.md`. Whoever plays a guest creates a directory
-//! for it, maps or writes its `ring`, and sends events through FIFOs.
+//! The directory has a directory for each domain, by domid. A guest is a process that creates the
+//! directory, maps or writes its `ring`, and sends events through FIFOs.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::Errno;
+use xenstore_protocol::{DomId, EvtchnPort, Gfn};
 use xenstore_sys::{Mapping, crash};
 
 use super::stored_ports::RemoteEnd;
@@ -28,23 +29,27 @@ use super::{
 use crate::driver::{Driver, Source};
 
 const PAGE_SIZE: usize = 4096;
-/// Words of the page behind the ring page: set while an event is on its way.
+/// Words of the page after the ring page: set while an event is pending.
 const TO_DAEMON: usize = 0;
 const TO_GUEST: usize = 4;
-/// In place of a domid in a record, for a virtual interrupt.
+/// Stands for a domid in the record of a virtual interrupt.
 const VIRQ_SENDER: u32 = u32::MAX;
-/// Kinds of entries in the table of ports.
+/// Kinds of entries of the table of ports.
 const FREE: u32 = 0;
 const INTERDOMAIN: u32 = 1;
 const VIRQ: u32 = 2;
-/// Ports that there can be, and bytes of the entry of each in the table.
+/// The limit of ports, and the bytes of an entry of the table.
 const PORTS: u32 = 32767;
 const ENTRY: usize = 16;
-/// Bytes of the records that are read at once.
+/// Bytes of records that one read returns.
 const RECORDS: usize = 4096;
 
-/// A Xen of the files in `dir`, which is made if it is not there: with all ports free, or with those
-/// of a program before this one, which has left its FIFO.
+/// Opens the Xen in `dir`, which is created if it does not exist: with all ports free, or with the
+/// ports of an earlier process that has left its FIFO.
+///
+/// # Errors
+///
+/// Fails if a file cannot be created, or the inherited descriptor is not a FIFO.
 pub fn open(dir: &Path, driver: &Driver, inherited: Option<Inherited>) -> io::Result<Machine> {
     fs::create_dir_all(dir)?;
     let files = Files(Arc::new(openat(CWD, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
@@ -56,12 +61,12 @@ pub fn open(dir: &Path, driver: &Driver, inherited: Option<Inherited>) -> io::Re
     };
     rustix::io::ioctl_fionbio(&fifo, true)?;
     if is_new && crash::point() {
-        // Events for an earlier daemon.
+        // Discards events for an earlier daemon.
         let mut rest = [0; RECORDS];
         while (&fifo).read(&mut rest).is_ok_and(|count| count > 0) {}
     }
-    let anew = if is_new && crash::point() { OFlags::TRUNC } else { OFlags::empty() };
-    let table = files.open("ports", OFlags::CREATE | anew)?;
+    let truncate = if is_new && crash::point() { OFlags::TRUNC } else { OFlags::empty() };
+    let table = files.open("ports", OFlags::CREATE | truncate)?;
     let size = PORTS as usize * ENTRY;
     table.set_len(size as u64)?;
     let ports = Ports::load(&table)?;
@@ -70,13 +75,13 @@ pub fn open(dir: &Path, driver: &Driver, inherited: Option<Inherited>) -> io::Re
     let table = Mapping::shared(&table, 0, size)?;
     let evtchn = Channels { files: files.clone(), fifo: driver.source(fifo)?, table, ports };
     if is_stored {
-        evtchn.forget_events();
+        evtchn.clear_events();
     }
     let ids = BTreeMap::new();
     Ok(Machine {
         evtchn: Arc::new(evtchn),
         memory: Box::new(files.clone()),
-        domains: Box::new(Lives { files, dir: dir.to_owned(), ids }),
+        domains: Box::new(Directories { files, dir: dir.to_owned(), ids }),
         stored_ports,
     })
 }
@@ -103,7 +108,7 @@ pub fn probe(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The directory. Names of files are relative to it, so that finding one costs little.
+/// The directory. Names of files are relative to it, which makes opening them cheap.
 #[derive(Clone, Debug)]
 struct Files(Arc<OwnedFd>);
 
@@ -113,11 +118,11 @@ impl Files {
         openat(&*self.0, name, flags, Mode::from(0o600)).map(File::from)
     }
 
-    /// Opened at both ends, so that it never blocks and never ends.
+    /// Opens a FIFO for reading and writing, so that it neither blocks nor ends.
     fn fifo(&self, name: &str) -> rustix::io::Result<File> {
-        let there = self.open(name, OFlags::NONBLOCK);
-        if !matches!(there, Err(Errno::NOENT)) {
-            return there;
+        let existing = self.open(name, OFlags::NONBLOCK);
+        if !matches!(existing, Err(Errno::NOENT)) {
+            return existing;
         }
         match mkfifoat(&*self.0, name, Mode::from(0o600)) {
             Ok(()) | Err(Errno::EXIST) => self.open(name, OFlags::NONBLOCK),
@@ -137,7 +142,7 @@ impl Files {
         Ok((self.page(domid, 1)?, self.fifo(&format!("{domid}/events"))?))
     }
 
-    /// The page of a domain, or the one behind it.
+    /// Maps page 0, the ring, or page 1, the words for events, of a domain.
     fn page(&self, domid: u32, number: u64) -> io::Result<Mapping> {
         let mut file = self.open(&format!("{domid}/ring"), OFlags::CREATE)?;
         let two = 2 * PAGE_SIZE as u64;
@@ -149,14 +154,14 @@ impl Files {
 }
 
 impl Memory for Files {
-    fn own_ring(&mut self) -> io::Result<(SharedPage, u32)> {
+    fn own_ring(&mut self) -> io::Result<(SharedPage, EvtchnPort)> {
         let port = self.text("0/port")?;
         let port = port.trim().parse().map_err(io::Error::other)?;
-        Ok((SharedPage { mapping: self.page(0, 0)?, _grant: None }, port))
+        Ok((SharedPage::new(self.page(0, 0)?), EvtchnPort(port)))
     }
 
-    fn map_ring(&mut self, domid: u16, _gfn: u64) -> io::Result<SharedPage> {
-        Ok(SharedPage { mapping: self.page(domid.into(), 0)?, _grant: None })
+    fn map_ring(&mut self, domid: DomId, _gfn: Gfn) -> io::Result<SharedPage> {
+        Ok(SharedPage::new(self.page(domid.0.into(), 0)?))
     }
 }
 
@@ -168,12 +173,12 @@ struct Port {
     guest: OnceCell<Guest>,
 }
 
-/// What events to a guest need: its words and its FIFO.
+/// The words for events of a guest, and its FIFO.
 type Guest = (Mapping, File);
 
 impl Port {
-    /// Its guest's, opened when it is needed: a port of the real device costs nothing either when a
-    /// program takes it over.
+    /// Opens the files of its guest at the first use, so that taking over a port is as cheap as with
+    /// the real device.
     fn guest(&self, files: &Files) -> io::Result<&Guest> {
         if self.kind != INTERDOMAIN {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -189,14 +194,14 @@ impl Port {
 struct Ports {
     by_number: BTreeMap<u32, Port>,
     by_remote: BTreeMap<(u32, u32), u32>,
-    /// None below this is free.
+    /// The ports below are bound.
     free: u32,
-    /// What records are read into.
+    /// The buffer for records.
     records: Vec<u8>,
 }
 
 impl Ports {
-    /// Those that the table says are bound.
+    /// Reads the bound ports from the table.
     fn load(mut table: &File) -> io::Result<Ports> {
         let mut bytes = Vec::new();
         table.read_to_end(&mut bytes)?;
@@ -215,15 +220,17 @@ impl Ports {
         Ok(ports)
     }
 
-    /// All of them, for whoever does not know them.
+    /// The bound ports with their remote ends.
     fn stored(&self) -> StoredPorts {
         let mut found = StoredPorts::default();
         for (port, Port { kind, domid, remote, .. }) in &self.by_number {
             let end = match u16::try_from(*domid) {
-                Ok(domid) if *kind == INTERDOMAIN => RemoteEnd::Domain(domid, *remote),
+                Ok(domid) if *kind == INTERDOMAIN => {
+                    RemoteEnd::Domain(DomId(domid), EvtchnPort(*remote))
+                }
                 _ => RemoteEnd::DomainExc,
             };
-            found.add(*port, Some(end));
+            found.add(EvtchnPort(*port), Some(end));
         }
         found
     }
@@ -233,7 +240,7 @@ impl Ports {
 struct Channels {
     files: Files,
     fifo: Source<File>,
-    /// What tests and a program after this one know the ports by.
+    /// The ports, for tests and for the next process.
     table: Mapping,
     ports: Mutex<Ports>,
 }
@@ -243,7 +250,8 @@ impl Channels {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, number: u32, entry: [u32; 3]) {
+    /// Writes the entry of a port.
+    fn put_entry(&self, number: u32, entry: [u32; 3]) {
         if !crash::point() {
             return;
         }
@@ -252,9 +260,10 @@ impl Channels {
         }
     }
 
-    /// The hypervisor does what a process can be killed in the middle of here: such an event never
-    /// comes, nor any after it. Whoever goes on looks at all rings, and rings for all guests.
-    fn forget_events(&self) {
+    /// Clears pending events. Unlike Xen, sending an event can be interrupted half-way by SIGKILL: its
+    /// word stays set, and no later event is sent. The next process reads all rings and notifies all
+    /// guests.
+    fn clear_events(&self) {
         for (words, _) in self.ports().by_number.values().filter_map(|p| p.guest(&self.files).ok())
         {
             if crash::point() {
@@ -264,32 +273,32 @@ impl Channels {
         }
     }
 
-    fn add(&self, port: Port) -> io::Result<u32> {
+    fn add(&self, port: Port) -> io::Result<EvtchnPort> {
         let mut ports = self.ports();
-        // As the hypervisor: the first that is free.
+        // Like Xen: the first free port.
         let free = (ports.free..PORTS).find(|n| !ports.by_number.contains_key(n));
         let number = free.ok_or(io::ErrorKind::StorageFull)?;
         ports.free = number + 1;
-        self.tell(number, [port.kind, port.domid, port.remote]);
+        self.put_entry(number, [port.kind, port.domid, port.remote]);
         ports.by_remote.insert((port.domid, port.remote), number);
         ports.by_number.insert(number, port);
-        Ok(number)
+        Ok(EvtchnPort(number))
     }
 }
 
 impl Evtchn for Channels {
-    fn bind(&self, domid: u16, remote: u32) -> io::Result<u32> {
-        // As the hypervisor: the other end is bound once.
-        if self.ports().by_remote.contains_key(&(domid.into(), remote)) {
+    fn bind(&self, domid: DomId, remote: EvtchnPort) -> io::Result<EvtchnPort> {
+        let (domid, remote) = (u32::from(domid.0), remote.0);
+        // Like Xen: a remote port can be bound once.
+        if self.ports().by_remote.contains_key(&(domid, remote)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let (words, fifo) = self.files.guest(domid.into())?;
-        // The hypervisor does this at once. A new channel is pending: the guest may have rung before.
+        let (words, fifo) = self.files.guest(domid)?;
+        // Xen does this atomically. A new channel has an event: the guest may have sent one before.
         if crash::point() {
             words.word(TO_GUEST).store(0, Ordering::SeqCst);
             words.word(TO_DAEMON).store(1, Ordering::SeqCst);
         }
-        let domid = u32::from(domid);
         let guest = OnceCell::from((words, fifo));
         let number = self.add(Port { kind: INTERDOMAIN, domid, remote, guest })?;
         let record = [domid, remote].map(u32::to_le_bytes).concat();
@@ -299,8 +308,8 @@ impl Evtchn for Channels {
         Ok(number)
     }
 
-    fn bind_domain_exc(&self) -> io::Result<u32> {
-        // As the hypervisor: it is bound once.
+    fn bind_domain_exc(&self) -> io::Result<EvtchnPort> {
+        // Like Xen: it can be bound once.
         if self.ports().by_remote.contains_key(&(VIRQ_SENDER, VIRQ_DOM_EXC)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -312,29 +321,33 @@ impl Evtchn for Channels {
         })
     }
 
-    fn unbind(&self, port: u32) -> io::Result<()> {
+    fn unbind(&self, EvtchnPort(port): EvtchnPort) -> io::Result<()> {
         let mut ports = self.ports();
         let gone = ports.by_number.remove(&port).ok_or(io::ErrorKind::InvalidInput)?;
         if ports.by_remote.get(&(gone.domid, gone.remote)) == Some(&port) {
             ports.by_remote.remove(&(gone.domid, gone.remote));
         }
         ports.free = ports.free.min(port);
-        self.tell(port, [FREE; 3]);
+        self.put_entry(port, [FREE; 3]);
         Ok(())
     }
 
-    fn notify(&self, port: u32) -> io::Result<()> {
+    fn notify(&self, EvtchnPort(port): EvtchnPort) -> io::Result<()> {
         let ports = self.ports();
         let port = ports.by_number.get(&port).ok_or(io::ErrorKind::InvalidInput)?;
         let (words, fifo) = port.guest(&self.files)?;
         if crash::point() && words.word(TO_GUEST).swap(1, Ordering::SeqCst) == 0 {
-            // A guest whose FIFO is full has plenty to wake up for.
+            // If the FIFO is full, the guest has events to wake up for.
             let _ = (&*fifo).write(&port.remote.to_le_bytes());
         }
         Ok(())
     }
 
-    fn poll_ports(&self, cx: &mut Context<'_>, found: &mut Vec<u32>) -> Poll<io::Result<()>> {
+    fn poll_ports(
+        &self,
+        cx: &mut Context<'_>,
+        found: &mut Vec<EvtchnPort>,
+    ) -> Poll<io::Result<()>> {
         if !crash::point() {
             return Poll::Pending;
         }
@@ -350,9 +363,9 @@ impl Evtchn for Channels {
             let Some(number) = by_remote.get(&(domid, remote)) else { continue };
             let port = by_number.get(number);
             let words = port.and_then(|port| port.guest(&self.files).ok());
-            // An event that has been taken already is not told once more.
+            // The record of an event that was read already.
             if words.is_none_or(|(words, _)| words.word(TO_DAEMON).swap(0, Ordering::SeqCst) != 0) {
-                found.push(*number);
+                found.push(EvtchnPort(*number));
             }
         }
         Poll::Ready(Ok(()))
@@ -362,24 +375,24 @@ impl Evtchn for Channels {
         self.fifo.as_fd()
     }
 
-    fn unmask(&self, _: &[u32]) -> io::Result<()> {
+    fn unmask(&self, _: &[EvtchnPort]) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Domains by their directories. Each gets an id when it is first seen, which is kept beside the
-/// other files until it is seen gone: the next daemon knows it by the same id. It is what a link
-/// says, which is read in one call, as the hypervisor is asked in one.
+/// Domains by their directories. A domain gets a unique id when it is first queried; a symbolic link
+/// stores the id for the next daemon until the domain is found dead. Reading a link is one system call,
+/// like asking the hypervisor.
 #[derive(Debug)]
-struct Lives {
+struct Directories {
     files: Files,
     dir: PathBuf,
-    /// Those that have been read or written.
-    ids: BTreeMap<u16, u64>,
+    /// The ids that are known.
+    ids: BTreeMap<DomId, u64>,
 }
 
-impl Lives {
-    fn id(&mut self, domid: u16) -> io::Result<u64> {
+impl Directories {
+    fn id(&mut self, domid: DomId) -> io::Result<u64> {
         if let Some(id) = self.ids.get(&domid) {
             return Ok(*id);
         }
@@ -395,14 +408,14 @@ impl Lives {
     }
 }
 
-/// A number that no domain has had.
+/// An id that no domain has had: the time.
 fn fresh_id() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |now| u64::try_from(now.as_nanos()).unwrap_or(1))
 }
 
-impl Domains for Lives {
-    fn domain(&mut self, domid: u16) -> io::Result<Option<DomainStatus>> {
+impl Domains for Directories {
+    fn domain(&mut self, domid: DomId) -> io::Result<Option<DomainStatus>> {
         let state = match self.files.text(&format!("{domid}/state")) {
             Ok(state) => state,
             Err(_) if self.files.exists(&domid.to_string()) => "running".into(),
@@ -417,11 +430,11 @@ impl Domains for Lives {
         Ok(Some(DomainStatus { unique_id: Some(self.id(domid)?), shutdown }))
     }
 
-    fn all(&mut self) -> io::Result<Vec<u16>> {
+    fn all(&mut self) -> io::Result<Vec<DomId>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
-            if let Some(domid) = name.to_str().and_then(|name| name.parse().ok())
+            if let Some(domid) = name.to_str().and_then(|name| name.parse().ok()).map(DomId)
                 && self.domain(domid)?.is_some()
             {
                 found.push(domid);

@@ -8,17 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use rustix::io::Errno;
+use xenstore_protocol::{DomId, EvtchnPort};
+use xenstore_sys::xen::{Hypercalls, STATUS_SIZE};
 
-use super::Evtchn;
-use super::hypercall::Hypercalls;
+use super::{Evtchn, is};
 
-/// `__HYPERVISOR_event_channel_op`, and its command `EVTCHNOP_status`.
-const EVENT_CHANNEL_OP: u32 = 32;
-const STATUS: u32 = 5;
-/// `struct evtchn_status`: domid, port, status, vCPU, and from byte 16 on the remote end.
-const STATUS_SIZE: usize = 24;
-/// `DOMID_SELF`: the calling domain.
-const SELF: u16 = 0x7ff0;
+/// States of a port in `struct evtchn_status`.
 const INTERDOMAIN: u32 = 2;
 const VIRQ: u32 = 4;
 /// The limit of ports of a domain (`EVTCHN_FIFO_NR_CHANNELS`).
@@ -28,9 +23,9 @@ const PORTS: u32 = 1 << 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Channel {
     /// The local port.
-    pub port: u32,
+    pub port: EvtchnPort,
     /// The port of the domain.
-    pub remote: u32,
+    pub remote: EvtchnPort,
 }
 
 /// What remains after [`StoredPorts::release`].
@@ -49,17 +44,17 @@ pub struct Released {
 #[derive(Debug, Default)]
 pub struct StoredPorts {
     /// By domid: at most one for each domain.
-    channels: BTreeMap<u16, Channel>,
-    domain_exc: Option<u32>,
+    channels: BTreeMap<DomId, Channel>,
+    domain_exc: Option<EvtchnPort>,
     /// Ports that have not been adopted.
-    rest: BTreeSet<u32>,
+    rest: BTreeSet<EvtchnPort>,
     adopted: usize,
     error: Option<io::Error>,
 }
 
 impl StoredPorts {
     /// Adds a bound port with its remote end, if the daemon uses such channels.
-    pub(super) fn add(&mut self, port: u32, end: Option<RemoteEnd>) {
+    pub(super) fn add(&mut self, port: EvtchnPort, end: Option<RemoteEnd>) {
         self.rest.insert(port);
         match end {
             Some(RemoteEnd::DomainExc) => self.domain_exc = Some(port),
@@ -71,20 +66,20 @@ impl StoredPorts {
     }
 
     /// Returns the channel to a domain, once.
-    pub fn adopt(&mut self, domid: u16) -> Option<Channel> {
+    pub fn adopt(&mut self, domid: DomId) -> Option<Channel> {
         let channel = self.channels.remove(&domid)?;
         self.mark_adopted(channel.port);
         Some(channel)
     }
 
     /// Returns the port that is bound to `VIRQ_DOM_EXC`, once.
-    pub fn adopt_domain_exc(&mut self) -> Option<u32> {
+    pub fn adopt_domain_exc(&mut self) -> Option<EvtchnPort> {
         let port = self.domain_exc.take()?;
         self.mark_adopted(port);
         Some(port)
     }
 
-    fn mark_adopted(&mut self, port: u32) {
+    fn mark_adopted(&mut self, port: EvtchnPort) {
         self.rest.remove(&port);
         self.adopted += 1;
     }
@@ -101,8 +96,8 @@ impl StoredPorts {
     /// Finds the ports that are bound in a device of the host.
     pub(super) fn find(evtchn: &dyn Evtchn) -> StoredPorts {
         let (mut found, mut calls) = (StoredPorts::default(), Hypercalls::open());
-        for port in 1..PORTS {
-            let end = match calls.as_mut().map(|calls| status(calls, port)) {
+        for port in (1..PORTS).map(EvtchnPort) {
+            let end = match calls.as_mut().map(|calls| calls.evtchn_status(port.0)) {
                 Ok(Ok(status)) => RemoteEnd::parse(&status),
                 // Above the last port.
                 Ok(Err(error)) if is(&error, Errno::INVAL) => break,
@@ -124,28 +119,11 @@ impl StoredPorts {
     }
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno.raw_os_error())
-}
-
-fn status(calls: &mut Hypercalls, port: u32) -> io::Result<[u8; STATUS_SIZE]> {
-    let mut status = status_argument(port);
-    calls.call(EVENT_CHANNEL_OP, Some(STATUS), &mut status)?;
-    Ok(status)
-}
-
-fn status_argument(port: u32) -> [u8; STATUS_SIZE] {
-    let mut status = [0; STATUS_SIZE];
-    status[..2].copy_from_slice(&SELF.to_le_bytes());
-    status[4..8].copy_from_slice(&port.to_le_bytes());
-    status
-}
-
 /// What a local port is connected to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RemoteEnd {
     /// A port of a domain.
-    Domain(u16, u32),
+    Domain(DomId, EvtchnPort),
     /// `VIRQ_DOM_EXC`.
     DomainExc,
 }
@@ -157,7 +135,8 @@ impl RemoteEnd {
         };
         match word(8) {
             INTERDOMAIN => {
-                Some(RemoteEnd::Domain(u16::from_le_bytes([status[16], status[17]]), word(20)))
+                let domid = u16::from_le_bytes([status[16], status[17]]);
+                Some(RemoteEnd::Domain(DomId(domid), EvtchnPort(word(20))))
             }
             VIRQ if word(16) == super::VIRQ_DOM_EXC => Some(RemoteEnd::DomainExc),
             _ => None,
@@ -169,17 +148,16 @@ impl RemoteEnd {
 mod tests {
     use super::*;
 
-    // Fails if the argument or the answer has another layout than `struct evtchn_status`: dom u16 at
-    // 0, port u32 at 4, status u32 at 8, vcpu u32 at 12, then dom u16 at 16 and port u32 at 20, or
-    // virq u32 at 16.
+    // Fails if the answer has another layout than `struct evtchn_status`: status u32 at 8, vcpu u32 at
+    // 12, then dom u16 at 16 and port u32 at 20, or virq u32 at 16.
     #[test]
     fn status_has_the_layout_of_evtchn_status() {
-        let mut status = status_argument(0x0102_0304);
-        assert_eq!(status[..8], [0xf0, 0x7f, 0, 0, 4, 3, 2, 1]);
+        let mut status = [0; STATUS_SIZE];
         assert_eq!(RemoteEnd::parse(&status), None, "closed");
         (status[8], status[12]) = (2, 9);
         status[16..].copy_from_slice(&[5, 1, 0xff, 0xff, 7, 0, 1, 0]);
-        assert_eq!(RemoteEnd::parse(&status), Some(RemoteEnd::Domain(0x0105, 0x0001_0007)));
+        let expected = RemoteEnd::Domain(DomId(0x0105), EvtchnPort(0x0001_0007));
+        assert_eq!(RemoteEnd::parse(&status), Some(expected));
         status[8] = 1;
         assert_eq!(RemoteEnd::parse(&status), None, "unbound: the remote end is gone");
         status[8] = 4;

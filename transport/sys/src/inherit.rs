@@ -9,8 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{FileType, fstat, stat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
-/// The event channel device of Linux; it exists on every Xen host.
-pub const EVTCHN_DEVICE: &str = "/dev/xen/evtchn";
+use crate::xen::EVTCHN_DEVICE;
 
 /// Lets descriptors through to the next program, or no longer. All or none.
 pub fn set_inheritable(numbers: &[RawFd], through: bool) -> io::Result<()> {

@@ -8,7 +8,7 @@
 //! * [`mapped_file`]: a file that is written as memory;
 //! * [`own_file`]: files that only this user can access;
 //! * [`inherit`]: descriptors passed from one program to the next through `exec`;
-//! * [`ioctl`]: calls of the Xen devices;
+//! * [`xen`]: calls of the Xen devices;
 //! * [`crash`]: crash injection for tests.
 
 pub mod crash;
@@ -16,15 +16,11 @@ pub mod inherit;
 pub mod mapped_file;
 pub mod own_file;
 mod raw;
+pub mod xen;
 
 #[cfg(xenstore_loom)]
 pub use raw::Byte;
 pub use raw::{Mapping, Sealed, trim_heap};
-
-/// Calls of the Xen devices `evtchn`, `gntdev` and `privcmd`.
-pub mod ioctl {
-    pub use crate::raw::{call, hypercall, map_frame};
-}
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

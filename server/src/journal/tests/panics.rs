@@ -49,7 +49,7 @@ async fn answer(client: &mut Pipe) -> Option<(Operation, String)> {
 /// Serves two clients of dom0 until `talk` returns.
 fn with_clients(fixture: &Fixture, talk: impl AsyncFnOnce(Pipe, Pipe)) {
     let [(one, served), (other, also)] =
-        [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
+        [(); 2].map(|()| memory::pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(0))));
     smol::block_on(futures_lite::future::or(talk(one, other), async {
         futures_lite::future::zip(fixture.server.serve(served), fixture.server.serve(also)).await;
         panic!("all connections have ended");
@@ -228,7 +228,7 @@ fn a_panic_in_a_transport_ends_its_connection() {
     let fixture = fixture();
     let write = frame(Operation::Write, 0, "/a|1");
     let [(one, served), (mut other, also)] =
-        [(); 2].map(|()| memory::pair(Peer::Domain(0), Peer::Domain(0)));
+        [(); 2].map(|()| memory::pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(0))));
     let mut one = one;
     let log = log_of(|| {
         smol::block_on(futures_lite::future::or(

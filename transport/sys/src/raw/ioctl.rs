@@ -54,7 +54,7 @@ unsafe fn run<const N: usize>(
 }
 
 /// Calls the event channel or the grant device, whose arguments are words; what the call returns.
-pub fn call<const N: usize>(
+pub(crate) fn call<const N: usize>(
     device: impl AsFd,
     opcode: Opcode,
     argument: &mut [u32; N],
@@ -69,15 +69,15 @@ pub fn call<const N: usize>(
 const HYPERCALL: Opcode = 0x0030_5000;
 const MMAPBATCH_V2: Opcode = 0x0020_5004;
 
-/// The two halves of a number as they lie in memory, on a little-endian machine.
-#[allow(clippy::cast_possible_truncation)] // each takes its half
-fn halves(number: u64) -> [u32; 2] {
+/// The low and the high half of a number.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) fn halves(number: u64) -> [u32; 2] {
     [number as u32, (number >> 32) as u32]
 }
 
 /// A hypercall whose last argument lies in `buffer`, after the number of a command if it takes one;
 /// what it returns.
-pub fn hypercall(
+pub(crate) fn hypercall(
     privcmd: impl AsFd,
     number: u32,
     command: Option<u32>,

@@ -21,7 +21,8 @@ mod sealed;
 
 pub use heap::trim_heap;
 pub(crate) use inherited::{set_blocking, set_inheritable, take};
-pub use ioctl::{call, hypercall, map_frame};
+pub use ioctl::map_frame;
+pub(crate) use ioctl::{call, halves, hypercall};
 pub use mapping::Mapping;
 #[cfg(xenstore_loom)]
 pub use model::Byte;
