@@ -1,5 +1,5 @@
-//! How to test a XenStore client without Xen: a store in memory, domains that come and go, a clock
-//! that stands still, and transactions that fail on demand.
+//! How to test a XenStore client without Xen: a store in memory, domains that are created and
+//! destroyed, a fixed clock, and transactions that fail on demand.
 
 use futures_lite::future::block_on;
 use xenstore_client::{Client, DomId, Error, Tree};
@@ -33,7 +33,7 @@ fn main() -> Result<(), Error> {
         store.inject_eagain(3);
         assert!(count_up(&guest, "counter").await.is_err());
 
-        // The toolstack hears of a domain that goes away; what it owned is gone by then.
+        // The toolstack gets an event when a domain is destroyed; its nodes are removed by then.
         let mut releases = dom0.watch("@releaseDomain", None).await?;
         assert_eq!(releases.next().await?, "@releaseDomain");
         store.destroy(DomId(5));

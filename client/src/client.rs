@@ -30,7 +30,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// Forgets a request when whoever waited for it is dropped.
+/// Discards the reply of a request whose future is dropped.
 struct Waiting<'a> {
     shared: &'a Shared,
     id: RequestId,
@@ -103,8 +103,8 @@ impl Client {
         }
     }
 
-    /// Runs `body` in a transaction and commits it. If another change is in conflict (EAGAIN) it
-    /// starts anew, at most `tries` times; 0 is without end. An error from `body` ends the
+    /// Runs `body` in a transaction and commits it. It is retried after a conflict
+    /// (EAGAIN), at most `tries` times; 0 means without limit. An error from `body` ends the
     /// transaction without a change.
     pub async fn transaction<R>(
         &self,

@@ -16,8 +16,8 @@
 //! # Ok::<(), xenstore_client::Error>(())
 //! ```
 //!
-//! Nothing is spawned. Whoever waits for an answer or an event also moves the bytes of everybody
-//! else who waits on the same client; requests from several tasks are pipelined. A future that is
+//! Nothing is spawned. A future that waits for a reply or an event also transfers the bytes of all
+//! other futures that wait on the same client; requests from several tasks are pipelined. A future that is
 //! dropped half-way leaves the connection sound: its answer is thrown away when it comes.
 
 pub mod blocking;

@@ -14,7 +14,7 @@ pub fn socket_path() -> PathBuf {
         return dir.join("socket");
     }
     let uid = rustix::process::getuid().as_raw();
-    // As the daemon does: elsewhere than in /run, somebody else could have put a socket there.
+    // Like the daemon: outside of /run, another user could have created the socket.
     let usable = |path: &PathBuf| {
         let own = std::fs::symlink_metadata(path).is_ok_and(|socket| socket.uid() == uid);
         own || (uid != 0 && path.starts_with("/run/xenstored") && may_connect(path))

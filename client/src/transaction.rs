@@ -20,8 +20,8 @@ impl Transaction {
         Transaction { client, id }
     }
 
-    /// Makes all changes at once, or none of them: then the error is mostly EAGAIN, and it is worth
-    /// trying anew.
+    /// Makes all changes at once, or none of them. After `EAGAIN`, the usual error, try the transaction
+    /// again.
     pub async fn commit(self) -> Result<(), Error> {
         self.end(true).await
     }

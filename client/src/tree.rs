@@ -117,7 +117,7 @@ async fn list_in_parts<T: Tree + ?Sized>(tree: &T, path: Path<'_>) -> Result<Vec
             continue;
         }
         if names.is_empty() && !last {
-            return Err(Error::Protocol("an empty part of a list that goes on".into()));
+            return Err(Error::Protocol("an empty part of an incomplete list".into()));
         }
         seen = Some(generation);
         list.extend_from_slice(&names);

@@ -1,5 +1,5 @@
-//! The daemon as a process: start, stop, mistakes, abuse.
-#![allow(clippy::print_stderr)] // figures, for whoever reads the test's output
+//! The daemon as a process: start, stop, invalid options, misuse.
+#![allow(clippy::print_stderr)] // figures, for the reader of the test's output
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,7 +19,7 @@ struct Daemon {
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     command.env_remove("XENSTORED_PATH").env("XENSTORED_RUNDIR", dir);
-    // Goes with the directory, also if nobody stops the daemon.
+    // Removed with the directory, also if the daemon is not stopped.
     command.arg("--journal").arg(dir);
     command.stdin(Stdio::null());
     command
@@ -186,7 +186,7 @@ fn after_stored(systemd: &UnixDatagram) -> Option<String> {
     }
 }
 
-/// A socket as systemd has it for a unit of Type=notify, and a daemon that is told of it.
+/// A socket as systemd has it for a unit of Type=notify, and a daemon that uses it.
 fn under_systemd(dir: &Path) -> (UnixDatagram, Command) {
     let systemd = UnixDatagram::bind(dir.join("notify")).unwrap();
     let mut command = command(dir);
@@ -219,10 +219,10 @@ fn systemd_notices_a_daemon_that_hangs() {
     daemon.child.kill().unwrap();
 }
 
-// Fails if systemd is told before the daemon answers and its pid file is written, or of a start
+// Fails if systemd is notified before the daemon answers and its pid file is written, or of a start
 // that fails.
 #[test]
-fn systemd_is_told_when_it_answers() {
+fn systemd_is_notified_when_the_daemon_answers() {
     let dir = tempfile::tempdir().unwrap();
     let (systemd, mut command) = under_systemd(dir.path());
     let child = command.arg("-N").stdout(Stdio::null()).spawn().unwrap();
@@ -246,7 +246,7 @@ fn systemd_is_told_when_it_answers() {
 // Fails if the process in the foreground ends before systemd has been told, as launch-xenstore has
 // it, or the pid file has another process than the one that stays.
 #[test]
-fn systemd_is_told_before_the_foreground_ends() {
+fn systemd_is_notified_before_the_foreground_ends() {
     let dir = tempfile::tempdir().unwrap();
     let (systemd, mut command) = under_systemd(dir.path());
     let mut foreground = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -447,7 +447,7 @@ fn other_signals_do_not_end_it() {
 // Fails if a daemon without free descriptors says so more than once, does not serve who waits when there
 // are some again, or does not say that.
 #[test]
-fn a_client_that_cannot_be_accepted_is_told_once() {
+fn client_that_cannot_be_accepted_is_logged_once() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let (mut reader, writer) = std::io::pipe().unwrap();
     let daemon = Daemon::start_with_log(&["-N"], writer.into());

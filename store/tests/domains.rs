@@ -51,7 +51,7 @@ fn xsa_417_entries_for_domains_that_do_not_exist_never_become_valid() {
 // Fails if a receiver of @releaseDomain can still find nodes of the dead domain, or if the events
 // of its removed nodes do not come first.
 #[test]
-fn release_is_told_last() {
+fn release_fires_last() {
     let mut store = Store::new();
     let dom0 = store.dom0;
     let guest = store.guest(5);
@@ -69,9 +69,9 @@ fn release_is_told_last() {
     assert_eq!(store.engine.pop_closed(), Some(guest));
 }
 
-// Fails if a shutdown is told more than once before RESUME, or a death that follows is not told.
+// Fails if a shutdown fires more than once before RESUME, or if a later death does not fire.
 #[test]
-fn shutdown_is_told_once_until_resume() {
+fn shutdown_fires_once_until_resume() {
     let mut store = Store::new();
     let dom0 = store.dom0;
     store.guest(5);

@@ -14,8 +14,8 @@ fn notices(store: &mut Store) -> Vec<String> {
     std::iter::from_fn(|| store.engine.pop_warning()).collect()
 }
 
-// Fails if a refusal by any quota is not counted with domain, quota, limit, what was wanted and where, is
-// not told, or is told for each request, with which a guest could fill the log.
+// Fails if a refusal by any quota is not counted with domain, quota, limit, amount and path, is not
+// logged, or is logged for each request, with which a guest could fill the log.
 #[test]
 fn refusals_are_counted_and_told_once() {
     let mut config = Config::default();
@@ -69,7 +69,7 @@ fn refusals_are_counted_and_told_once() {
     let first =
         "domain 5 has reached its quota nodes: limit 3, wanted 4 at /local/domain/5/a/b/c; ";
     assert!(told[0].starts_with(first), "{}", told[0]);
-    // After a reset it is told again.
+    // After a reset it is logged again.
     store.ok(dom0, 0, "refusals|-r|");
     assert_eq!(store.ok(dom0, 0, "refusals|"), "|");
     store.err(guest, WATCH, "a|2|");
@@ -89,10 +89,10 @@ fn nothing_is_refused_to_dom0() {
     assert_eq!(store.ok(dom0, 0, "refusals|"), "|");
 }
 
-// Fails if a domain that has more than its soft quota is not told of, is told of with each request,
-// or can fill the log by going above it and below it again and again.
+// Fails if a domain that exceeds its soft quota is not logged, is logged with each request, or can fill
+// the log by crossing the quota repeatedly.
 #[test]
-fn soft_memory_is_told_when_it_is_crossed() {
+fn soft_memory_is_logged_when_it_is_exceeded() {
     let mut store = Store::with_quota(Quota::SoftMemory, 4000);
     let guest = store.guest(5);
     let value = "x".repeat(1900);

@@ -15,7 +15,7 @@ const RM: u32 = 13;
 const SET_PERMS: u32 = 14;
 const DIRECTORY_PART: u32 = 22;
 
-/// The store goes on as what is left of it when it is written and read.
+/// Replaces the store by the one that is restored from its state.
 fn renew(store: &mut Store) {
     let state = State::decode(&store.engine.dump().encode()).unwrap();
     let (engine, _) = Engine::restore(&Config::default(), &state).unwrap();
@@ -453,7 +453,7 @@ fn impossible_states_are_refused() {
     }
 }
 
-/// A stream of ours in which these are the nodes.
+/// A stream of this daemon with these nodes.
 fn of_nodes(nodes: &[u8]) -> Vec<u8> {
     let whole = Store::new().engine.dump().encode();
     let (mut reader, mut writer) = (Reader::new(&whole).unwrap(), Writer::new(2, 0));
@@ -473,7 +473,7 @@ fn of_nodes(nodes: &[u8]) -> Vec<u8> {
 // Fails if nodes as we write them are misread, or are taken if they cannot be: the fuzzer would
 // have to find each of these.
 #[test]
-fn impossible_nodes_of_ours_are_refused() {
+fn invalid_compact_nodes_are_refused() {
     let root: &[u8] = &[2, 0, 2, b'n', 0, 0, 0, 0, 0, 0];
     let a: &[u8] = &[2, 1, b'a', 0, 1, b'1', 2, 0];
     let below: &[u8] = &[2, 1, b'b', 1, 0, 2, 0];

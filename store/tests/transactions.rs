@@ -30,7 +30,7 @@ const ROWS: &[Row] = &[
         after: &[(READ, "/p/z|", Err("ENOENT"))],
     },
     Row {
-        name: "the same without a write of its own: read-only always commits",
+        name: "the same without a write: read-only always commits",
         inside: &[(READ, "/p/a|")],
         meanwhile: &[(WRITE, "/p/a|new")],
         commits: true,
@@ -286,7 +286,7 @@ fn ten_thousand_transactions_leave_nothing_behind() {
 // Fails if an operator cannot see at which path, and because of which connection, a transaction has
 // failed, or if a transaction that failed by injection, or not at all, is among them.
 #[test]
-fn a_conflict_is_told_with_its_path_and_who_caused_it() {
+fn conflict_is_reported_with_path_and_cause() {
     let mut store = Store::new();
     let dom0 = store.dom0;
     let guest = store.guest(5);

@@ -1,4 +1,4 @@
-//! Who hears of what, in which order.
+//! Which watches fire, and in which order.
 
 mod harness;
 use harness::Store;
@@ -7,10 +7,10 @@ const WRITE: u32 = 11;
 const RM: u32 = 13;
 const PERMS: u32 = 14;
 
-// Fails if the removal of a tree is told to others than exact watchers of what was there, or in
-// another order than deepest first.
+// Fails if the removal of a tree fires other watches than exact ones of its nodes, or not deepest
+// first.
 #[test]
-fn removal_is_told_deepest_first() {
+fn removal_fires_deepest_first() {
     let mut store = Store::new();
     let dom0 = store.dom0;
     for path in ["/p/b/c|", "/p/a|", "/p/a/z|"] {
@@ -25,8 +25,8 @@ fn removal_is_told_deepest_first() {
     assert_eq!(texts, ["/p/b/c w ", "/p/a w ", "/p w ", "/p w ", "OK "]);
 }
 
-// Fails if a watcher hears of a node that it may not read (XSA-115), or does not hear of one that
-// it can read by the node or by its parent, before or after the change.
+// Fails if a watch fires for a node that its connection may not read (XSA-115), or does not fire for
+// one that it can read by the node or by its parent, before or after the change.
 #[test]
 fn xsa_115_events_are_for_those_who_may_read() {
     let mut store = Store::new();
@@ -59,7 +59,7 @@ fn xsa_115_events_are_for_those_who_may_read() {
     assert_eq!(store.events(guest), ["/p/secret t"]);
 }
 
-// Fails if a guest hears of domains without a right to read the special node.
+// Fails if a guest gets events for domains without the right to read the special node.
 #[test]
 fn xsa_115_special_events_need_rights() {
     let mut store = Store::new();
@@ -69,7 +69,7 @@ fn xsa_115_special_events_need_rights() {
     store.watch(guest, "@releaseDomain|r|");
     store.guest(6);
     store.kill(6);
-    assert_eq!(store.events(guest), ["@releaseDomain r"], "everybody may watch releases");
+    assert_eq!(store.events(guest), ["@releaseDomain r"], "every domain may watch releases");
     store.ok(dom0, PERMS, "@introduceDomain|n0|r5|");
     store.ok(dom0, PERMS, "@releaseDomain|n0|");
     assert_eq!(store.events(guest), ["@introduceDomain i", "@releaseDomain r"], "of SET_PERMS");

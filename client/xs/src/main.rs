@@ -94,7 +94,7 @@ enum Command {
         depth: Option<u32>,
     },
     /// Run commands from standard input, one a line, in one transaction: read, write, rm, mkdir,
-    /// perms. All happen or none; a conflict starts anew.
+    /// perms. All take effect or none; retried after a conflict.
     Tx {
         /// How often to try; 0 is without end.
         #[arg(long, default_value_t = 100)]
@@ -121,7 +121,7 @@ enum Command {
         /// Version of the migration stream for C xenstored, 1 or 2, instead of the newest that it reads.
         #[arg(long, value_name = "VERSION")]
         stream_version: Option<u32>,
-        /// Seconds to wait for transactions that the program cannot go on with.
+        /// Seconds to wait for transactions that the program cannot continue.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u32,
         /// Then end them.
@@ -150,7 +150,7 @@ fn main() -> ExitCode {
     };
     match run(&client, args.command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has seen enough.
+        // The reader of the output has closed it.
         Err(Failure { error: Error::Io(std::io::ErrorKind::BrokenPipe, _), .. }) => {
             ExitCode::SUCCESS
         }

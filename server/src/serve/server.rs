@@ -189,7 +189,7 @@ impl<H: Host + 'static> Server<H> {
                 return;
             }
             self.0.update.recovered(conn);
-            debug!(%conn, ?peer, "starts anew");
+            debug!(%conn, ?peer, "reconnected");
             // A guest that does nothing else must not keep others from their turn.
             yield_now().await;
         }

@@ -30,7 +30,7 @@ pub(super) struct Guest {
     resets: bool,
 }
 
-/// Makes the files of a domain, with a page of its own.
+/// Creates the files of a domain, with its ring page.
 fn page(xen: &Path, domid: u32) -> File {
     let dir = xen.join(domid.to_string());
     fs::create_dir_all(&dir).unwrap();
@@ -43,7 +43,7 @@ fn page(xen: &Path, domid: u32) -> File {
     page
 }
 
-/// Where whoever sends events to the daemon writes them.
+/// Opens the file to which events for the daemon are written.
 pub(super) fn daemon(xen: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(xen.join("events")).unwrap()
 }
@@ -134,7 +134,7 @@ impl Guest {
         self.waits = false;
         if self.resets {
             self.resets = self.word(Word::Connection) != connection::CONNECTED;
-            self.seen.extend_from_slice(if self.resets { b"" } else { b"<starts anew>" });
+            self.seen.extend_from_slice(if self.resets { b"" } else { b"<reconnects>" });
             return true;
         }
         let (cons, prod) = (self.word(Word::RspCons), self.word(Word::RspProd));

@@ -1,8 +1,8 @@
 //! The daemon in one thread with all that is around it, ending between any two of its operations.
 //!
 //! Everything but the process is real or pretend files: pages of rings, event channels, the journal,
-//! a socket. A process that has come to its end goes on for a moment without any effect
-//! (`transport/src/crash.rs`), and is dropped; the next one finds what it has left. Guests do not
+//! a socket. A process that has ended continues for a moment without any effect
+//! (`transport/sys/src/crash.rs`), and is dropped; the next one finds the state that it has left. Guests do not
 //! notice, the tool connects again.
 
 mod clients;
@@ -33,7 +33,7 @@ use crate::serve::Tasks;
 use script::{DOMIDS, Step, script};
 use world::World;
 
-/// Turns without anything after which everybody has come to rest.
+/// Turns without an effect after which all participants are idle.
 const REST: u32 = 4;
 
 /// How a process ends.
@@ -139,7 +139,7 @@ fn live(world: &mut World<'_>, end: Option<End>, handed_over: Option<(Vec<u8>, M
     ended
 }
 
-/// Goes on with the script.
+/// Plays the rest of the script.
 async fn play<'a>(
     world: &mut World<'_>,
     end: Option<End>,
@@ -160,7 +160,7 @@ async fn play<'a>(
             return Ended::Killed;
         }
         if let Some(End::Updated(after)) = end {
-            // A while before everybody stands still.
+            // A while before all participants are idle.
             if written.is_none() && crash::count() >= after / 2 {
                 let state = server.with(|engine, _| engine.dump());
                 written = Some((state.encode(), state.into_base()));
@@ -179,10 +179,10 @@ async fn play<'a>(
     }
 }
 
-/// What all guests have got in the end, and how many operations the last process did, if those before
-/// it end like this, and somebody keeps their event channels or not.
-fn run(script: &[Step], ends: &[End], keeps: bool) -> ([Vec<u8>; 3], u64) {
-    let mut world = World::new(script, keeps);
+/// Runs the script with processes that end as `ends` says, and stores their event channels if `stores`.
+/// Returns the bytes that each guest got, and the number of operations of the last process.
+fn run(script: &[Step], ends: &[End], stores: bool) -> ([Vec<u8>; 3], u64) {
+    let mut world = World::new(script, stores);
     let (mut ends, mut handed_over) = (ends.iter(), None);
     loop {
         match live(&mut world, ends.next().copied(), handed_over.take()) {
@@ -198,10 +198,10 @@ fn readable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace('\0', "|")
 }
 
-/// Runs the script with each of these ends; guests must not notice any.
-fn nobody_notices(keeps: bool, ends: impl Fn(u64) -> Vec<End> + Sync) {
+/// Runs the script with each of these ends; the bytes of guests must not change.
+fn assert_unnoticed(stores: bool, ends: impl Fn(u64) -> Vec<End> + Sync) {
     let script = script();
-    let (expected, operations) = run(&script, &[], keeps);
+    let (expected, operations) = run(&script, &[], stores);
     let all: usize = expected.iter().map(Vec::len).sum();
     assert!(all > 9_000 && operations > 1_000, "{all} bytes, {operations} operations");
     let next = AtomicU64::new(0);
@@ -212,7 +212,7 @@ fn nobody_notices(keeps: bool, ends: impl Fn(u64) -> Vec<End> + Sync) {
                 return;
             }
             let ends = ends(at);
-            let (seen, _) = run(&script, &ends, keeps);
+            let (seen, _) = run(&script, &ends, stores);
             for ((seen, expected), domid) in seen.iter().zip(&expected).zip(DOMIDS) {
                 let same = seen.iter().zip(expected).take_while(|(a, b)| a == b).count();
                 assert!(
@@ -233,15 +233,15 @@ fn nobody_notices(keeps: bool, ends: impl Fn(u64) -> Vec<End> + Sync) {
 // Fails if a process that is killed between any two operations takes anything of a guest with it, or
 // if a request is executed twice.
 #[test]
-fn a_process_can_be_killed_between_any_two_operations() {
-    nobody_notices(false, |at| vec![End::Killed(at)]);
+fn nothing_is_lost_when_killed_between_any_two_operations() {
+    assert_unnoticed(false, |at| vec![End::Killed(at)]);
 }
 
-// Fails if an event channel that is kept is taken for another, left to nobody, or bound in vain, because
-// the process ended before it could say that it has bound it or given it back.
+// Fails if a stored event channel is mistaken for another, is leaked, or is bound again, because the
+// process ended between binding or closing it and recording that.
 #[test]
-fn and_its_event_channels_can_be_kept() {
-    nobody_notices(true, |at| match at % 2 {
+fn nothing_is_lost_when_event_channels_are_stored() {
+    assert_unnoticed(true, |at| match at % 2 {
         0 => vec![End::Killed(at)],
         _ => vec![End::Killed(at), End::Killed(at % 61)],
     });
@@ -249,15 +249,14 @@ fn and_its_event_channels_can_be_kept() {
 
 // Fails if a process that is killed while it comes back does.
 #[test]
-fn and_so_can_the_next_one_while_it_comes_back() {
-    nobody_notices(false, |at| vec![End::Killed(at), End::Killed(at % 61)]);
+fn nothing_is_lost_when_the_next_process_is_killed_too() {
+    assert_unnoticed(false, |at| vec![End::Killed(at), End::Killed(at % 61)]);
 }
 
-// Fails if anything is lost by a live update, whenever it is asked for, or when the program that goes on
-// is killed.
+// Fails if a live update between any two operations loses anything, also if the new program is killed.
 #[test]
-fn another_program_can_go_on_at_any_time() {
-    nobody_notices(false, |at| match at % 2 {
+fn nothing_is_lost_by_an_update_at_any_operation() {
+    assert_unnoticed(false, |at| match at % 2 {
         0 => vec![End::Updated(at)],
         _ => vec![End::Updated(at), End::Killed(at % 211)],
     });

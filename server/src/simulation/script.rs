@@ -1,4 +1,4 @@
-//! What everybody does, step by step.
+//! What each participant does, step by step.
 
 use xenstore_protocol::Operation::{self, *};
 use xenstore_protocol::{HEADER_LEN, Header, RequestId, TxId};
@@ -11,11 +11,11 @@ const KERNEL: usize = 0;
 const GUEST: usize = 1;
 const LATE: usize = 2;
 
-/// Something that is done before everybody comes to rest.
+/// An action, after which the script waits until all participants are idle.
 pub(super) enum Step {
     /// A guest sends these bytes.
     Send(usize, Vec<u8>),
-    /// A guest stops reading, or goes on.
+    /// A guest stops reading, or resumes.
     Reads(usize, bool),
     /// A guest asks for a fresh start.
     Reset(usize),

@@ -1,4 +1,4 @@
-//! All that is there besides the daemon's process, and goes on when that ends.
+//! The environment of the daemon's process, which survives its end.
 
 use std::fs;
 use std::io::Write;
@@ -24,7 +24,7 @@ pub(super) struct World<'a> {
     pub(super) guests: [Guest; 3],
     tool: Tool,
     job: Progress,
-    /// What somebody keeps of the event channels while there is no process.
+    /// The event channel device, stored while no process runs.
     channels: Option<OwnedFd>,
 }
 
@@ -86,7 +86,8 @@ impl<'a> World<'a> {
         (!std::mem::replace(&mut self.begun, true)).then_some(step)
     }
 
-    /// Does what can be done now; `renew` makes the daemon begin its journal anew. Was there anything?
+    /// Does what can be done now; `renew` makes the daemon begin a new journal.
+    /// Returns true if there was anything to do.
     pub(super) fn turn(&mut self, renew: impl FnOnce()) -> bool {
         let begins = self.begins();
         match begins {
@@ -155,7 +156,7 @@ impl<'a> World<'a> {
         self.job.next == job.requests.len() && !self.job.unsure
     }
 
-    /// Everybody has come to rest. Is there another step?
+    /// Called when all participants are idle. Returns true if the script has another step.
     pub(super) fn rests(&mut self) -> bool {
         if let Step::Job(job) = &self.script[self.at] {
             assert!(self.is_done(job), "step {}: {:?} is not answered", self.at, job.check.1);

@@ -1,4 +1,4 @@
-//! Memory for each node, as the kernel counts it, in a process of its own for each figure.
+//! Memory for each node, as the kernel counts it, in a separate process for each figure.
 
 use std::process::Command;
 

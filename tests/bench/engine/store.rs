@@ -7,9 +7,9 @@ use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, 
 use xenstore_tests::raw::op;
 
 /// A machine on which every domain exists.
-pub(crate) struct Everybody;
+pub(crate) struct AllDomains;
 
-impl Host for Everybody {
+impl Host for AllDomains {
     fn domain(&mut self, _: DomId) -> Option<DomainInfo> {
         Some(DomainInfo { unique_id: 1, shutdown: false })
     }
@@ -59,7 +59,7 @@ impl Store {
         self.out.clear();
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
-        let outcome = self.engine.handle(conn, &header, payload, 0, &mut Everybody, &mut self.out);
+        let outcome = self.engine.handle(conn, &header, payload, 0, &mut AllDomains, &mut self.out);
         assert_eq!(outcome, Outcome::Executed);
         self.engine.finish_work();
         self.out.starts_with(&op::ERROR.to_le_bytes())

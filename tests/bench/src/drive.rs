@@ -261,7 +261,7 @@ mod tests {
     }
 
     // Fails if a daemon still has something to do when its clients rest, or if a request is lost or
-    // made anew by that.
+    // sent again.
     #[test]
     fn nothing_is_under_way_while_clients_rest() {
         let counts = Rc::<Cell<(usize, usize)>>::default();

@@ -20,7 +20,7 @@ const RINGS: u64 = u64::MAX - 1;
 /// Makes this program the server.
 pub(crate) const ARGUMENT: &str = "--echo-server";
 
-/// The server in a process of its own.
+/// The server in a separate process.
 pub(crate) struct Echo {
     child: Child,
     dir: TempDir,

@@ -1,5 +1,5 @@
-//! Connections that do nothing, held by a process of its own: one process may not have descriptors
-//! enough for those of all daemons.
+//! Connections that do nothing, held by a separate process: one process may not have enough descriptors
+//! for those of all daemons.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;

@@ -98,7 +98,7 @@ fn ratio(measured: &Measured, other: Who) -> String {
     }
 }
 
-/// What has no column of its own.
+/// Remarks on figures without a column.
 pub(crate) fn remarks(measured: &Measured, outcome: &Outcome) -> String {
     let mut remarks = Vec::new();
     if let Ok(figures) = &outcome.figures {

@@ -60,7 +60,7 @@ const GROUP: &str = "Rings";
 const ALONE: &str = "ring READ, 1 active among 1 guest";
 const NONE_OPEN: &str = "ring WRITE, 1 guest, no transaction open";
 
-/// Introduces domains from 1 on, each with a node of its own; the first of them as guests.
+/// Introduces domains from 1 on, each with its own node; the first of them as guests.
 fn guests(stage: &Stage, open: u32, all: u32) -> Result<Vec<Guest>> {
     let xen = stage.subject.xen()?;
     let (doorbell, mut dom0) = (doorbell(&xen)?, stage.connect()?);

@@ -100,7 +100,7 @@ impl Row {
     }
 
     /// Rounds five times as long, for operations that are, and for daemons that first let through more
-    /// than they can go on with.
+    /// than they can process.
     pub(crate) fn slow(mut self) -> Row {
         self.stretch = 5;
         self

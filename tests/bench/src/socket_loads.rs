@@ -67,7 +67,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(
             "Journal",
-            [row("WRITE, 128 connections, on a core of its own, with a journal", write(128))
+            [row("WRITE, 128 connections, on a separate core, with a journal", write(128))
                 .journal()],
         )
         .split(),

@@ -66,7 +66,7 @@ pub(crate) fn fill_up(stage: &Stage, nodes: usize) -> Result<()> {
     }
 }
 
-/// Creates some nodes, one at a time, and removes them while nobody looks.
+/// Creates some nodes, one at a time, and removes them outside of the measured time.
 struct Create(Client);
 
 impl Create {

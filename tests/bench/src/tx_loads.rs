@@ -125,13 +125,13 @@ fn clients(
     Driver::new((1..=count).map(client).collect::<Result<_>>()?, 1)
 }
 
-/// Each client starts a domain of its own, again and again.
+/// Each client starts its own domain repeatedly.
 fn starts(stage: &Stage, count: u32) -> Result<Clients> {
     prepare_for_vms(stage, count)?;
     clients(stage, count, |domid| vec![start_of_vm(domid)])
 }
 
-/// Each client starts and stops a domain of its own.
+/// Each client starts and stops its own domain.
 fn starts_and_stops(stage: &Stage) -> Result<Clients> {
     prepare_for_vms(stage, 300)?;
     clients(stage, 300, |domid| vec![start_of_vm(domid), stop_of_vm(domid)])

@@ -1,4 +1,4 @@
-//! How long a live update, or a crash, keeps everybody waiting.
+//! How long clients wait for a live update, or after a crash.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +64,7 @@ fn fill(xen: &Path, dom0: &mut Client, deadline: Deadline) -> Result<()> {
     Ok(())
 }
 
-/// A daemon of its own is killed while a client writes without end, and started again at once.
+/// A separate daemon is killed while a client writes without end, and restarted at once.
 struct Crashes(Daemon);
 
 impl Crashes {

@@ -3,7 +3,7 @@
 use super::{Case, case, guest};
 use crate::raw::{PATIENCE, frame, op};
 
-/// On a ring this is for good, or until the ring starts anew (`tests/tests/rings`).
+/// On a ring this is permanent, or until the guest reconnects (`tests/tests/rings`).
 const BREAKS: &str = "ends the only connection";
 
 pub(super) const CASES: &[Case] = &[

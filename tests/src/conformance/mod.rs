@@ -89,7 +89,7 @@ pub struct Ctx<'t> {
     target: &'t Target,
     /// A connection that may do everything.
     pub dom0: Conn,
-    /// A node of its own, below which everything happens.
+    /// The node below which the case works.
     pub base: String,
     /// Domains to be removed at the end.
     domids: Vec<u16>,

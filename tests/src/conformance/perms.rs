@@ -1,4 +1,4 @@
-//! GET_PERMS and SET_PERMS, who may do what, and that nobody learns what he may not see.
+//! GET_PERMS and SET_PERMS, access control, and what an unprivileged caller can observe.
 
 use super::{Case, case, guest};
 use crate::raw::op;

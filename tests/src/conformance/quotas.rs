@@ -1,4 +1,4 @@
-//! Quotas: N is allowed, N + 1 is not, and nobody else is affected.
+//! Quotas: N is allowed, N + 1 is not, and other domains are not affected.
 
 use super::{Case, Ctx, Guest, case, guest};
 use crate::raw::op;

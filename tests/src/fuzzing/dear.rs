@@ -2,7 +2,7 @@
 //! for, by fuzzing and by [`search`].
 //!
 //! A step is what the main thread of a server does at once: a request, the death of a domain, the
-//! events that a connection fetches. Everybody waits while it lasts. A program is a list of genes of
+//! events that a connection fetches. All clients wait meanwhile. A program is a list of genes of
 //! four bytes; many of them stand for many requests, and one of them can be carried out by all guests,
 //! so that a few bytes say "100 guests make a chain of 900 nodes each".
 
@@ -291,7 +291,7 @@ pub fn search(
     best
 }
 
-/// A program as text, a gene a line: what it does, for whom, where and how much of it.
+/// A program as text, a gene a line: action, guest, path and amount.
 pub fn describe(program: &[u8]) -> String {
     const KINDS: [&str; 14] = [
         "write",

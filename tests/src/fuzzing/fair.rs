@@ -14,7 +14,7 @@ const QUIET: usize = 3;
 /// Requests of one transaction of the toolstack.
 const SCRIPT: usize = 6;
 
-/// Below `*`, which is the home of a guest, or `/shared`, in which everybody may do everything.
+/// Below `*`, which is the home of a guest, or `/shared`, in which every domain may do everything.
 const PATHS: &[&str] =
     &["*/a", "*/a/b", "*/a/b/c", "*/d", "*", "/shared", "/shared/a", "/shared/a/b", "/shared/d"];
 const VALUES: &[&str] = &["", "1", "2", "three"];
@@ -50,9 +50,8 @@ const SCRIPTED: &[u32] = &[
     op::SET_PERMS,
 ];
 
-/// Whatever guests do: the toolstack commits at the try after [`FAILURES`] at the latest, nobody
-/// waits longer than was said or without a reason, what is charged covers what is there, and nothing
-/// stays charged for what is gone.
+/// Whatever guests do: the toolstack commits at the try after [`FAILURES`] at the latest, no request is
+/// deferred longer than announced or without a reason, and charges match the store.
 pub fn fair(data: &[u8]) {
     let mut run = Run::new(data);
     let charged: Vec<i64> = run.charged();
@@ -70,7 +69,7 @@ pub fn fair(data: &[u8]) {
     assert_eq!(run.charged(), charged, "something stays charged");
 }
 
-/// A request of a guest that was put off.
+/// A deferred request of a guest.
 struct Held {
     tx_id: u32,
     ty: u32,
@@ -180,7 +179,7 @@ impl Run<'_> {
         let payload = match ty {
             op::TRANSACTION_START | op::RESET_WATCHES => b"\0".to_vec(),
             op::TRANSACTION_END => self.of(&[b"T\0", b"T\0", b"F\0"]).to_vec(),
-            // The quiet one stays where nobody else looks.
+            // The quiet guest uses paths of no other guest.
             _ if who == QUIET => {
                 let name = self.byte() % 3;
                 let extra = if ty == op::SET_PERMS { "n3\0" } else { "" };
@@ -243,8 +242,7 @@ impl Run<'_> {
         }
     }
 
-    /// What a server does: requests that were put off are offered again when the store says so, or
-    /// when their time has come.
+    /// Like a server: retries deferred requests when the store says so, or when their time has come.
     fn offer_again(&mut self) {
         let mut ready = Vec::new();
         while let Some(conn) = self.guests.engine.pop_ready() {
@@ -312,7 +310,7 @@ impl Run<'_> {
         }
     }
 
-    /// Everybody goes, and what the toolstack has made is removed.
+    /// All guests disconnect, and the nodes of the toolstack are removed.
     fn finish(&mut self) {
         if let Some((tx, ..)) = self.toolstack.open {
             self.guests.ok(0, tx, op::TRANSACTION_END, b"F\0");

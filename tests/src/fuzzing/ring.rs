@@ -219,7 +219,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Lets everybody who has been woken have turns until nobody is left.
+    /// Runs all woken tasks until none is left.
     fn settle(&mut self) {
         let mut next = 0;
         for _ in 0..TURNS {

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 /// Errors are their names.
 type Outcome = Result<Vec<u8>, &'static str>;
 
-/// A permission entry: letter, domid, and whether it named nobody.
+/// A permission entry: letter, domid, and whether the domid named no domain.
 type Entry = (u8, u16, bool);
 
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ pub struct Model {
     /// Domains that the machine has, and whether each has shut down.
     alive: BTreeMap<u16, bool>,
     clock: u64,
-    /// Shows that whoever compares would notice: blind writes conflict.
+    /// A planted bug that a comparison must detect: blind writes conflict.
     planted_mistake: bool,
 }
 
@@ -162,7 +162,7 @@ impl Model {
         self.conns.remove(&conn);
     }
 
-    /// The connection starts anew.
+    /// The connection restarts.
     pub fn restart(&mut self, conn: u32) {
         self.reset(conn);
     }
@@ -241,7 +241,7 @@ impl Model {
         domid.and_then(|domid| self.domains.get(&domid)).map_or(15, |domain| domain.features)
     }
 
-    /// Does a domain's amount of something exceed its quota? Nobody's is 0.
+    /// Returns true if the amount exceeds the quota of the connection's domain.
     fn exceeds(&self, conn: u32, quota: &str, amount: usize) -> bool {
         let quotas = self.domains.get(&self.domid(conn)).map_or(&self.defaults, |d| &d.quotas);
         let limit = quotas[quota] as usize;

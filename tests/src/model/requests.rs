@@ -56,7 +56,7 @@ impl Model {
         if path.starts_with('@') { Err("EINVAL") } else { Ok(path) }
     }
 
-    /// May the caller do this to the node, and is it there? Absence is told only to those who might
+    /// May the caller do this to the node, and is it there? Absence is reported only to those who might
     /// do it to the nearest ancestor.
     fn reach(&self, conn: u32, tree: &Tree, path: &str, what: u8) -> Result<(), &'static str> {
         let mut at = path.to_owned();
@@ -221,8 +221,8 @@ impl Model {
         }
         let any = self.features(conn) & 8 != 0;
         for entry in &mut perms {
-            let everybody = entry.1 == 32757 && any;
-            entry.2 = !everybody && !self.find(entry.1);
+            let any_domain = entry.1 == 32757 && any;
+            entry.2 = !any_domain && !self.find(entry.1);
         }
         self.reach(conn, place.tree, &path, b'w')?;
         let old = &place.tree[&path].perms;
