@@ -14,7 +14,7 @@
 //!
 //! The state is in sealed memory. An [`envelope`] has the rest: the requester, and the way back. If the
 //! new program cannot read the state, it executes the old one ([`destination`]); if it does not serve,
-//! the guard does ([`guard`]). C xenstored gets a state in its format ([`c_xenstored`]).
+//! the guard does ([`mod@guard`]). C xenstored gets a state in its format ([`c_xenstored`]).
 
 mod c_xenstored;
 mod child;

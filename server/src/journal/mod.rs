@@ -1,7 +1,7 @@
 //! The journal: the inputs of the engine since a snapshot, in memory that outlives the process.
 //!
 //! A segment is a file in the runtime directory, which is memory on every Linux host. It holds a
-//! snapshot and every input of the engine that follows it ([`format`]). The engine is deterministic, so
+//! snapshot and every input of the engine that follows it ([`mod@format`]). The engine is deterministic, so
 //! the next process restores it from there ([`recovery`]), however this one ends: killed, aborted, out of
 //! memory. The journal does not survive the host.
 //!
