@@ -15,12 +15,9 @@ const NOT_YET_CLEAN: &[&str] = &[
     "server",
     "client",
     "fuzz",
-    "tests/src/bin",
-    "tests/bench",
     "tests/src/conformance",
     "tests/src/fuzzing",
     "tests/src/model",
-    "docs/benchmarks",
 ];
 
 /// Type names with one meaning in several places, such as an async and a blocking form.
@@ -305,16 +302,7 @@ fn missing_commands(line: &str) -> Vec<String> {
     let known = |name: &str| include_str!("main.rs").contains(&format!("Some(\"{name}\""));
     let xtask = line.split("cargo xtask ").skip(1).filter_map(word);
     let xtask = xtask.filter(|name| name.starts_with(|c: char| c.is_lowercase()) && !known(name));
-    let dirs = [
-        "protocol",
-        "store",
-        "transport",
-        "server",
-        "server/embedded",
-        "client",
-        "tests",
-        "tests/bench",
-    ];
+    let dirs = ["protocol", "store", "transport", "server", "server/embedded", "client", "tests"];
     let exists = |name: &str| {
         let dirs = dirs.iter().map(|dir| project().join(dir).join("tests").join(name));
         dirs.into_iter()
