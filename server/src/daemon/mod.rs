@@ -56,17 +56,17 @@ pub fn main() -> ExitCode {
             .map_or_else(|error| complain(&error.to_string(), 1), |()| ExitCode::SUCCESS);
     }
     // A process that resumes has replaced the running daemon: it must not exit after a check.
-    let goes_on = options.resume.is_some() || options.live_update || options.live;
-    if options.config_test && !goes_on {
+    let resumes = options.resume.is_some() || options.live_update || options.live;
+    if options.config_test && !resumes {
         return ExitCode::SUCCESS;
     }
-    if options.check_state && !goes_on {
+    if options.check_state && !resumes {
         return check_state(&settings);
     }
     let detached = std::env::var_os(DETACHED).is_some();
     // A socket from systemd is for this very process.
     let activated = std::env::var_os("LISTEN_PID").is_some();
-    let background = options.pid_file.is_some() && !options.no_fork && !goes_on;
+    let background = options.pid_file.is_some() && !options.no_fork && !resumes;
     if background && !activated && !detached {
         return detach();
     }
@@ -229,7 +229,7 @@ fn run(settings: Settings) -> Result<(), String> {
                 update.set_done();
             }
             taken.adopt(&server, resumed, &tasks, &driver);
-            // Nobody waits for that.
+            // No client waits for this.
             worker::dispose(taken);
             tasks.spawn(handover::reap(&driver));
         }
@@ -273,16 +273,16 @@ fn run(settings: Settings) -> Result<(), String> {
             }
             future::pending().await
         };
-        // In a task of its own, since waiting for a signal takes a call of the kernel each time.
+        // In a separate task, since each wait for a signal is a system call.
         let (stop, stopped) = smol::channel::bounded(1);
         tasks.spawn(until_stopped(&mut signals, &trace, stop));
         let stopped = async { _ = stopped.recv().await };
         let keep = future::or(outgoing.run(), outgoing.keep_journal());
         future::or(future::or(accept, stopped), future::or(serve_rings, keep)).await;
-        // On a Xen host the next process goes on: its guests are still there. That their connections
-        // end with this process is nothing that it is to know.
+        // On a Xen host the next process recovers, since the guests still run. It must not see that their
+        // connections end with this process.
         server.leave_journal(outgoing.xen.is_some());
-        // The socket's file goes, and ports are bound anew.
+        // The socket file is removed, and the next process binds ports again.
         systemd::forget(&[Keep::Listener, Keep::Evtchn]);
         outgoing.end_channels();
         Ok(())
@@ -390,9 +390,9 @@ fn listen(
     Ok(Some((listener, path.display().to_string())))
 }
 
-/// Whoever waits for the start is told; then one line says where, and what to do next. The line
-/// comes last because it lets the process in the foreground end, and systemd counts a start as
-/// failed that ends before it was told.
+/// Notifies systemd, then prints one line with the socket and the next command. The line comes last,
+/// because it ends the process in the foreground, and systemd treats a start as failed that ends before
+/// the notification.
 fn announce(place: Option<&str>, kind: &str, mode: Mode) {
     match mode {
         // The guard has been it meanwhile.

@@ -9,7 +9,7 @@ use xenstore_transport::xen::Roles;
 
 use crate::daemon::oxenstored_conf;
 
-/// XenStore daemon. Without Xen it serves a store of its own.
+/// XenStore daemon. Without Xen it serves a standalone store.
 #[derive(Parser, Debug, Default)]
 #[command(
     name = "xenstored",
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Do not listen on a socket.
     #[arg(long)]
     pub(crate) disable_socket: bool,
-    /// Keep the journal in this directory, from which the next process goes on if this one ends
+    /// Directory of the journal, from which the next process recovers if this one ends
     /// unexpectedly; `none` for no journal. Otherwise SOCKET.journal beside the socket, or in /dev/shm
     /// if that is a disk.
     #[arg(long, value_name = "DIR")]
@@ -99,7 +99,7 @@ pub(crate) struct Options {
     /// Domain that may do everything [default: as the hypervisor says, or else 0].
     #[arg(short = 'p', long, value_name = "DOMID")]
     priv_domid: Option<u16>,
-    /// Taken and not used: only a store in a domain of its own needs it.
+    /// Accepted without effect: only a store in a separate domain needs it.
     #[arg(short = 'e', long, value_name = "PORT")]
     event: Option<u32>,
     /// Continue from the state of a running daemon.
@@ -109,7 +109,7 @@ pub(crate) struct Options {
     /// end.
     #[arg(long)]
     pub(crate) check_state: bool,
-    /// The state that this program goes on from, as a descriptor.
+    /// The state from which this program resumes, as a descriptor.
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) resume: Option<i32>,
     /// What goes with that state.
@@ -146,7 +146,7 @@ pub(crate) struct Options {
     /// Continue from the state that oxenstored left.
     #[arg(long, hide = true)]
     pub(crate) restart: bool,
-    /// The same without listening anew.
+    /// The same without listening again.
     #[arg(long, hide = true)]
     pub(crate) live: bool,
 }

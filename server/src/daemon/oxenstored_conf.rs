@@ -14,7 +14,7 @@ pub(crate) struct File {
     pub(crate) unknown: Vec<String>,
 }
 
-/// Keys that mean a quota of ours. −1 is no limit.
+/// Keys that set a quota. −1 means no limit.
 const QUOTAS: [(&str, Quota); 7] = [
     ("quota-maxentity", Quota::Nodes),
     ("quota-maxsize", Quota::NodeSize),
@@ -121,7 +121,7 @@ mod tests {
         assert!(parse("f", "quota-maxsize = much").is_err());
     }
 
-    // Fails if a mistake is passed over, or is told without file, line and key.
+    // Fails if an invalid line is ignored, or is reported without file, line and key.
     #[test]
     fn mistakes_name_file_line_and_key() {
         let error = |text| parse("f", text).unwrap_err();

@@ -1,4 +1,4 @@
-//! What systemd gives to the daemon, is told by it and keeps for it.
+//! systemd: socket activation, notifications, and stored descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -7,17 +7,17 @@ use sd_notify::NotifyState;
 use tracing::{debug, warn};
 use xenstore_sys::inherit;
 
-/// What systemd keeps while there is no process, if it keeps anything (`FileDescriptorStoreMax`).
+/// A descriptor that systemd stores while no process runs (`FileDescriptorStoreMax`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// The listening socket, so that clients who come meanwhile wait instead of being refused.
+    /// The listening socket, so that clients wait during a restart instead of being refused.
     Listener,
-    /// The event channels. As long as it has them, no other XenStore can have them.
+    /// The event channels. While systemd stores them, no other XenStore can bind them.
     Evtchn,
 }
 
 impl Keep {
-    /// What systemd calls it.
+    /// The name under which it is stored.
     fn name(self) -> &'static str {
         match self {
             Keep::Listener => "xenstored-listener",
@@ -30,24 +30,24 @@ impl Keep {
     }
 }
 
-/// What systemd gives.
+/// The descriptors that systemd passes.
 #[derive(Default)]
 pub(crate) struct Given {
     pub(crate) listener: Option<Listener>,
-    /// Of a process of ours, which has ended; whatever it is.
+    /// Stored by an earlier process of this daemon; not checked yet.
     pub(crate) evtchn: Option<OwnedFd>,
 }
 
 /// A listening socket from systemd.
 pub(crate) enum Listener {
-    /// Opened by it, of a socket unit.
+    /// Opened by systemd, for a socket unit.
     Activated(OwnedFd),
-    /// Opened by a process of ours, which has ended.
+    /// Stored by an earlier process of this daemon.
     Kept(OwnedFd),
 }
 
-/// The names of all descriptors that it gives, which are those from 3 on. The variables stay, also for
-/// another program in the place of this one: it is the same process.
+/// The names of all passed descriptors, which are numbered from 3. The variables remain for the next
+/// program of a live update: it is the same process.
 fn names() -> Vec<String> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let for_us = variable("LISTEN_PID").parse() == Ok(std::process::id());
@@ -57,12 +57,12 @@ fn names() -> Vec<String> {
     names.take(if for_us { count } else { 0 }).collect()
 }
 
-/// Is the listening socket that of a socket unit, which stays when we end?
+/// Returns true if the listening socket is that of a socket unit, which remains when the daemon ends.
 pub(crate) fn is_activated() -> bool {
     names().iter().any(|name| !is_ours(name))
 }
 
-/// Is this a descriptor that a process of ours has stored?
+/// Returns true if an earlier process of this daemon has stored the descriptor.
 fn is_ours(name: &str) -> bool {
     name.starts_with("xenstored-")
 }
@@ -101,7 +101,7 @@ impl Given {
             Keep::Evtchn => inherit::adopt(number).map(|evtchn| self.evtchn = Some(evtchn)),
         };
         if let Err(error) = taken {
-            warn!(%error, "systemd has not kept the {}", keep.name());
+            warn!(%error, "systemd has not stored the {}", keep.name());
             forget(&[keep]);
         }
     }

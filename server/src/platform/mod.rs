@@ -33,7 +33,7 @@ pub(crate) struct Platform {
     pub(crate) resumed: Resumed,
 }
 
-/// Rings that another program has served, and how to go on with each.
+/// Rings that another program has served, and the way to resume each.
 pub(crate) type Resumed = Vec<(ConnId, XenRing, RingResume)>;
 
 /// Rings that are to be served, the trace, and who waits.
@@ -61,7 +61,7 @@ impl Platform {
                 inherit::adopt(number).and_then(|fd| open(Some(Inherited::HandedOver(fd))))
             }
             (None, Some(kept)) => open(Some(Inherited::Stored(kept))).or_else(|error| {
-                warn!(%error, "systemd has not kept the event channels: they are bound anew");
+                warn!(%error, "systemd has not stored the event channels: they are bound again");
                 systemd::forget(&[Keep::Evtchn]);
                 open(None)
             }),
@@ -96,10 +96,10 @@ impl Platform {
     ) -> Result<Platform, String> {
         let own = Caller::Domain(config.store);
         let connections = state.map_or(&[][..], |state| &state.connections);
-        // Otherwise nobody has been here, or not long enough to come to this.
-        let goes_on = connections.iter().any(|connection| connection.caller == own);
-        if !goes_on {
-            // The hypervisor tells of all domains to whoever binds `VIRQ_DOM_EXC` anew.
+        // Otherwise no daemon has connected the kernel before.
+        let continues = connections.iter().any(|connection| connection.caller == own);
+        if !continues {
+            // The hypervisor notifies a process that binds `VIRQ_DOM_EXC` of all domains.
             xen::give_back(&mut machine);
         }
         let bound = state.and_then(|state| state.io.virq_port).map(EvtchnPort);
@@ -107,7 +107,7 @@ impl Platform {
         known(state, |domid, info| host.knows(domid, info));
         let resumed = state.map_or_else(Vec::new, |state| resume_rings(&mut host, config, state));
         host.give_back_rest();
-        let waiting = match goes_on {
+        let waiting = match continues {
             true => Vec::new(),
             false => {
                 host.connect_own_kernel(config.store)?;
@@ -141,7 +141,7 @@ fn known(state: Option<&State>, mut tell: impl FnMut(DomId, DomainInfo)) {
     }
 }
 
-/// The rings of a state. One that cannot be had is told and left out.
+/// Resumes the rings of a state. A ring that cannot be mapped is logged and left out.
 fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
     let mut rings = Vec::new();
     for connection in &state.connections {
@@ -153,7 +153,7 @@ fn resume_rings(host: &mut Xen, config: &Config, state: &State) -> Resumed {
         let (own, after_crash) = (domid == config.store, state.io.evtchn.is_none());
         match host.resume(domid, own, io, features, after_crash) {
             Ok((ring, settled)) => rings.push((connection.id, ring, settled)),
-            Err(error) => warn!(%domid, %error, "the ring of this domain cannot be had again"),
+            Err(error) => warn!(%domid, %error, "cannot resume the ring of this domain"),
         }
     }
     rings

@@ -27,7 +27,7 @@ use crate::serve::Server;
 /// How long waiting for events rests after it failed.
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Whom an event at a port of ours is for.
+/// The ring of each bound port.
 type Ports = Rc<RefCell<BTreeMap<EvtchnPort, Arc<XenRingChannel>>>>;
 
 /// The rings of domains. Clones are the same.
@@ -39,7 +39,7 @@ pub(crate) struct Xen {
     machine: Machine,
     rings: Rings,
     ports: Ports,
-    /// Rings that somebody has to serve.
+    /// New rings, which the receiver serves.
     fresh: Sender<XenRing>,
     seen: BTreeMap<DomId, DomainInfo>,
     last_id: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// Lets another program of this domain be told what happens to domains: there can be one.
+    /// Releases `VIRQ_DOM_EXC`, which one program can bind, for another program of this domain.
     pub(crate) fn give_up_domain_exc(&self) -> io::Result<()> {
         self.evtchn.unbind(self.domain_exc.get())
     }
@@ -107,8 +107,11 @@ pub(crate) struct Events {
 }
 
 impl Xen {
-    /// Takes over a machine: nobody else may bind `VIRQ_DOM_EXC`, unless it is bound to this port of
-    /// ours already, or was kept. An error is one channel.
+    /// Binds `VIRQ_DOM_EXC`, unless it is bound to `bound` already or its port was stored.
+    ///
+    /// # Errors
+    ///
+    /// Fails if another process has bound `VIRQ_DOM_EXC`.
     pub(crate) fn new(
         mut machine: Machine,
         fresh: Sender<XenRing>,
@@ -129,8 +132,8 @@ impl Xen {
         Ok((Xen { machine, rings, ports, fresh, seen, last_id: 0, trace }, events))
     }
 
-    /// Connects the kernel of our own domain. It is rung for when somebody serves it, and not before:
-    /// that is when it begins to ask, and from then on the next process must know of it.
+    /// Connects the kernel of the daemon's domain. Its ring is notified when it is served, not before: the
+    /// kernel then sends requests, and from then on the next process must know of the ring.
     pub(crate) fn connect_own_kernel(&mut self, domid: DomId) -> Result<(), String> {
         let (page, remote) = self.machine.memory.own_ring().map_err(|error| error.to_string())?;
         let doorbell = EvtchnDoorbell::bind(&self.machine.evtchn, domid, remote)
@@ -140,7 +143,7 @@ impl Xen {
         Ok(())
     }
 
-    /// The rings of domains, for whoever hands them on.
+    /// The rings of domains, for a live update.
     pub(crate) fn rings(&self) -> Rings {
         self.rings.clone()
     }
@@ -167,7 +170,7 @@ impl Xen {
             true => self.machine.memory.own_ring().map(|(page, port)| (page, Some(port)))?,
             false => (self.machine.memory.map_ring(domid, gfn)?, remote),
         };
-        // What a guest has made of a channel that was kept is not known here: some bind their end anew.
+        // A guest may have bound its end of a stored channel again, so the journal cannot be used.
         let stored = self.machine.stored_ports.as_mut().and_then(|ports| ports.adopt(domid));
         let port = port.or(stored.map(|channel| channel.port));
         let remote = stored.map(|channel| channel.remote).or(remote);
@@ -179,9 +182,9 @@ impl Xen {
             warn!(%domid, port = remote.0, %error, "cannot bind the event channel");
         }
         let port = doorbell.port();
-        // One of ours that has handed over has told everybody all that it had done.
+        // A daemon that has handed over has notified all guests.
         let indices = io.indices.map(|(req_cons, rsp_prod)| Indices { req_cons, rsp_prod });
-        let told = indices.is_some() && !after_crash;
+        let notified = indices.is_some() && !after_crash;
         let (known, req_prod) = (Indices::of(&page), page.load(Word::ReqProd));
         let (indices, settled) = match indices {
             Some(before) if after_crash => {
@@ -207,7 +210,7 @@ impl Xen {
         let ringed = Ringed { channel: channel.clone(), port, remote, gfn };
         self.rings.borrow_mut().insert(domid, ringed);
         let ring = XenRing::resume(channel, domid, indices);
-        Ok((if told { ring } else { ring.notify_on_flush() }, settled))
+        Ok((if notified { ring } else { ring.notify_on_flush() }, settled))
     }
 
     /// All channels that are needed have been taken of those that were kept.
@@ -276,7 +279,7 @@ impl Host for Xen {
             }
             Err(error) => {
                 // No reason to take a domain's nodes away.
-                warn!(%domid, %error, "the hypervisor does not tell about this domain");
+                warn!(%domid, %error, "cannot query this domain");
                 return self.seen.get(&domid).copied();
             }
         };
@@ -321,8 +324,8 @@ impl Host for Xen {
 
     fn release(&mut self, domid: DomId) {
         let Some(mut ringed) = self.rings.borrow_mut().remove(&domid) else { return };
-        // The page goes with the connection, which ends now; or as soon as somebody serves it, if
-        // the domain is released right after it was introduced.
+        // The page is unmapped with the connection, which ends now, or as soon as it is served if the domain
+        // is released right after it was introduced.
         ringed.channel.close();
         ringed.unplug(&self.ports);
     }
@@ -336,19 +339,19 @@ impl Host for Xen {
     }
 }
 
-/// Gives back all channels that were kept and that nobody has taken.
+/// Closes all stored ports that no ring has adopted.
 pub(crate) fn give_back(machine: &mut Machine) {
     let Some(stored) = machine.stored_ports.take() else { return };
     let Released { adopted, released, error } = stored.release(&*machine.evtchn);
     if let Some(error) = error {
-        warn!(%error, "the hypervisor does not tell about event channels: they are bound anew");
+        warn!(%error, "cannot query event channels: they are bound again");
     }
     info!(adopted, released, "event channels were stored");
 }
 
 impl Events {
-    /// Passes events on, for ever: those of rings to whoever serves them, and those about domains
-    /// to the store.
+    /// Delivers events without end: those of rings to their tasks, and those about domains to the
+    /// store.
     pub(crate) async fn deliver(self, server: &Server<Box<dyn Host>>) {
         let Bound { evtchn, domain_exc } = &self.bound;
         let mut ports = Vec::new();
@@ -448,10 +451,9 @@ mod tests {
         }
     }
 
-    // Fails if guests whose events the device had no room for are not looked at, or are not heard any
-    // more.
+    // Fails if guests whose events were lost because the device had no room are not served.
     #[test]
-    fn when_events_are_lost_everybody_is_looked_at() {
+    fn all_rings_are_served_when_events_are_lost() {
         let dir = tempfile::tempdir().unwrap();
         let mut machine = pretend::open(dir.path(), &Driver::new().unwrap(), None).unwrap();
         let (told, unmasked) = (AtomicBool::new(false), Mutex::default());
@@ -467,7 +469,7 @@ mod tests {
         let server = Server::new(&Config::default(), host, Clock::Manual(0.into()));
         future::block_on(async {
             let mut deliver = std::pin::pin!(events.deliver(&server));
-            // The second turn comes after everybody's first.
+            // The second turn comes after the first of each task.
             for _ in 0..2 {
                 assert!(future::poll_once(&mut deliver).await.is_none());
             }

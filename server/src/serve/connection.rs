@@ -57,7 +57,7 @@ impl Budget {
     }
 }
 
-/// A request that has been put off, with what it waits for besides being woken.
+/// A deferred request, and the time at which it is retried without a wake-up.
 struct Held {
     bytes: Box<[u8]>,
     until: Millis,
@@ -65,7 +65,7 @@ struct Held {
 }
 
 /// The future of one connection. Written by hand because it waits for several things at once:
-/// input, room for output, events, and the time at which a request that was put off is answered.
+/// input, room for output, events, and the time at which a deferred request is executed.
 pub(crate) struct Connection<'a, H: Host, T> {
     server: &'a Server<H>,
     conn: ConnId,
@@ -213,7 +213,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Ok(input.len() - rest.len())
     }
 
-    /// Offers a request again that was put off; pending if it has to wait still.
+    /// Retries the deferred request; pending if it is still deferred.
     fn retry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
         // A timer may be early by less than a millisecond.
@@ -359,7 +359,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
                 // No more requests until the client reads; writing has asked to be woken.
                 return Poll::Pending;
             }
-            // Events that were there before wake nobody.
+            // Events that were queued before wake no task.
             let again = more && self.state.unsent().is_empty();
             if again {
                 budget.spend();

@@ -23,14 +23,13 @@ use crate::log::{GUEST, Trace};
 use crate::serve::connection::{Connection, End, READ_MAX};
 use crate::serve::{Clock, Tasks};
 
-/// How long accepting rests after it failed, so that a process without free descriptors does not
-/// spin.
+/// Pause after a failed accept, so that a process without free descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Units of work of the engine after which a turn ends: about two milliseconds.
 pub(crate) const TURN_COST: u64 = 8192;
 
-/// Requests that are answered in one turn, when nobody else has anything to do and at least.
+/// Requests in one turn: while no other connection is ready, and at least.
 const TURN: u32 = 128;
 pub(crate) const TURN_MIN: u32 = 32;
 
@@ -49,18 +48,18 @@ pub(super) struct Shared<H: Host> {
     pub(super) engine: RefCell<Engine>,
     pub(super) host: RefCell<H>,
     pub(super) clock: Clock,
-    /// Tasks of connections, to be woken when events wait for them, a request
-    /// that was put off may be answered, or their domain is gone.
+    /// Tasks of connections. They are woken when the connection has queued events, a deferred
+    /// request may be executed, or the domain is gone.
     pub(super) wakers: RefCell<BTreeMap<ConnId, Waker>>,
-    /// The task that does what the engine has deferred.
+    /// The task that executes deferred work of the engine.
     pub(super) worker: RefCell<Option<Waker>>,
-    /// What all tasks read into; nothing is kept here between two polls.
+    /// The read buffer of all tasks; empty between two polls.
     pub(super) buffer: RefCell<Box<[u8]>>,
     pub(super) trace: Option<Trace>,
     pub(super) driver: Driver,
-    /// Who stands still, because another program is about to go on with everything.
+    /// State of a live update: the paused connections.
     pub(super) update: Update,
-    /// What the next process goes on from, if this one ends in any other way.
+    /// The journal from which the next process recovers.
     pub(super) journal: RefCell<Option<Journal>>,
 }
 
@@ -70,7 +69,7 @@ impl<H: Host + 'static> Server<H> {
         Server::with_engine(Engine::new(config), host, clock)
     }
 
-    /// A server with the store of another one. Its connections are there, and nobody serves them.
+    /// A server with a restored engine, whose connections are not served yet.
     pub(crate) fn with_engine(engine: Engine, host: H, clock: Clock) -> Self {
         Server(Rc::new(Shared {
             engine: RefCell::new(engine),
@@ -86,14 +85,13 @@ impl<H: Host + 'static> Server<H> {
         }))
     }
 
-    /// The same, with everything that is done from now on in this journal.
+    /// The same, which records all inputs from now on in this journal.
     pub(crate) fn journaled(self, journal: Option<Journal>) -> Self {
         *self.0.journal.borrow_mut() = journal;
         self
     }
 
-    /// The same, which another program can go on with when `update` says so; to be called before
-    /// there are connections.
+    /// The same, with this state of a live update. Call it before the first connection.
     pub(crate) fn updated(mut self, update: Update) -> Self {
         if let Some(shared) = Rc::get_mut(&mut self.0) {
             shared.update = update;
@@ -101,7 +99,7 @@ impl<H: Host + 'static> Server<H> {
         self
     }
 
-    /// The same, on the loop of this driver, to be called before there are connections.
+    /// The same, on the loop of this driver. Call it before the first connection.
     pub(crate) fn driven(mut self, driver: Driver) -> Self {
         if let Some(shared) = Rc::get_mut(&mut self.0) {
             shared.driver = driver;
@@ -109,7 +107,7 @@ impl<H: Host + 'static> Server<H> {
         self
     }
 
-    /// The same with a line for each request, to be called before there are connections.
+    /// The same, with a trace of each request. Call it before the first connection.
     pub(crate) fn traced(mut self, trace: Trace) -> Self {
         if let Some(shared) = Rc::get_mut(&mut self.0) {
             shared.trace = Some(trace);
@@ -117,9 +115,9 @@ impl<H: Host + 'static> Server<H> {
         self
     }
 
-    /// Answers one client until it or its domain is gone. One whose connection fails but whose
-    /// domain lives, as on a ring, is not heard until it starts anew; nobody is told (XSA-325).
-    /// The connection is there from this call on, also if the future is polled later.
+    /// Serves one client until its connection ends or its domain is gone. If the connection of a ring
+    /// fails while its domain lives, it is not served until the guest reconnects, and no watch fires
+    /// (XSA-325). The connection exists from this call on, also before the future is polled.
     pub fn serve<'a>(&'a self, transport: impl Transport + 'a) -> impl Future<Output = ()> + 'a {
         let peer = transport.peer();
         let caller = match peer {
@@ -137,15 +135,14 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Goes on with a connection that the engine has been restored with. Otherwise as
-    /// [`Server::serve`].
+    /// Serves a connection of a restored engine. Otherwise like [`Server::serve`].
     pub(crate) fn serve_as<'a>(
         &'a self,
         conn: ConnId,
         transport: impl Transport + 'a,
         io: ConnectionIo,
     ) -> impl Future<Output = ()> + 'a {
-        // Disconnects also when the future is dropped half-way.
+        // Disconnects also when the future is dropped.
         self.answer_all(Disconnect { server: self, conn }, transport, io)
     }
 
@@ -190,12 +187,12 @@ impl<H: Host + 'static> Server<H> {
             }
             self.0.update.recovered(conn);
             debug!(%conn, ?peer, "reconnected");
-            // A guest that does nothing else must not keep others from their turn.
+            // A guest that reconnects repeatedly must not prevent the turns of other connections.
             yield_now().await;
         }
     }
 
-    /// Waits for a failed connection to start anew; false if that will not happen.
+    /// Waits for the guest of a failed connection to reconnect. Returns false if it cannot.
     fn poll_recover(
         &self,
         cx: &mut Context<'_>,
@@ -215,7 +212,7 @@ impl<H: Host + 'static> Server<H> {
         recovered
     }
 
-    /// Accepts clients for ever and answers each in a task of its own.
+    /// Accepts clients without end, and serves each in a separate task.
     pub async fn accept<'a>(&'a self, listener: &Listener, tasks: &Tasks<'a>) {
         let mut failing = None;
         loop {
@@ -275,21 +272,20 @@ impl<H: Host + 'static> Server<H> {
         (ty, out.split_off(HEADER_LEN.min(out.len())))
     }
 
-    /// Tells the journal of requests that were carried out; to be followed by [`Server::commit`] before
-    /// anybody hears of them.
+    /// Records executed requests in the journal. Call [`Server::commit`] before a reply or event is sent.
     pub(crate) fn flush(&self, batch: &mut RequestBatch<'_>) {
         self.with_journal(|journal| batch.flush(journal));
     }
 
-    /// What has happened so far is kept for the next process: to be called before anybody hears of it.
+    /// Makes all records available to the next process. Call it before a reply or event is sent.
     pub(crate) fn commit(&self) {
         if let Some(journal) = self.0.journal.borrow_mut().as_mut() {
             journal.commit();
         }
     }
 
-    /// What was taken from a ring and is not executed yet; to be followed by [`Server::commit`] before
-    /// the guest is told that it was taken.
+    /// Records bytes that were read from a ring and are not executed yet. Call [`Server::commit`] before the
+    /// guest is notified that they were consumed.
     pub(crate) fn left_over(&self, conn: ConnId, bytes: impl FnOnce() -> Vec<u8>) {
         if let Some(journal) = self.0.journal.borrow_mut().as_mut()
             && matches!(self.0.engine.borrow().caller(conn), Some(Caller::Domain(_)))
@@ -301,8 +297,8 @@ impl<H: Host + 'static> Server<H> {
     /// Records that the indices of a ring are 0 from here on. Of the requests that were read only the
     /// deferred one remains, of the replies the last `unsent` bytes. [`Server::commit`] must follow before
     /// anything is copied from or to the ring.
-    pub(crate) fn zeroed(&self, conn: ConnId, put_off: impl FnOnce() -> Vec<u8>, unsent: usize) {
-        self.left_over(conn, put_off);
+    pub(crate) fn zeroed(&self, conn: ConnId, deferred: impl FnOnce() -> Vec<u8>, unsent: usize) {
+        self.left_over(conn, deferred);
         self.with_journal(|journal| journal.zeroed(conn, unsent));
     }
 
@@ -319,7 +315,7 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Nothing that happens from now on is in the journal. It stays for the next process, or not.
+    /// Ends recording. The journal remains for the next process if `stays`, otherwise it is removed.
     pub(crate) fn leave_journal(&self, stays: bool) {
         let Some(mut journal) = self.0.journal.borrow_mut().take() else { return };
         match stays {
@@ -333,15 +329,15 @@ impl<H: Host + 'static> Server<H> {
         self.0.journal.borrow_mut().as_mut().map(change)
     }
 
-    /// Lets the engine and the machine change together, then wakes those whom it concerns. The
-    /// journal does not hear of it.
+    /// Changes engine and host together, then wakes the affected connections. The change is not
+    /// recorded in the journal.
     pub fn with<T>(&self, change: impl FnOnce(&mut Engine, &mut H) -> T) -> T {
         let result = change(&mut self.0.engine.borrow_mut(), &mut self.0.host.borrow_mut());
         self.wake();
         result
     }
 
-    /// Where the time comes from.
+    /// The clock.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
     }
@@ -372,12 +368,12 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Remembers whom to wake for `conn`.
+    /// Registers the waker of `conn`.
     pub(crate) fn register(&self, conn: ConnId, waker: &Waker) {
         self.0.wakers.borrow_mut().insert(conn, waker.clone());
     }
 
-    /// Is the connection still there?
+    /// Returns true if the connection exists.
     pub(crate) fn is_connected(&self, conn: ConnId) -> bool {
         self.0.engine.borrow().is_connected(conn)
     }
@@ -387,23 +383,23 @@ impl<H: Host + 'static> Server<H> {
         self.0.engine.borrow().outstanding(conn)
     }
 
-    /// How many requests a connection may have answered before it is the turn of others: many while
-    /// it is alone, few in a crowd, so that nobody waits long for a turn.
+    /// Returns the number of requests in a turn: the more connections are ready, the fewer, so that no
+    /// connection waits long for its turn.
     pub(crate) fn turn(&self) -> u32 {
         (TURN / self.0.driver.load().max(1)).max(TURN_MIN)
     }
 
-    /// Units of work that the engine has done so far.
+    /// Returns the units of work that the engine has done so far.
     pub(crate) fn cost(&self) -> u64 {
         self.0.engine.borrow().cost()
     }
 
-    /// Asks for another turn, after those for whom something has come.
+    /// Requests another turn, after those of tasks with new input.
     pub(crate) fn later(&self, waker: &Waker) {
         self.0.driver.defer(waker);
     }
 
-    /// Waits for such a turn, so that what has come meanwhile is looked at first.
+    /// Waits for such a turn, so that tasks with new input run first.
     pub(crate) async fn next_turn(&self) {
         let mut asked = false;
         poll_fn(|cx| {
@@ -416,12 +412,12 @@ impl<H: Host + 'static> Server<H> {
         .await;
     }
 
-    /// Who stands still.
+    /// Returns the paused connections.
     pub(crate) fn quiesce(&self) -> &Quiesce {
         self.0.update.quiesce()
     }
 
-    /// Is this connection to stand still?
+    /// Returns true if this connection must pause.
     pub(crate) fn must_pause(&self, conn: ConnId) -> bool {
         self.quiesce().must_pause(conn, || self.0.engine.borrow().in_transaction(conn))
     }
@@ -478,7 +474,7 @@ struct Disconnect<'a, H: Host + 'static> {
 impl<H: Host + 'static> Drop for Disconnect<'_, H> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // The process ends, and the next one goes on with this connection.
+            // The process ends, and the next one restores this connection.
             return;
         }
         self.server.disconnect(self.conn);

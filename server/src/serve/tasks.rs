@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Tasks that get a turn before whoever runs them is asked what else there is.
+/// Tasks that get a turn before the driver is polled.
 const ROUND: usize = 256;
 /// In place of the number of a task: the future that [`Tasks::run`] was called with.
 const MAIN: usize = usize::MAX;
@@ -212,10 +212,9 @@ mod tests {
         assert_eq!(format!("{tasks:?}"), "Tasks(0)");
     }
 
-    // Fails if a task that never waits keeps the main future, or whoever runs the tasks, from its
-    // turn.
+    // Fails if a task that never waits prevents turns of the main future or of the driver.
     #[test]
-    fn one_that_never_waits_does_not_keep_others_from_their_turn() {
+    fn task_that_never_waits_does_not_starve_others() {
         let tasks = Tasks::new();
         tasks.spawn(async {
             loop {

@@ -177,7 +177,7 @@ fn wrong_stored_descriptor_is_not_adopted() {
     let kept = fdstore.stored.iter_mut().find(|(name, _)| name == STORED).unwrap();
     kept.1 = other;
     host.restart();
-    host.expect("systemd has not kept the event channels");
+    host.expect("systemd has not stored the event channels");
     host.assert_served();
     assert!(host.is_stored());
     let before = host.kill();
