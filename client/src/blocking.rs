@@ -1,4 +1,4 @@
-//! The same for programs without an executor.
+//! The client for programs without an executor.
 //!
 //! ```no_run
 //! let client = xenstore_client::blocking::Client::connect()?;
@@ -30,7 +30,7 @@ pub struct Client(crate::Client);
 #[derive(Debug)]
 pub struct Transaction<'a>(&'a crate::Transaction);
 
-/// A blocking [`crate::Watch`]: an iterator that ends after its first error.
+/// A blocking [`crate::Watch`]: an iterator that waits for each event, and ends after its first error.
 #[derive(Debug)]
 pub struct Watch {
     watch: crate::Watch,
@@ -40,7 +40,7 @@ pub struct Watch {
 macro_rules! tree_requests {
     ($type:ty) => {
         /// Requests on nodes; see [`crate::Tree`].
-        #[allow(missing_docs)] // each is documented there
+        #[allow(missing_docs, clippy::missing_errors_doc)] // documented in `Tree`
         impl $type {
             pub fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
                 block_on(self.0.read(path))
@@ -74,23 +74,34 @@ tree_requests!(Client);
 tree_requests!(Transaction<'_>);
 
 impl Client {
-    /// Makes a client that speaks over a connected stream of bytes: a socket, or an end of a pipe in
-    /// memory.
+    /// Creates a client of a connected stream of bytes: a socket, or one end of a pipe in memory.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
         Client(crate::Client::new(stream))
     }
 
     /// Connects to the daemon of this host.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::connect`].
     pub fn connect() -> Result<Client, Error> {
         block_on(crate::Client::connect()).map(Client)
     }
 
     /// Connects to a socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::connect_to`].
     pub fn connect_to(path: impl AsRef<Path>) -> Result<Client, Error> {
         block_on(crate::Client::connect_to(path)).map(Client)
     }
 
     /// See [`crate::Client::transaction`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::transaction`].
     pub fn transaction<R>(
         &self,
         tries: u32,
@@ -100,26 +111,42 @@ impl Client {
     }
 
     /// See [`crate::Client::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::watch`].
     pub fn watch(&self, path: &str, depth: Option<u32>) -> Result<Watch, Error> {
         block_on(self.0.watch(path, depth)).map(|watch| Watch { watch, broken: false })
     }
 
     /// See [`crate::Client::introduce`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::introduce`].
     pub fn introduce(&self, domid: DomId, gfn: Gfn, port: EvtchnPort) -> Result<(), Error> {
         block_on(self.0.introduce(domid, gfn, port))
     }
 
     /// See [`crate::Client::release`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::release`].
     pub fn release(&self, domid: DomId) -> Result<(), Error> {
         block_on(self.0.release(domid))
     }
 
     /// See [`crate::Client::control`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Client::control`].
     pub fn control(&self, command: &str, args: &[&str]) -> Result<Vec<u8>, Error> {
         block_on(self.0.control(command, args))
     }
 
-    /// The async client on the same connection, for what has no blocking form.
+    /// Returns the async client of this connection, which has all requests.
     pub fn inner(&self) -> &crate::Client {
         &self.0
     }

@@ -1,37 +1,38 @@
-//! What can go wrong.
+//! Errors of requests.
 
 use std::fmt;
 use std::io;
 
 use xenstore_protocol::Errno;
 
-/// Why a request has no answer, or not the one that was hoped for.
+/// Why a request failed.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The store said no.
+    /// The server refused the request with this error.
     Store(Errno),
-    /// The argument cannot be sent: what is wrong with it.
+    /// An argument cannot be sent; the text states which and why. No request was sent.
     Argument(String),
-    /// The server broke the protocol; the connection is of no more use.
+    /// The server violated the protocol. All later requests on this connection fail.
     Protocol(String),
-    /// The connection has ended.
+    /// The connection has ended. All later requests on it fail.
     Closed,
-    /// Bytes do not go through.
+    /// Connecting, reading or writing failed.
     Io(io::ErrorKind, String),
 }
 
 impl Error {
-    /// The name that the store answered with.
-    pub fn name(&self) -> Option<Errno> {
+    /// Returns the error of the server, if the server refused the request.
+    pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Store(name) => Some(*name),
             _ => None,
         }
     }
 
-    /// Is it that there is no such node?
+    /// Returns true if the node does not exist.
     pub fn is_not_found(&self) -> bool {
-        self.name() == Some(Errno::Enoent)
+        self.errno() == Some(Errno::Enoent)
     }
 }
 
@@ -40,7 +41,7 @@ impl fmt::Display for Error {
         match self {
             Error::Store(name) => write!(f, "{name} ({})", name.meaning()),
             Error::Argument(text) => f.write_str(text),
-            Error::Protocol(text) => write!(f, "the server broke the protocol: {text}"),
+            Error::Protocol(text) => write!(f, "the server violated the protocol: {text}"),
             Error::Closed => f.write_str("the server closed the connection"),
             Error::Io(_, text) => f.write_str(text),
         }

@@ -1,4 +1,4 @@
-//! The connection that all users of a client share.
+//! The connection that the clones of a client share.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,7 +12,7 @@ use xenstore_protocol::{Operation, Request, RequestId, TxId};
 
 use crate::error::Error;
 
-/// An answer that has arrived.
+/// A reply that has arrived.
 #[derive(Debug)]
 pub(crate) struct Answer {
     op: Operation,
@@ -20,17 +20,17 @@ pub(crate) struct Answer {
     pub(crate) payload: Vec<u8>,
 }
 
-/// Different events that wait for one watch; beyond, they become one with the path of the watch.
+/// Unread events of one watch. Further ones are replaced by one event with the path of the watch.
 const EVENTS_MAX: usize = 4096;
 
-/// Events of one watch that have not been taken yet.
+/// The unread events of one watch.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     path: Vec<u8>,
     events: VecDeque<Vec<u8>>,
 }
 
-/// Wakes everybody who waits: any of them can move the bytes on.
+/// The tasks that wait. All are woken, since any of them can read and write for the others.
 #[derive(Default)]
 struct Waiting(Mutex<Vec<Waker>>);
 
@@ -52,12 +52,12 @@ impl Wake for Waiting {
     }
 }
 
-/// What a client speaks over.
+/// The stream of a client.
 pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
-/// A connection and what has come over it.
+/// A connection, and the replies and events that have arrived.
 pub(crate) struct Shared {
     state: Mutex<State>,
     waiting: Arc<Waiting>,
@@ -66,12 +66,12 @@ pub(crate) struct Shared {
 struct State {
     stream: Box<dyn ByteStream>,
     connection: ClientConnection,
-    /// Requests that somebody waits for; with their answer once it is there.
+    /// Requests that a task waits for, with their reply once it has arrived.
     answers: BTreeMap<RequestId, Option<Answer>>,
     mailboxes: BTreeMap<Vec<u8>, Mailbox>,
     last_token: u64,
     buffer: Vec<u8>,
-    /// Why nothing goes any more.
+    /// Why the connection has ended.
     broken: Option<Error>,
 }
 
@@ -89,12 +89,12 @@ impl Shared {
         Shared { state: Mutex::new(state), waiting: Arc::default() }
     }
 
-    /// The state is whole between two calls, so a panic elsewhere does not matter.
+    /// The state is consistent between two calls, so a poisoned lock can be used.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a request whose answer will be waited for.
+    /// Queues a request whose reply a task will wait for.
     pub(crate) fn start(&self, tx_id: TxId, request: &Request<'_>) -> Result<RequestId, Error> {
         let mut state = self.lock();
         let id = state.send(tx_id, request)?;
@@ -102,13 +102,13 @@ impl Shared {
         Ok(id)
     }
 
-    /// Starts a request whose answer nobody wants; it goes out with the next that somebody does.
+    /// Queues a request whose reply is discarded. It is sent with the next request that a task waits for.
     pub(crate) fn start_and_forget(&self, tx_id: TxId, request: &Request<'_>) {
-        // Nothing can be done about it here, and the next request will tell.
+        // An error of the connection is returned by the next request.
         let _ = self.lock().send(tx_id, request);
     }
 
-    /// The answer to a request, once.
+    /// Returns the reply to a request, once.
     pub(crate) fn poll_answer(
         &self,
         cx: &mut Context<'_>,
@@ -121,7 +121,7 @@ impl Shared {
         })
     }
 
-    /// Nobody waits for this answer any more.
+    /// Discards the reply to a request, now or when it arrives.
     pub(crate) fn forget(&self, id: RequestId) {
         let mut state = self.lock();
         if let Some(Some(answer)) = state.answers.remove(&id) {
@@ -129,7 +129,7 @@ impl Shared {
         }
     }
 
-    /// A token that no other watch of this client has, and a mailbox for its events.
+    /// Returns a token that no other watch of this client has. Creates the mailbox for its events.
     pub(crate) fn open_mailbox(&self, path: &[u8]) -> Vec<u8> {
         let mut state = self.lock();
         state.last_token += 1;
@@ -143,7 +143,7 @@ impl Shared {
         self.lock().mailboxes.remove(token);
     }
 
-    /// The next event of a watch.
+    /// Returns the next event of a watch.
     pub(crate) fn poll_event(
         &self,
         cx: &mut Context<'_>,
@@ -152,7 +152,7 @@ impl Shared {
         self.poll(cx, |state| state.mailboxes.get_mut(token)?.events.pop_front())
     }
 
-    /// Moves bytes until `ready` finds what it looks for, or nothing moves.
+    /// Reads and writes as long as that is possible, then returns what `ready` finds.
     fn poll<R>(
         &self,
         cx: &mut Context<'_>,
@@ -166,7 +166,7 @@ impl Shared {
         let broken = state.broken.clone();
         drop(state);
         if arrived || found.is_some() {
-            // It may be for others, or others may have to go on reading in our place.
+            // Other tasks may have got a reply, or one of them must read next.
             self.waiting.clone().wake();
             self.waiting.register(cx.waker());
         }
@@ -186,11 +186,11 @@ impl State {
         self.connection.request(tx_id, request).map_err(|_| {
             let name = request.operation().name();
             let max = xenstore_protocol::PAYLOAD_MAX;
-            Error::Argument(format!("{name} of more than {max} bytes"))
+            Error::Argument(format!("{name}: the payload exceeds {max} bytes"))
         })
     }
 
-    /// Writes and reads until nothing moves any more. Did anything arrive?
+    /// Writes and reads as long as that is possible. Returns true if bytes arrived.
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut arrived = false;
         while self.broken.is_none() {
@@ -208,7 +208,7 @@ impl State {
             let unsent = self.connection.unsent();
             let all = unsent.len();
             match Pin::new(&mut self.stream).poll_write(cx, unsent).map_err(lost) {
-                // What the server has said before it went can still be read, up to the end.
+                // The replies that the server sent before it closed can still be read.
                 Poll::Ready(Ok(0) | Err(Error::Closed)) => self.connection.sent(all),
                 Poll::Ready(Ok(count)) => self.connection.sent(count),
                 Poll::Ready(Err(error)) => return Err(error),
@@ -246,7 +246,7 @@ impl State {
                     }
                 }
                 ServerMessage::Event(event) => {
-                    // One for a watch that is no more is not a mistake: it was under way.
+                    // The watch may have ended after the event was sent.
                     if let Some(mailbox) = mailboxes.get_mut(event.token) {
                         mailbox.put(event.path);
                     }
@@ -257,7 +257,7 @@ impl State {
         Ok(())
     }
 
-    /// Nobody wants this answer. A transaction that it has opened would stay open for ever.
+    /// Discards a reply. If it opened a transaction, that transaction is aborted.
     fn abandon(&mut self, answer: &Answer) {
         if answer.op == Operation::TransactionStart
             && let Ok(xenstore_protocol::Reply::Transaction(id)) = reply(answer.op, answer)
@@ -267,8 +267,7 @@ impl State {
     }
 }
 
-/// A server that has gone is told as [`Error::Closed`], whether a read finds the end of the stream
-/// first or a write finds nobody there.
+/// Maps the errors of a closed connection to [`Error::Closed`], as a read at the end of the stream.
 fn lost(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
@@ -284,14 +283,18 @@ impl Mailbox {
         if self.events.len() < EVENTS_MAX {
             self.events.push_back(path.to_vec());
         } else {
-            // "Look again at everything."
+            // The caller must read the whole watched tree again.
             self.events.clear();
             self.events.push_back(self.path.clone());
         }
     }
 }
 
-/// Reads the answer to a request of type `op`, or the error that it is.
+/// Parses the reply to a request of type `op`.
+///
+/// # Errors
+///
+/// Fails with the error that the reply carries, or [`Error::Protocol`] if it is malformed.
 pub(crate) fn reply(op: Operation, answer: &Answer) -> Result<xenstore_protocol::Reply<'_>, Error> {
     use xenstore_protocol::Reply;
     match Reply::parse(op, answer.is_error, &answer.payload) {

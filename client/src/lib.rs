@@ -1,10 +1,10 @@
-//! XenStore clients: async over any transport and any executor, and blocking.
+//! XenStore clients: an async one for any stream of bytes and any executor, and a blocking one.
 //!
 //! ```
 //! use xenstore_client::{Client, DomId, Tree};
 //! use xenstore_embedded::Store;
 //!
-//! let store = Store::start(); // or Client::connect() to the daemon of this host
+//! let store = Store::start(); // for tests; Client::connect() finds the daemon of this host
 //! let dom0 = Client::new(store.connect(DomId::DOM0));
 //! let guest = Client::new(store.connect(DomId(5)));
 //! futures_lite::future::block_on(async {
@@ -16,9 +16,17 @@
 //! # Ok::<(), xenstore_client::Error>(())
 //! ```
 //!
-//! Nothing is spawned. A future that waits for a reply or an event also transfers the bytes of all
-//! other futures that wait on the same client; requests from several tasks are pipelined. A future that is
-//! dropped half-way leaves the connection sound: its answer is thrown away when it comes.
+//! ```text
+//!  Client::read, Watch::next, …      several tasks, one connection
+//!        │ start          ▲ poll
+//!        ▼                │
+//!  requests ─► unsent ─► stream ─► replies by request id, events by watch
+//! ```
+//!
+//! The client spawns no task. A task that waits for a reply or an event reads and writes for all tasks
+//! of the client, and wakes them. Requests of several tasks are pipelined. A future may be dropped at any
+//! time: its reply is discarded when it arrives.
+#![warn(clippy::missing_errors_doc)]
 
 pub mod blocking;
 mod client;

@@ -1,10 +1,11 @@
-//! Where the daemon of this host listens.
+//! The socket of this host's daemon.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// `$XENSTORED_PATH`, else `$XENSTORED_RUNDIR/socket`, else the first that is there of the places
-/// where a daemon puts its socket and that this user may use, else `/run/xenstored/socket`.
+/// Returns the path of the daemon's socket: `$XENSTORED_PATH`, else `$XENSTORED_RUNDIR/socket`, else the
+/// first socket that this user may use in `/run/xenstored`, `$XDG_RUNTIME_DIR/xenstored` and
+/// `/tmp/xenstored-UID`, else `/run/xenstored/socket`.
 pub fn socket_path() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = variable("XENSTORED_PATH") {
@@ -14,7 +15,7 @@ pub fn socket_path() -> PathBuf {
         return dir.join("socket");
     }
     let uid = rustix::process::getuid().as_raw();
-    // Like the daemon: outside of /run, another user could have created the socket.
+    // Outside of /run, another user could have created the socket. The daemon has the same rule.
     let usable = |path: &PathBuf| {
         let own = std::fs::symlink_metadata(path).is_ok_and(|socket| socket.uid() == uid);
         own || (uid != 0 && path.starts_with("/run/xenstored") && may_connect(path))
@@ -28,7 +29,7 @@ pub fn socket_path() -> PathBuf {
     sockets.into_iter().find(usable).unwrap_or_else(|| PathBuf::from("/run/xenstored/socket"))
 }
 
-/// May this user write to a socket, which connecting takes?
+/// Returns true if this user may write to a socket, which `connect` requires.
 fn may_connect(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }

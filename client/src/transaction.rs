@@ -6,12 +6,11 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::tree::Tree;
 
-/// An open transaction. Its requests on nodes are in [`Tree`]. Dropped without
-/// [`Transaction::commit`] it changes nothing.
+/// An open transaction. [`Tree`] has its requests on nodes. A transaction that is dropped is aborted.
 #[derive(Debug)]
 pub struct Transaction {
     client: Client,
-    /// 0 once it has ended.
+    /// [`TxId::NONE`] once it has ended.
     id: TxId,
 }
 
@@ -20,13 +19,21 @@ impl Transaction {
         Transaction { client, id }
     }
 
-    /// Makes all changes at once, or none of them. After `EAGAIN`, the usual error, try the transaction
-    /// again.
+    /// Commits: makes all changes at once, or none.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EAGAIN` if the transaction conflicts with a change since its start; it can be retried.
+    /// Fails with `ENOSPC` if the changes exceed a quota; see [`Error`].
     pub async fn commit(self) -> Result<(), Error> {
         self.end(true).await
     }
 
-    /// Drops all changes.
+    /// Aborts: discards all changes.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
     pub async fn abort(self) -> Result<(), Error> {
         self.end(false).await
     }

@@ -1,4 +1,4 @@
-//! Requests on nodes, inside and outside of transactions.
+//! Requests on nodes, in a transaction or outside.
 
 use xenstore_protocol::{Errno, Operation, Path, Perm, Perms, Reply, Request, TxId};
 
@@ -8,48 +8,71 @@ use crate::io::reply;
 
 pub(crate) fn path(text: &str) -> Result<Path<'_>, Error> {
     Path::parse(text.as_bytes()).ok_or_else(|| {
-        Error::Argument(format!("not a path: {text:?} (A-Z a-z 0-9 - _ @, names between single /)"))
+        Error::Argument(format!(
+            "invalid path {text:?}: names of A-Z a-z 0-9 - _ @ between single /"
+        ))
     })
 }
 
-/// Requests on nodes. [`Client`] runs each by itself, [`crate::Transaction`] all together.
+/// Requests on nodes. [`Client`] executes each separately, [`crate::Transaction`] all together.
 ///
-/// Paths start with `/`, or are relative to the caller's `/local/domain/N`.
-#[allow(async_fn_in_trait)] // implemented here alone; whether a future is Send is seen from its use
+/// A path starts with `/`, or is relative to the caller's `/local/domain/N`. A value has at most 4,096
+/// bytes together with its path.
+#[allow(async_fn_in_trait)] // implemented in this crate only, with futures that are Send
 pub trait Tree {
     /// The connection.
     #[doc(hidden)]
     fn client(&self) -> &Client;
 
-    /// The transaction, or 0.
+    /// The transaction, or [`TxId::NONE`].
     #[doc(hidden)]
     fn tx_id(&self) -> TxId;
 
-    /// The value of a node.
+    /// Returns the value of a node.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `ENOENT` if the node does not exist, `EACCES` if it may not be read; see [`Error`].
     async fn read(&self, text: &str) -> Result<Vec<u8>, Error> {
         let answer = self.client().answer(self.tx_id(), &Request::Read(path(text)?)).await?;
         reply(Operation::Read, &answer)?;
         Ok(answer.payload)
     }
 
-    /// Sets the value of a node; creates it, and its parents, if need be.
+    /// Sets the value of a node. Creates the node and its parents if they do not exist.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EACCES` if the node may not be written, `ENOSPC` at a quota; see [`Error`].
     async fn write(&self, text: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
         let request = Request::Write { path: path(text)?, value: value.as_ref() };
         self.client().done(self.tx_id(), request).await
     }
 
-    /// Creates a node, and its parents, if need be.
+    /// Creates a node and its parents if they do not exist.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EACCES` if the parent may not be written, `ENOSPC` at a quota; see [`Error`].
     async fn mkdir(&self, text: &str) -> Result<(), Error> {
         self.client().done(self.tx_id(), Request::Mkdir(path(text)?)).await
     }
 
-    /// Removes a node and all below it. That it is not there is an error only if its parent is not
-    /// there either.
+    /// Removes a node and all nodes below it. Succeeds if only the node itself does not exist.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `ENOENT` if the parent does not exist either, `EACCES` if the node may not be written;
+    /// see [`Error`].
     async fn rm(&self, text: &str) -> Result<(), Error> {
         self.client().done(self.tx_id(), Request::Rm(path(text)?)).await
     }
 
-    /// Is there such a node?
+    /// Returns true if the node exists.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EACCES` if the node may not be read; see [`Error`].
     async fn exists(&self, text: &str) -> Result<bool, Error> {
         match self.read(text).await {
             Ok(_) => Ok(true),
@@ -58,7 +81,12 @@ pub trait Tree {
         }
     }
 
-    /// Names of the children of a node, however many they are, in order of creation.
+    /// Returns the names of all children of a node, in order of creation.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `ENOENT` if the node does not exist, `EACCES` if it may not be read, `E2BIG` if the list
+    /// exceeds one reply and the server has no DIRECTORY_PART; see [`Error`].
     async fn list(&self, text: &str) -> Result<Vec<String>, Error> {
         let path = path(text)?;
         let answer = self.client().answer(self.tx_id(), &Request::Directory(path)).await?;
@@ -71,33 +99,46 @@ pub trait Tree {
         Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
     }
 
-    /// The permission list of a node; the first entry names the owner.
+    /// Returns the permission list of a node; the first entry names the owner.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `ENOENT` if the node does not exist, `EACCES` if it may not be read; see [`Error`].
     async fn perms(&self, text: &str) -> Result<Vec<Perm>, Error> {
         let answer = self.client().answer(self.tx_id(), &Request::GetPerms(path(text)?)).await?;
         match reply(Operation::GetPerms, &answer)? {
             Reply::Perms(perms) => Ok(perms.0),
-            _ => Err(Error::Protocol("no permissions".into())),
+            _ => Err(Error::Protocol("the reply has no permissions".into())),
         }
     }
 
-    /// Sets the permission list of a node, written as `n0 r5 b7`: owner and what others may do,
-    /// then what a domain may do (`r`ead, `w`rite, `b`oth, `n`one).
+    /// Sets the permission list of a node, for example `n0 r5 b7`. The first entry has the owner and the
+    /// permission of all other domains, each further entry the permission of one domain: `r`ead, `w`rite,
+    /// `b`oth or `n`one.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EACCES` if the caller does not own the node, `ENOENT` if it does not exist; see [`Error`].
     async fn set_perms(&self, text: &str, perms: &str) -> Result<(), Error> {
         let entry = |text: &str| {
             Perm::parse(text.as_bytes()).ok_or_else(|| {
-                Error::Argument(format!("not a permission: {text:?} (as in n0, r5)"))
+                Error::Argument(format!(
+                    "invalid permission {text:?}: expected a letter n, r, w or b and a domid"
+                ))
             })
         };
         let perms: Vec<Perm> = perms.split_whitespace().map(entry).collect::<Result<_, _>>()?;
         if perms.is_empty() {
-            return Err(Error::Argument("no permissions: the first is the owner's".into()));
+            return Err(Error::Argument(
+                "the permission list is empty: the first entry names the owner".into(),
+            ));
         }
         let request = Request::SetPerms { path: path(text)?, perms: Perms(perms) };
         self.client().done(self.tx_id(), request).await
     }
 }
 
-/// Reads a list that is too long for one answer. Starts again when it changes in between.
+/// Reads a list that exceeds one reply. Starts again if the list changes meanwhile.
 async fn list_in_parts<T: Tree + ?Sized>(tree: &T, path: Path<'_>) -> Result<Vec<u8>, Error> {
     let mut list: Vec<u8> = Vec::new();
     let mut seen = None;
@@ -106,10 +147,10 @@ async fn list_in_parts<T: Tree + ?Sized>(tree: &T, path: Path<'_>) -> Result<Vec
         let answer = tree.client().answer(tree.tx_id(), &request).await?;
         let (generation, names, last) = match reply(Operation::DirectoryPart, &answer) {
             Ok(Reply::Part { generation, names, last }) => (generation, names, last),
-            // The server is too old for long lists, so that one is too long remains true.
+            // An old server has no DIRECTORY_PART: its first error stands.
             Err(Error::Store(Errno::Enosys)) => return Err(Error::Store(Errno::E2big)),
             Err(error) => return Err(error),
-            Ok(_) => return Err(Error::Protocol("no part of a list".into())),
+            Ok(_) => return Err(Error::Protocol("the reply has no part of a list".into())),
         };
         if seen.is_some_and(|before| before != generation) {
             list.clear();
@@ -117,7 +158,9 @@ async fn list_in_parts<T: Tree + ?Sized>(tree: &T, path: Path<'_>) -> Result<Vec
             continue;
         }
         if names.is_empty() && !last {
-            return Err(Error::Protocol("an empty part of an incomplete list".into()));
+            return Err(Error::Protocol(
+                "the reply has an empty part before the end of a list".into(),
+            ));
         }
         seen = Some(generation);
         list.extend_from_slice(&names);

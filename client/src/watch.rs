@@ -9,14 +9,14 @@ use xenstore_protocol::{Path, Request, TxId};
 use crate::client::Client;
 use crate::error::Error;
 
-/// Paths of nodes that changed, as they come. Equal ones that have not been taken yet are one. An
-/// event means "look again": nodes may have changed more than once, or back.
+/// A watch: a stream of the paths that change. Equal events that are not read yet are merged. An event
+/// means that the node may have changed, once or several times, and possibly back.
 #[derive(Debug)]
 pub struct Watch {
     client: Client,
     path: String,
     token: Vec<u8>,
-    /// As a stream it ends after its first error.
+    /// The stream has returned an error and has ended.
     broken: bool,
 }
 
@@ -27,13 +27,17 @@ impl Watch {
         depth: Option<u32>,
     ) -> Result<Watch, Error> {
         let token = client.shared.open_mailbox(path.as_str().as_bytes());
-        // From here on dropping it, also half-way, ends the watch at the server.
+        // From here on, dropping it ends the watch at the server, even if this future is dropped.
         let watch = Watch { client, path: path.as_str().into(), token, broken: false };
         watch.client.done(TxId::NONE, Request::Watch { path, token: &watch.token, depth }).await?;
         Ok(watch)
     }
 
-    /// The next event.
+    /// Waits for the next event and returns its path.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the connection ends; see [`Error`].
     pub async fn next(&mut self) -> Result<String, Error> {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }

@@ -156,7 +156,7 @@ fn main() -> ExitCode {
         }
         Err(failure) => {
             eprintln!("xs: {}: {}", failure.what, failure.error);
-            ExitCode::from(match failure.error.name() {
+            ExitCode::from(match failure.error.errno() {
                 Some(Errno::Enoent) => 3,
                 Some(Errno::Eacces | Errno::Eperm) => 4,
                 Some(Errno::Eagain) => 5,
