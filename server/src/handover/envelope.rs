@@ -122,7 +122,8 @@ impl Envelope {
 mod tests {
     use super::*;
 
-    // Fails if a field is parsed differently than it was emitted, or if garbage is accepted.
+    // Fails if a field is parsed differently than it was emitted, if garbage is accepted, or if the bytes
+    // are not those of `docs/formats.md`.
     #[test]
     fn an_envelope_is_parsed_as_it_was_emitted() {
         let header = Header { req_id: RequestId(u32::MAX), tx_id: TxId(7), ..Header::default() };
@@ -137,6 +138,7 @@ mod tests {
         assert_eq!(Envelope::parse(&envelope.emit()), Some(envelope.clone()));
         let bare =
             Envelope { previous: None, requester: None, failed: None, args: vec![], ..envelope };
+        assert_eq!(bare.emit(), b"1234567890123456789\x0086400000\0-1\x000\x000\x000\0\0");
         assert_eq!(Envelope::parse(&bare.emit()), Some(bare));
         for garbage in
             [&b""[..], b"1\0", b"x\x001\x001\x001\x001\x001\0\0", b"1\x001\x001\x001\x001"]

@@ -1,5 +1,6 @@
 //! Journals of servers without a hypervisor, and the engines that are recovered from them.
 
+mod format;
 pub(super) mod panics;
 mod segment;
 mod storage;
