@@ -1,7 +1,6 @@
-//! What an operator should know: refusals by quota, counted, and lines for the log.
+//! Warnings for the operator: counted refusals by quota, and lines for the log.
 //!
-//! A guest can cause any of them as often as it likes. So each is told once for what it is about,
-//! or once in a while.
+//! A guest can cause any of them repeatedly. So each is logged once for its subject, or at intervals.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;

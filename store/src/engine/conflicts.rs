@@ -1,4 +1,4 @@
-//! Who changed what lately, so that a transaction that fails can say because of whom.
+//! Recent changes, so that a conflict can be reported with its path and the connection that caused it.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -14,7 +14,7 @@ const CONFLICTS_MAX: usize = 32;
 #[derive(Clone, Debug)]
 pub(crate) struct RecentChange {
     pub(crate) path: String,
-    /// Nobody's, if a domain has gone.
+    /// `None` if the domain of the connection is gone.
     pub(crate) conn: Option<ConnId>,
     /// The engine's stamp after it. Writing a value leaves that as it is.
     pub(crate) stamp: u64,
@@ -89,7 +89,7 @@ fn is_on_way(above: &str, path: &str) -> bool {
 mod tests {
     use super::*;
 
-    // Fails if somebody is blamed for a change elsewhere, for an old one, or for the transaction's
+    // Fails if a conflict is reported with an unrelated change, an old one, or one of the transaction's
     // own client.
     #[test]
     fn the_last_who_changed_something_there_is_found() {

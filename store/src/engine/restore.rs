@@ -120,9 +120,9 @@ impl Engine {
         }
     }
 
-    /// Makes an engine from a state: it goes on as the one that the state was taken of, with the
-    /// same numbers of connections, which are given back in the order of the state. Connections for
-    /// which events wait are told by [`Engine::pop_ready`].
+    /// Restores an engine from a state. It continues like the engine from which the state was taken, with
+    /// the same connection ids, which are returned in the order of the state. [`Engine::pop_ready`]
+    /// returns the connections with queued events.
     ///
     /// The state decides over quotas and domains, the configuration over everything else.
     pub fn restore(config: &Config, state: &State) -> Result<(Engine, Vec<ConnId>)> {

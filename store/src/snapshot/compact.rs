@@ -1,5 +1,5 @@
-//! The tree in a stream of ours: node after node in few bytes, in the order of `nodes.rs`. A record is
-//! padded with zeroes, and the next goes on where it ends. All numbers are varints.
+//! The compact form of the tree: few bytes for each node, in the order of `nodes.rs`. A record is padded
+//! with zeroes, and the next one continues the sequence. All numbers are varints.
 //!
 //! ```text
 //! mark     0: nothing more in this record; 1: a special node; 2: a child of the node before, or the

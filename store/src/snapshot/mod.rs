@@ -139,7 +139,7 @@ pub struct ConnectionState {
     pub(crate) last_transaction: TxId,
     /// A bit for each of the last commits; see `Connection`.
     pub(crate) failures: u16,
-    /// Until when a request of it may be put off, if one has been; see `engine/fairness.rs`.
+    /// The end of the deferral of its request, if one is deferred; see `engine/fairness.rs`.
     pub(crate) held: Option<Millis>,
     /// In the order in which they go out.
     pub(crate) events: Vec<EventState>,

@@ -37,8 +37,8 @@ fn put_perm(writer: &mut Writer, entry: &AclEntry, era: Era) {
     }
 }
 
-/// Reads `count` permission entries. Lists that nodes inherit are shared: it gives back the one of
-/// `candidates` that is the same.
+/// Reads `count` permission entries. Nodes share the lists that they inherit: returns the equal one of
+/// `candidates`, if there is one.
 pub(super) fn take_perms(
     body: &mut Cursor<'_>,
     count: u16,
@@ -127,7 +127,7 @@ pub(super) fn put_nodes(writer: &mut Writer, tree: &Tree, era_of: impl Fn(DomId)
     });
 }
 
-/// A node that may still get children. Nobody else has it yet.
+/// A node that may still get children, and is not shared yet.
 pub(super) struct Open {
     pub(super) node: Arc<Node>,
     /// Bytes of its path, none for the root.

@@ -1,5 +1,5 @@
-//! An open transaction in a stream, whole: what it saw, what it did, and every answer that it was
-//! given. Nothing is run again, so that it goes on whatever has been set otherwise in between.
+//! An open transaction in a stream: its snapshot, its log and its replies. Nothing is executed again, so
+//! a change of quotas or features in between has no effect on it.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -212,7 +212,7 @@ pub(super) fn take_transaction(
     (staged.tree, effect) = take_difference(body, &snapshot, limit)?;
     staged.charges = effect.charges;
     staged.charges.forget_zeroes();
-    // What has been charged and given back leaves a zero.
+    // A charge that was released leaves a zero.
     for _ in 0..body.u32()? {
         staged.charges.add(DomId(body.u16()?), Charge::default());
     }

@@ -102,8 +102,8 @@ impl Context<'_> {
         }
     }
 
-    /// The path that the caller means. The limits are on the whole path for everybody, and on the
-    /// part below the domain's own for those who have quotas (XSA-323).
+    /// Resolves a path of the caller. The length of the whole path is limited for all callers, that below
+    /// the domain's home for callers with quotas (XSA-323).
     pub(crate) fn resolve<'p>(&self, path: Path<'p>) -> Result<Cow<'p, str>> {
         let (path, relative) = resolve(&self.rights, path)?;
         self.check(Quota::PathMax, relative).map_err(|_| Errno::Einval)?;
@@ -373,8 +373,8 @@ fn set_perms(
         return Err(Errno::Enoent);
     }
     let mut entry = |perm: &xenstore_protocol::Perm| {
-        let everybody = perm.domid == DomId::ANY && cx.any_domid;
-        let era = if everybody { Some(0) } else { (cx.exists)(perm.domid) };
+        let any_domain = perm.domid == DomId::ANY && cx.any_domid;
+        let era = if any_domain { Some(0) } else { (cx.exists)(perm.domid) };
         let (ignored, era) = (era.is_none(), era.unwrap_or_else(|| (cx.era_of)(perm.domid)));
         AclEntry { perm: *perm, ignored, era }
     };

@@ -176,7 +176,7 @@ impl Transaction {
         let counted = self.staged.counted;
         let answer = execute(&mut self.staged, cx, request);
         self.steps += self.staged.counted - counted;
-        // Nothing is given back before its end: the answers that it has given keep what they saw.
+        // No charge is released before its end: its replies retain the nodes that they show.
         self.bytes += self.staged.charges.added + self.staged.copied - before;
         self.bytes += cost + answer.as_ref().map_or(0, |answer| answer.size(request));
         if let Ok(Response::Seen(node)) = &answer {
@@ -232,9 +232,9 @@ impl Transaction {
         self.replay(cx, tree, self.epoch == epoch).map(Some)
     }
 
-    /// Goes on from `tree` instead of its snapshot, if `request` would see something else there that
-    /// others have done since, and all that came before would not. So a transaction that is
-    /// protected cannot be overtaken by changes of what it is only about to read.
+    /// Continues from `tree` instead of its snapshot if `request` would read a later change there, and no
+    /// earlier request would. So a change of a node that a protected transaction has not read yet causes
+    /// no conflict.
     pub(crate) fn follow(
         &mut self,
         cx: &mut Context<'_>,

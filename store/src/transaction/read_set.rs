@@ -16,8 +16,8 @@ pub(crate) fn looks_at<'p>(request: &Request<'p>) -> Option<(Path<'p>, Facet, bo
     Some((request.tree_path()?, operation.facet()?, !operation.is_read_only()))
 }
 
-/// Is what a request sees at `path` the same in both trees? Goes down both at once and stops where
-/// they are one, so that it costs nothing where nobody has changed anything.
+/// Returns true if a request reads the same at `path` in both trees. Descends both at once and stops
+/// at a shared node, so an unchanged subtree costs nothing.
 pub(crate) fn unchanged(a: &Tree, b: &Tree, path: &str, facet: Facet) -> bool {
     if path.starts_with('@') {
         return a.is_same(b);

@@ -108,8 +108,8 @@ fn part(list: &[u8], generation: u64, offset: u64) -> core::ops::Range<usize> {
     start..start + len
 }
 
-/// Lists of children that are being fetched in parts. Without them each part would cost as much as
-/// the whole. A list is known by its generation, and made anew if it is not here any more.
+/// Cached lists of children that are being fetched in parts. Without them each part would cost as much
+/// as the whole. The key is the generation; a list that is no longer cached is created again.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     /// Generations and lists, the last used at the end.

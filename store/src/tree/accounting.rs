@@ -78,7 +78,7 @@ impl Neg for Charge {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Charges {
     of: Vec<(DomId, Charge)>,
-    /// All bytes that have ever been added, whoever they are charged to and whatever was given back.
+    /// The sum of all bytes that were ever charged, for all domains, without those released.
     pub(crate) added: i64,
 }
 
@@ -100,7 +100,7 @@ impl Charges {
         self.place(domid).map_or(Charge::default(), |place| self.of[place].1)
     }
 
-    /// The domains to which something was charged, also if all of it was given back.
+    /// The domains with a charge, also if all of it was released.
     pub(crate) fn domids(&self) -> impl ExactSizeIterator<Item = DomId> {
         self.of.iter().map(|(domid, _)| *domid)
     }
@@ -110,7 +110,7 @@ impl Charges {
         self.of.retain(|(_, charge)| *charge != Charge::default());
     }
 
-    /// Takes all charges, by domain. Begins anew.
+    /// Removes and returns all charges, by domain.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (DomId, Charge)> {
         self.added = 0;
         self.of.drain(..)

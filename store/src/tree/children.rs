@@ -146,8 +146,7 @@ fn put(chunk: &mut Chunk, place: usize, node: Arc<Node>) {
     chunk.insert(place, Entry::new(node));
 }
 
-/// Inserts into a chunk; if it has `max` already, gives back its upper part, which becomes one of its
-/// own.
+/// Inserts into a chunk. If it has `max` nodes already, splits it and returns the upper part.
 fn insert(chunk: &mut Chunk, max: usize, place: usize, node: Arc<Node>) -> Option<Chunk> {
     let len = chunk.len();
     if len < max {
@@ -173,7 +172,7 @@ fn take(chunk: &mut Chunk, place: usize) -> Arc<Node> {
     node
 }
 
-/// Gives back room that is no longer needed.
+/// Frees unused capacity.
 fn shrink(chunk: &mut Chunk) {
     if chunk.is_empty() {
         *chunk = Chunk::new();

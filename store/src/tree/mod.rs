@@ -69,13 +69,13 @@ pub(crate) fn parent(path: &str) -> Option<&str> {
 
 impl Tree {
     /// The tree that a server starts with: `/`, `/tool`, `/tool/xenstored` and the special nodes,
-    /// owned by `owner`. Everybody may watch `@releaseDomain`.
+    /// owned by `owner`. Every domain may watch `@releaseDomain`.
     pub(crate) fn initial(owner: DomId) -> Tree {
         let acl = Acl::private(owner);
         let mut special = Children::new(0);
         special.insert(Arc::new(Node::new(INTRODUCE, 0, acl.clone(), b"")));
-        let everybody = [(Access::None, owner), (Access::Read, DomId::ANY)];
-        let readable = Acl::new(everybody.map(|(access, domid)| Perm { access, domid }));
+        let any_domain = [(Access::None, owner), (Access::Read, DomId::ANY)];
+        let readable = Acl::new(any_domain.map(|(access, domid)| Perm { access, domid }));
         special.insert(Arc::new(Node::new(RELEASE, 0, readable.expect("two entries"), b"")));
         let root = Arc::new(Node::new("", 0, acl.clone(), b""));
         let mut tree = Tree { root, special: Arc::new(special) };
