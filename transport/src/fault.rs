@@ -1,4 +1,4 @@
-//! A transport that fails on purpose, the same way each time.
+//! Fault injection: a transport that fails as planned.
 
 use std::io;
 use std::pin::Pin;
@@ -8,20 +8,20 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::{Failure, Peer, ResumePoint, Transport};
 
-/// What happens to one read or write.
+/// The fault of one read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: it goes through.
+    /// None.
     None,
-    /// At most this many bytes go through, at least 1.
+    /// At most this many bytes are transferred, at least 1.
     Short(usize),
-    /// It has to be tried again; whoever waits is woken at once.
+    /// The call returns `Pending` and wakes its task at once.
     Pending,
-    /// It fails, and so does everything after it.
+    /// This call and all later ones fail.
     Error(io::ErrorKind),
 }
 
-/// Wraps a transport; asks `plan` before each read and write.
+/// Wraps a transport; calls `plan` before each read and write.
 #[derive(Debug)]
 pub struct Faulty<T, P> {
     inner: T,
@@ -30,13 +30,12 @@ pub struct Faulty<T, P> {
 }
 
 impl<T, P: FnMut() -> Fault> Faulty<T, P> {
-    /// Wraps `inner`. The plan is a function, so that a script, a fuzzer or a generator with a seed
-    /// can be one.
+    /// Wraps `inner`. The plan is a function: a script, a fuzzer, or a generator with a seed.
     pub fn new(inner: T, plan: P) -> Self {
         Faulty { inner, plan, broken: None }
     }
 
-    /// How many of `len` bytes may go through now.
+    /// The number of bytes, of `len`, that this call may transfer.
     fn allow(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         if let Some(kind) = self.broken {
             return Poll::Ready(Err(kind.into()));
@@ -56,7 +55,7 @@ impl<T, P: FnMut() -> Fault> Faulty<T, P> {
     }
 }
 
-/// Short reads and writes and repeated tries, from a seed: no bytes are lost.
+/// A plan of short reads and writes and of retries, from a seed. It loses no bytes.
 pub fn rough(seed: u64) -> impl FnMut() -> Fault {
     let mut state = seed | 1;
     move || {
@@ -130,9 +129,9 @@ mod tests {
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
     use xenstore_protocol::DomId;
 
-    // Fails if rough treatment loses or changes bytes.
+    // Fails if bytes are lost or changed.
     #[test]
-    fn rough_treatment_keeps_every_byte() {
+    fn short_transfers_lose_no_bytes() {
         for seed in 1..50 {
             let (a, b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
             let (mut a, mut b) = (Faulty::new(a, rough(seed)), Faulty::new(b, rough(seed + 100)));
@@ -148,9 +147,9 @@ mod tests {
         }
     }
 
-    // Fails if an error does not come where the plan says, or heals.
+    // Fails if the error is not where the plan has it, or later calls succeed.
     #[test]
-    fn errors_come_where_planned_and_stay() {
+    fn planned_error_is_permanent() {
         let (a, _b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
         let mut left = 2;
         let mut a = Faulty::new(a, || {

@@ -1,13 +1,57 @@
 //! Byte transports of XenStore.
 //!
-//! A [`Transport`] moves bytes in both directions and knows who is at the other end. It knows
-//! nothing of frames. Everything here works with any executor.
+//! ```text
+//!  client ── unix socket ──► socket::Socket ─┐
+//!  guest ─── ring page ────► ring::Ring ─────┼─ Transport ◄─► bytes ◄─► frames (xenstore-protocol)
+//!  same process ───────────► memory::Pipe ───┘      ▲
+//!                                                   │ wakes
+//!  kernel ── epoll, event channels ────────► driver::Driver
+//! ```
 //!
-//! * [`memory`]: a pair of pipes within one process;
-//! * [`socket`]: a unix socket;
-//! * [`ring`]: a page shared with a domain and a doorbell; [`xen`] has the devices for it;
-//! * [`driver`]: who waits for descriptors, async-io or a loop of our own;
-//! * [`fault`], [`trace`]: wrappers that fail on purpose, or tell what goes through.
+//! A [`Transport`] reads and writes bytes and names its [`Peer`]. It does not interpret the bytes. All
+//! transports work on any executor; a server with many descriptors on one thread runs the event loop of
+//! [`driver`].
+//!
+//! * [`socket`]: unix sockets;
+//! * [`ring`]: the page and doorbell that a guest shares with the server; [`xen`] has the devices;
+//! * [`memory`]: a connection within one process;
+//! * [`driver`]: waiting for descriptors;
+//! * [`trace`]: a wrapper that reports the transferred bytes;
+//! * `fault`, with the feature `test-doubles`: a wrapper that fails as planned.
+//!
+//! A function serves any transport by this trait:
+//!
+//! ```
+//! use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
+//! use xenstore_protocol::DomId;
+//! use xenstore_transport::{Peer, Transport, memory};
+//!
+//! /// Returns all bytes to the peer until it closes.
+//! async fn echo(mut transport: impl Transport) -> std::io::Result<()> {
+//!     let mut bytes = [0; 512];
+//!     loop {
+//!         match transport.read(&mut bytes).await? {
+//!             0 => return Ok(()),
+//!             count => transport.write_all(&bytes[..count]).await?,
+//!         }
+//!         // A ring notifies its guest when it is flushed.
+//!         transport.flush().await?;
+//!     }
+//! }
+//!
+//! let (mut guest, server) = memory::pair(Peer::Domain(DomId(5)), Peer::Domain(DomId(0)));
+//! assert_eq!(server.peer(), Peer::Domain(DomId(5)));
+//! block_on(async {
+//!     guest.write_all(b"hello").await?;
+//!     guest.close().await?;
+//!     echo(server).await?;
+//!     let mut reply = Vec::new();
+//!     guest.read_to_end(&mut reply).await?;
+//!     assert_eq!(reply, b"hello");
+//!     std::io::Result::Ok(())
+//! })?;
+//! # std::io::Result::Ok(())
+//! ```
 
 pub mod driver;
 #[cfg(any(test, feature = "test-doubles"))]
@@ -23,21 +67,20 @@ use std::os::fd::RawFd;
 use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
-
 use xenstore_protocol::DomId;
 
 use crate::ring::Indices;
 
-/// Who is at the other end of a transport.
+/// The other end of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A process on this machine, as far as the kernel told.
+    /// A process on this machine.
     Process(Credentials),
     /// A domain.
     Domain(DomId),
 }
 
-/// What the kernel told about a process at the moment when it connected.
+/// The credentials of a process when it connected, as far as the kernel reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Process id.
@@ -48,45 +91,45 @@ pub struct Credentials {
     pub gid: Option<u32>,
 }
 
-/// Why a connection cannot go on.
+/// Why a connection cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Reading or writing failed.
     Transport,
-    /// What was read breaks the protocol.
+    /// The peer has violated the protocol.
     Protocol,
 }
 
-/// Where another server can go on with a connection.
+/// Where the next process can resume a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResumePoint {
-    /// Nowhere: it lives in this process.
+    /// Nowhere: the connection lives in this process.
     None,
-    /// At this descriptor.
+    /// With this descriptor.
     Descriptor(RawFd),
-    /// At these indices of the ring of the domain.
+    /// At these indices of the ring.
     Ring(Indices),
-    /// The connection is over, which reading or writing will tell; a new one may have started.
+    /// The connection has ended, which the next read or write reports. A new one may have started.
     Closed,
 }
 
-/// Bytes in both directions, and who is at the other end. Whoever has read or written flushes
-/// before waiting: some transports tell the other end only then. No method has a default, so that a
-/// wrapper cannot forget to forward one.
+/// Bytes in both directions. Callers flush after reading and writing, before they wait: a ring notifies
+/// its guest only then. No method has a default, so that a wrapper has to forward all of them.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Who is at the other end.
+    /// The other end.
     fn peer(&self) -> Peer;
 
-    /// Where another server could go on.
+    /// Where the next process could resume the connection.
     fn resume_point(&self) -> ResumePoint;
 
-    /// Returns true once after the other end has set its indices to 0 ([`ring`]): the transport continues
-    /// there, without the rest of a message that was read or written in part. Until this is called,
-    /// reading and writing wait, and wake the task. Only rings have indices.
+    /// Returns true once after the guest has set the indices of a [`ring`] to 0: the transport continues
+    /// there, without the rest of a message that was transferred in part. Until this is called, reads
+    /// and writes return `Pending` and wake the task. Returns false for all other transports.
     fn restarts_at_zero(&mut self) -> bool;
 
-    /// Tells the other end that the connection has failed, if it can be told, and waits until a new
-    /// one starts on this transport. False if that cannot be, as with everything but a ring.
+    /// Reports the failure to the guest of a ring, if it can receive errors, and waits until the guest
+    /// starts a new connection. Returns false if none can start: for all other transports, and if the
+    /// domain is gone.
     fn poll_recover(&mut self, cx: &mut Context<'_>, failure: Failure) -> Poll<bool>;
 }
 
@@ -135,7 +178,7 @@ mod tests {
     use std::pin::Pin;
     use std::task::Waker;
 
-    /// A transport whose methods return values that differ from the defaults.
+    /// A transport whose values differ from those of all others.
     struct Other;
 
     impl Transport for Other {
@@ -179,8 +222,8 @@ mod tests {
         }
     }
 
-    // Fails if a wrapper answers for itself what it should forward: a wrapped socket whose place is
-    // not known is lost at a live update, and a ring that cannot recover is lost to its guest.
+    // Fails if a wrapper does not forward a method: a socket without a resume point is lost in a live
+    // update, and a ring that cannot recover is lost to its guest.
     #[test]
     fn wrappers_forward_every_method() {
         fn forwards(mut wrapped: impl Transport) {

@@ -20,10 +20,10 @@ use xenstore_sys::crash;
 use crate::driver::{Driver, Source};
 use crate::{Credentials, Failure, Peer, ResumePoint, Transport};
 
-/// Connections that may wait to be accepted.
+/// The backlog of the listening socket.
 const BACKLOG: i32 = 128;
 
-/// How long a client waits before it tries a busy server again.
+/// The pause of a client before it connects to a busy server again.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 fn is_busy(kind: io::ErrorKind) -> bool {
@@ -38,12 +38,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to a server, from any executor.
+    /// Connects to a server, on any executor. Retries while the backlog of the server is full.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no server listens on the path, or its mode refuses this user.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<Socket> {
         loop {
             match Async::<UnixStream>::connect(&path).await {
                 Ok(stream) => return Socket::new(Source::from(stream)),
-                // The server has no room for another that waits, which async-io tells like this.
+                // The backlog is full; async-io reports it as one of these errors.
                 Err(error) if is_busy(error.kind()) => drop(Timer::after(BUSY_PAUSE).await),
                 Err(error) => return Err(error),
             }
@@ -51,6 +55,14 @@ impl Socket {
     }
 
     /// Takes over a connected socket.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`Driver::source`].
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`Driver::source`].
     pub fn adopt(socket: OwnedFd, driver: &Driver) -> io::Result<Socket> {
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(true)?;
@@ -58,7 +70,7 @@ impl Socket {
     }
 
     fn new(stream: Source<UnixStream>) -> io::Result<Socket> {
-        // Nothing depends on who it is, so a kernel that does not say is no reason to refuse.
+        // The credentials are for the log only: a connection without them is served.
         let credentials = rustix::net::sockopt::socket_peercred(&stream).ok();
         let credentials = credentials.map_or_else(Credentials::default, |ucred| Credentials {
             pid: Some(ucred.pid.as_raw_nonzero().get()),
@@ -133,7 +145,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A listening unix socket. Its file is removed when it is dropped, if it was made here.
+/// A listening unix socket. Its file is removed when it is dropped, if the listener owns it.
 #[derive(Debug)]
 pub struct Listener {
     listener: Source<UnixListener>,
@@ -143,8 +155,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `path`, readable and writable as `mode` says. A socket file that nobody listens
-    /// on any more is replaced; one that somebody answers on is an error.
+    /// Listens on `path`, whose file gets the permissions `mode`. Replaces the file of a socket on which no
+    /// process listens.
+    ///
+    /// # Errors
+    ///
+    /// Fails if another process listens on the path, the path is not a socket, or the socket cannot be
+    /// created.
     pub fn bind(path: impl AsRef<Path>, mode: u32, driver: &Driver) -> io::Result<Listener> {
         let path = path.as_ref();
         if let Ok(metadata) = std::fs::symlink_metadata(path) {
@@ -170,8 +187,11 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes over a socket that listens already, for example one from systemd. Its file is left to
-    /// whoever made it.
+    /// Takes over a listening socket, for example one from systemd. Does not own its file.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the descriptor is not a unix socket, or like [`Driver::source`].
     pub fn adopt(socket: OwnedFd, driver: &Driver) -> io::Result<Listener> {
         let listener = UnixListener::from(socket);
         listener.local_addr()?;
@@ -180,20 +200,24 @@ impl Listener {
         Ok(Listener { listener, driver, file: None })
     }
 
-    /// Its file is removed when this is dropped, although it was not made here.
+    /// Makes the listener the owner of its file.
     pub fn owns_file(mut self) -> Listener {
         let inode = |path: &PathBuf| std::fs::metadata(path).ok().map(|m| m.ino());
         self.file = self.path().and_then(|path| Some((inode(&path)?, path))).map(|(i, p)| (p, i));
         self
     }
 
-    /// The path that it listens on, if it has one.
+    /// The path of the socket, if it has one.
     pub fn path(&self) -> Option<PathBuf> {
         Some(self.listener.get().local_addr().ok()?.as_pathname()?.to_owned())
     }
 
-    /// Waits for the next client. An error is about that client, or says that the process has no
-    /// descriptors left; the caller should wait a little before it tries again.
+    /// Waits for the next client.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the client has disconnected, or the process has no descriptors left. The caller should
+    /// pause before the next call.
     pub async fn accept(&self) -> io::Result<Socket> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let accept = |listener: &UnixListener| Ok(rustix::net::accept_with(listener, flags)?);
@@ -202,7 +226,7 @@ impl Listener {
     }
 }
 
-/// Does anybody listen on this socket? One who is too busy does as well.
+/// Returns true if a process listens on this socket, even if its backlog is full.
 fn answers(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -219,7 +243,7 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Some((path, inode)) = &self.file {
-            // Somebody else may have put another socket there.
+            // Another process may have replaced it.
             let ours = std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() == *inode);
             if ours {
                 let _ = std::fs::remove_file(path);
@@ -233,9 +257,9 @@ mod tests {
     use super::*;
     use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
-    // Fails if bytes, credentials, mode or the removal of the file go wrong.
+    // Fails if the bytes, the credentials, the mode or the removal of the file are wrong.
     #[test]
-    fn a_client_is_accepted_and_known() {
+    fn accepted_client_has_credentials_and_sends_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let driver = Driver::new().unwrap();
@@ -256,9 +280,9 @@ mod tests {
         assert!(!path.exists());
     }
 
-    // Fails if a running server's socket, or a file that is none, is taken away.
+    // Fails if the socket of a running server, or another file, is removed.
     #[test]
-    fn only_a_stale_socket_is_replaced() {
+    fn bind_replaces_only_a_stale_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let driver = Driver::new().unwrap();

@@ -1,4 +1,4 @@
-//! A transport that tells what goes through it.
+//! Tracing: a transport that reports the bytes that it transfers.
 
 use std::io;
 use std::pin::Pin;
@@ -8,16 +8,16 @@ use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::{Failure, Peer, ResumePoint, Transport};
 
-/// Which way bytes went.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Read from the other end.
+    /// Read from the peer.
     In,
-    /// Written to the other end.
+    /// Written to the peer.
     Out,
 }
 
-/// Wraps a transport; calls `sink` with all bytes that go through, after they have. The end of the
+/// Wraps a transport; calls `sink` with the bytes of each read and write that succeeded. The end of the
 /// stream is an empty read.
 #[derive(Debug)]
 pub struct Traced<T, S> {
@@ -93,13 +93,13 @@ mod tests {
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future::block_on};
     use xenstore_protocol::DomId;
 
-    // Fails if bytes are told that did not go through, or the other way round.
+    // Fails if the reported bytes are not the transferred ones.
     #[test]
-    fn what_goes_through_is_told() {
+    fn transferred_bytes_are_reported() {
         let (a, mut b) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(5)));
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut a =
-            Traced::new(a, |direction, bytes: &[u8]| told.push((direction, bytes.to_vec())));
+            Traced::new(a, |direction, bytes: &[u8]| reported.push((direction, bytes.to_vec())));
         block_on(async {
             a.write_all(b"hello").await.unwrap();
             b.write_all(b"you").await.unwrap();
@@ -109,6 +109,6 @@ mod tests {
         let _ = a;
         let expected =
             [(Direction::Out, &b"hello"[..]), (Direction::In, b"you"), (Direction::In, b"")];
-        assert_eq!(told, expected.map(|(direction, bytes)| (direction, bytes.to_vec())));
+        assert_eq!(reported, expected.map(|(direction, bytes)| (direction, bytes.to_vec())));
     }
 }

@@ -1,10 +1,11 @@
-//! A process that ends between any two operations, for tests.
+//! Crash injection: a process that ends between any two visible operations, for tests.
 //!
-//! Whatever others can see of a process, or it takes from them — a word in a page, an event, bytes
-//! of a file — asks here first. With the feature `crash-points` a test says how many are to happen;
-//! after these, nothing does. Without it all happen, and nothing is asked.
+//! An operation is visible if other processes can observe it, or if it consumes what they have sent: a
+//! word of a ring page, an event, bytes of a file. Each calls [`point`] first. With the feature
+//! `crash-points`, a test limits their number, and all later operations are skipped. Without the feature
+//! all are executed, at no cost.
 
-/// Does the next operation happen?
+/// Returns true if the next operation is to be executed.
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub const fn point() -> bool {
@@ -23,31 +24,31 @@ mod counted {
         static LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
     }
 
-    /// Another process begins on this thread, of which so many operations happen.
+    /// Starts a process on this thread that executes `limit` operations.
     pub fn start(limit: u64) {
         COUNT.set(0);
         LIMIT.set(limit);
     }
 
-    /// Does the next operation happen?
+    /// Returns true if the next operation is to be executed.
     pub fn point() -> bool {
         COUNT.set(COUNT.get() + 1);
         !is_over()
     }
 
-    /// How many have been asked for.
+    /// The number of operations so far, executed or not.
     pub fn count() -> u64 {
         COUNT.get()
     }
 
-    /// Has one not happened?
+    /// Returns true if an operation was skipped.
     pub fn is_over() -> bool {
         COUNT.get() > LIMIT.get()
     }
 }
 
-/// Writes bytes, given their place among all, at once; or in a test in two parts, between which a
-/// process can end.
+/// Calls `write` with all bytes and offset 0; with `crash-points`, with two parts and their offsets,
+/// between which the process can end.
 pub fn in_parts(bytes: &[u8], mut write: impl FnMut(usize, &[u8])) {
     let middle = if cfg!(feature = "crash-points") { bytes.len() / 2 } else { 0 };
     let (first, second) = bytes.split_at(middle);

@@ -1,7 +1,7 @@
-//! Descriptors that one program hands to the next, which takes its place by exec.
+//! Descriptors passed from one program to the next through `exec`.
 //!
-//! Everything that is opened here is close-on-exec. What the next program is to have is named, let
-//! through right before, and close-on-exec again as soon as that program has taken it.
+//! All descriptors of the daemon are close-on-exec. Before `exec` it makes those of the next program
+//! inheritable, and the next program makes each close-on-exec when it adopts it.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -11,12 +11,16 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
 use crate::xen::EVTCHN_DEVICE;
 
-/// Lets descriptors through to the next program, or no longer. All or none.
-pub fn set_inheritable(numbers: &[RawFd], through: bool) -> io::Result<()> {
-    all_or_none(numbers, through, crate::raw::set_inheritable)
+/// Makes descriptors inheritable or close-on-exec: all of them, or none if one fails.
+///
+/// # Errors
+///
+/// `EBADF` if a descriptor is not open.
+pub fn set_inheritable(numbers: &[RawFd], inheritable: bool) -> io::Result<()> {
+    all_or_none(numbers, inheritable, crate::raw::set_inheritable)
 }
 
-/// Changes something of each descriptor; if one cannot be changed, those before it are changed back.
+/// Changes each descriptor; if one fails, changes the ones before it back.
 fn all_or_none(
     numbers: &[RawFd],
     to: bool,
@@ -33,36 +37,52 @@ fn all_or_none(
     Ok(())
 }
 
-/// Has reads and writes of descriptors wait, for a program that does not make them so itself; or no
-/// longer. All or none.
-pub fn set_blocking(numbers: &[RawFd], waits: bool) -> io::Result<()> {
-    all_or_none(numbers, waits, crate::raw::set_blocking)
+/// Makes descriptors blocking, for a program that expects them so, or non-blocking: all of them, or none
+/// if one fails.
+///
+/// # Errors
+///
+/// `EBADF` if a descriptor is not open.
+pub fn set_blocking(numbers: &[RawFd], blocking: bool) -> io::Result<()> {
+    all_or_none(numbers, blocking, crate::raw::set_blocking)
 }
 
-/// Takes any descriptor that was let through, by its number, once.
+/// Adopts an inherited descriptor, once, and makes it close-on-exec.
+///
+/// # Errors
+///
+/// Fails if the descriptor is not open or not inheritable: then this program has opened or adopted it.
 pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    crate::raw::take(number)
+    crate::raw::adopt(number)
 }
 
 fn wrong(descriptor: &OwnedFd, what: &str) -> io::Error {
     let number = descriptor.as_raw_fd();
-    io::Error::new(io::ErrorKind::InvalidData, format!("descriptor {number} is no {what}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("descriptor {number} is not a {what}"))
 }
 
-/// Takes a unix socket: one that listens, or one that is connected.
+/// Adopts a unix socket that listens, or one that is connected.
+///
+/// # Errors
+///
+/// Fails like [`adopt`], or if the descriptor is something else; it is closed then.
 pub fn adopt_socket(number: RawFd, listens: bool) -> io::Result<OwnedFd> {
-    let taken = adopt(number)?;
+    let socket = adopt(number)?;
     let what = if listens { "listening unix socket" } else { "connected unix socket" };
     let is_unix =
-        socket_domain(&taken).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX);
-    let as_wanted = socket_acceptconn(&taken).is_ok_and(|found| found == listens);
-    if is_unix && as_wanted { Ok(taken) } else { Err(wrong(&taken, what)) }
+        socket_domain(&socket).is_ok_and(|family| family == rustix::net::AddressFamily::UNIX);
+    let as_wanted = socket_acceptconn(&socket).is_ok_and(|found| found == listens);
+    if is_unix && as_wanted { Ok(socket) } else { Err(wrong(&socket, what)) }
 }
 
-/// Is this the event channel device?
-pub fn evtchn(taken: OwnedFd) -> io::Result<OwnedFd> {
-    let (found, device) = (fstat(&taken)?, stat(EVTCHN_DEVICE)?);
+/// Checks that an inherited descriptor is the event channel device.
+///
+/// # Errors
+///
+/// Fails if it is not, or if there is no such device.
+pub fn evtchn(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    let (found, device) = (fstat(&descriptor)?, stat(EVTCHN_DEVICE)?);
     let same = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
         && found.st_rdev == device.st_rdev;
-    if same { Ok(taken) } else { Err(wrong(&taken, "event channel device")) }
+    if same { Ok(descriptor) } else { Err(wrong(&descriptor, "event channel device")) }
 }

@@ -1,5 +1,5 @@
-//! A file that is written as memory: no call of the kernel for each piece, and what has been
-//! written is there for the next program however this one ends.
+//! A file that is written as memory: without a system call for each record, and with all written
+//! bytes in the file however the process ends.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek};
@@ -14,12 +14,12 @@ use crate::crash;
 use crate::own_file::{self, Access, Others};
 use crate::raw::{Mapping, Sealed};
 
-/// Bytes that are asked for at once.
+/// Bytes that one allocation adds.
 const STEP: usize = 1 << 20;
 const PAGE: usize = 4096;
 
-/// A file of one's own, mapped. Room is asked for before anything is written there, so that a full
-/// file system is an error and not a signal. It grows as long as there is room.
+/// A mapped file that only this process writes. Space is allocated before it is written, so that a full
+/// file system is an error instead of SIGBUS.
 #[derive(Debug)]
 pub struct MappedFile {
     file: File,
@@ -29,12 +29,12 @@ pub struct MappedFile {
 #[derive(Debug)]
 struct Mapped {
     mapping: Mapping,
-    /// Bytes from the start on that are there.
+    /// Allocated bytes from the start.
     room: usize,
 }
 
-/// What is left of a file that has been closed: its mapping, for when it is written over. To make one
-/// costs more than to fill it.
+/// The mapping of a closed file, to be reused when the file is overwritten: creating a mapping costs more
+/// than filling it.
 #[derive(Debug)]
 pub struct Recycled {
     mapped: Mapped,
@@ -48,8 +48,12 @@ fn id(file: &Metadata) -> Id {
     (file.dev(), file.ino())
 }
 
-/// Makes a file that only its owner may open, and locks it. What is in a file of that name stays there, to
-/// be written over, since its memory is at hand; unless it is not the owner's alone: that one is removed.
+/// Creates and locks a file that only its owner can access. An existing file retains its content and is
+/// overwritten, because its memory is populated; a file that others can access is removed.
+///
+/// # Errors
+///
+/// Fails if the file cannot be created, or if another process has locked it.
 pub fn create(path: &Path) -> io::Result<File> {
     if !crash::point() {
         return Err(io::ErrorKind::Other.into());
@@ -67,6 +71,14 @@ pub fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Allocates `len` bytes for a file, so that writing to them does not fail for lack of space.
+///
+/// # Errors
+///
+/// `ENOSPC` if the file system is full.
+///
+/// # Errors
+///
+/// `ENOSPC` if the file system is full.
 pub fn allocate(file: &File, len: usize) -> io::Result<()> {
     if len == 0 {
         return Ok(());
@@ -76,17 +88,21 @@ pub fn allocate(file: &File, len: usize) -> io::Result<()> {
 }
 
 impl MappedFile {
-    /// Maps a file with what has been written to it, which for much is cheaper than
-    /// [`MappedFile::write`]. It is at least `len` bytes long then. The bytes after the written
-    /// ones are 0 or old contents of the file.
-    pub fn map(mut file: File, len: usize, spare: Option<Recycled>) -> io::Result<MappedFile> {
+    /// Maps a file and makes it at least `len` bytes long. The bytes before its cursor are written
+    /// already: for many bytes that is cheaper than [`MappedFile::write`]. The other bytes are 0 or old
+    /// content.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot grow or cannot be mapped.
+    pub fn map(mut file: File, len: usize, recycled: Option<Recycled>) -> io::Result<MappedFile> {
         let written = usize::try_from(file.stream_position()?).map_err(io::Error::other)?;
-        let there = file.metadata()?;
-        // Not if somebody has cut it: to touch what is not there is a signal.
+        let metadata = file.metadata()?;
+        // Not if the file has been truncated: access beyond its end raises SIGBUS.
         let fits = |Recycled { mapped, of }: &Recycled| {
-            *of == id(&there) && mapped.mapping.len() as u64 <= there.len()
+            *of == id(&metadata) && mapped.mapping.len() as u64 <= metadata.len()
         };
-        if let Some(Recycled { mut mapped, .. }) = spare.filter(fits) {
+        if let Some(Recycled { mut mapped, .. }) = recycled.filter(fits) {
             if mapped.mapping.len() < len {
                 set_len(&file, len)?;
                 mapped.mapping.resize(len)?;
@@ -99,9 +115,13 @@ impl MappedFile {
         Ok(MappedFile { file, mapped: Mapped { mapping, room: written } })
     }
 
-    /// Closes the file, of which the first `keep` bytes are worth to be written over.
+    /// Closes the file and truncates it to `keep` bytes, which the next file reuses.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot be unlocked or truncated.
     pub fn close(mut self, keep: usize) -> io::Result<Recycled> {
-        // Which closing does not do: the mapping has the file as well.
+        // Closing does not unlock it: the mapping refers to the file as well.
         flock(&self.file, FlockOperation::Unlock)?;
         let keep = keep.next_multiple_of(PAGE).max(PAGE);
         if keep < self.mapped.mapping.len() {
@@ -112,18 +132,26 @@ impl MappedFile {
         Ok(Recycled { of: id(&self.file.metadata()?), mapped: self.mapped })
     }
 
-    /// How many bytes from the start on can be written without anything that may fail.
+    /// The number of bytes from the start that can be written without an allocation.
     #[inline]
     pub fn room(&self) -> usize {
         self.mapped.room
     }
 
-    /// All of it, as long as nothing is written.
+    /// The file and its bytes. Nothing may be written while the bytes exist.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no descriptor is left or the file cannot be mapped.
     pub fn bytes(&mut self) -> io::Result<(File, Sealed)> {
         Ok((self.file.try_clone()?, Sealed::map_own(&self.file)?))
     }
 
-    /// Allocates memory up to `end`. Fails if there is none.
+    /// Allocates space up to `end`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if the file system is full.
     pub fn reserve(&mut self, end: usize) -> io::Result<()> {
         if end <= self.mapped.room { Ok(()) } else { self.extend(end) }
     }
@@ -131,7 +159,7 @@ impl MappedFile {
     #[cold]
     fn extend(&mut self, end: usize) -> io::Result<()> {
         let result = self.extend_to(end.next_multiple_of(STEP));
-        // The last of a file system may be less than that.
+        // The rest of the file system may be smaller.
         result.or_else(|_| self.extend_to(end.next_multiple_of(PAGE)))
     }
 
@@ -139,7 +167,7 @@ impl MappedFile {
         fail::point()?;
         let mapped = &mut self.mapped;
         let (offset, len) = (mapped.room as u64, (room - mapped.room) as u64);
-        // Makes it longer as well.
+        // This makes the file longer as well.
         retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, len))?;
         if room > mapped.mapping.len() {
             mapped.mapping.resize(room)?;
@@ -150,27 +178,38 @@ impl MappedFile {
         Ok(())
     }
 
-    /// Writes bytes at an offset. Fails, having written nothing, if there is no room.
+    /// Writes bytes at an offset.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`MappedFile::reserve`]; nothing is written then.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.reserve(at + bytes.len())?;
         crash::in_parts(bytes, |from, part| self.mapped.mapping.put(at + from, part));
         Ok(())
     }
 
-    /// Writes two words, at a multiple of 8, and bytes after them: the words at once, when all the bytes
-    /// are there. Fails, having written nothing, if there is no room.
+    /// Writes bytes, and then the two words before them atomically, at a multiple of 8.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`MappedFile::reserve`]; nothing is written then.
     pub fn append(&mut self, at: usize, words: [u32; 2], bytes: &[u8]) -> io::Result<()> {
         self.write(at + 8, bytes)?;
         self.store(at, words);
         Ok(())
     }
 
-    /// Reads bytes back.
+    /// Reads bytes.
     pub fn read(&self, at: usize, bytes: &mut [u8]) {
         self.mapped.mapping.read(at, bytes);
     }
 
-    /// Writes two words at once, at a multiple of 8, after all that has been written before.
+    /// Writes two words atomically, at a multiple of 8, after all earlier writes.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`MappedFile::reserve`]; nothing is written then.
     pub fn publish(&mut self, at: usize, words: [u32; 2]) -> io::Result<()> {
         self.reserve(at + 8)?;
         self.store(at, words);
@@ -188,7 +227,7 @@ fn set_len(file: &File, len: usize) -> io::Result<()> {
     file.set_len(u64::try_from(len).map_err(io::Error::other)?)
 }
 
-/// File systems that are full, for tests.
+/// A full file system, for tests.
 pub mod fail {
     use std::io;
 
@@ -208,7 +247,7 @@ pub mod fail {
         static FULL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     }
 
-    /// From now on files that this thread writes find no room to grow, or do again.
+    /// Sets whether the file system is full for this thread.
     #[cfg(feature = "crash-points")]
     pub fn set(full: bool) {
         FULL.set(full);
@@ -221,7 +260,7 @@ pub mod fail {
     }
 }
 
-/// Two words as they are to stand in memory, the first at the lower address.
+/// Two words in memory order, the first at the lower address.
 fn in_memory([first, second]: [u32; 2]) -> u64 {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
@@ -229,7 +268,11 @@ fn in_memory([first, second]: [u32; 2]) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// Locks a file for this process, until it is closed. Fails at once if another has it.
+/// Locks a file for this process until it is closed.
+///
+/// # Errors
+///
+/// `EWOULDBLOCK` if another process has locked it.
 pub fn lock(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
@@ -240,47 +283,45 @@ mod tests {
 
     use super::*;
 
-    // Fails if an overwritten file loses its contents or the room of its mapping, or if one file is taken
-    // for another.
+    // Fails if an overwritten file loses its content or its mapping, or gets the mapping of another file.
     #[test]
-    fn a_file_that_is_written_over_keeps_its_mapping() {
+    fn overwritten_file_reuses_its_mapping() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut mapped = MappedFile::map(create(&path).unwrap(), 3 * PAGE, None).unwrap();
-        mapped.write(PAGE, b"kept").unwrap();
+        mapped.write(PAGE, b"retained").unwrap();
         for len in [2 * PAGE, 3 * PAGE, 4 * PAGE, PAGE] {
-            let spare = mapped.close(3 * PAGE).unwrap();
+            let recycled = mapped.close(3 * PAGE).unwrap();
             assert_eq!(path.metadata().unwrap().len(), 3 * PAGE as u64);
             let mut file = create(&path).unwrap();
             file.write_all(b"begun").unwrap();
-            mapped = MappedFile::map(file, len, Some(spare)).unwrap();
+            mapped = MappedFile::map(file, len, Some(recycled)).unwrap();
             assert_eq!(mapped.room(), 3 * PAGE);
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!((bytes.len(), &bytes[..5]), (len.max(3 * PAGE), &b"begun"[..]));
-            assert!(bytes[PAGE..].starts_with(b"kept"));
+            assert!(bytes[PAGE..].starts_with(b"retained"));
             mapped.write(0, b"again").unwrap();
             mapped.write(4 * PAGE, b"more").unwrap();
             let bytes = std::fs::read(&path).unwrap();
             assert!(bytes.starts_with(b"again") && bytes[4 * PAGE..].starts_with(b"more"));
         }
-        let spare = mapped.close(PAGE).unwrap();
+        let recycled = mapped.close(PAGE).unwrap();
         std::fs::rename(&path, dir.path().join("other")).unwrap();
         let another = create(&path).unwrap();
         another.set_len(PAGE as u64).unwrap();
-        let mut mapped = MappedFile::map(another, PAGE, Some(spare)).unwrap();
+        let mut mapped = MappedFile::map(another, PAGE, Some(recycled)).unwrap();
         mapped.write(0, b"another").unwrap();
         assert!(std::fs::read(&path).unwrap().starts_with(b"another"));
     }
 
-    // Fails if a file that another user has made, or can open, is overwritten, or prevents the daemon from
-    // making its own.
+    // Fails if a file that another user can access is overwritten, or prevents the creation of the file.
     #[test]
-    fn a_file_of_others_is_removed() {
+    fn file_that_others_can_access_is_removed() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let dir = tempfile::tempdir().unwrap();
         let (path, target) = (dir.path().join("file"), dir.path().join("target"));
         std::fs::write(&target, "theirs").unwrap();
-        let put: [&dyn Fn(); 3] = [
+        let plant: [&dyn Fn(); 3] = [
             &|| symlink(&target, &path).unwrap(),
             &|| std::fs::hard_link(&target, &path).unwrap(),
             &|| {
@@ -288,8 +329,8 @@ mod tests {
                 std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
             },
         ];
-        for put in put {
-            put();
+        for plant in plant {
+            plant();
             let mut mapped = MappedFile::map(create(&path).unwrap(), PAGE, None).unwrap();
             mapped.write(0, b"a value").unwrap();
             let found = std::fs::symlink_metadata(&path).unwrap();
@@ -299,26 +340,25 @@ mod tests {
         }
     }
 
-    // Fails if memory is counted on that somebody has cut off a file since: to write there is the end of
-    // the process.
+    // Fails if the mapping of a truncated file is reused: a write there raises SIGBUS.
     #[test]
-    fn a_file_that_was_cut_is_mapped_anew() {
+    fn truncated_file_is_mapped_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut mapped = MappedFile::map(create(&path).unwrap(), 3 * PAGE, None).unwrap();
         mapped.write(2 * PAGE, b"first").unwrap();
-        let spare = mapped.close(3 * PAGE).unwrap();
+        let recycled = mapped.close(3 * PAGE).unwrap();
         let file = create(&path).unwrap();
         file.set_len(0).unwrap();
-        let mut mapped = MappedFile::map(file, 3 * PAGE, Some(spare)).unwrap();
+        let mut mapped = MappedFile::map(file, 3 * PAGE, Some(recycled)).unwrap();
         mapped.write(2 * PAGE, b"again").unwrap();
         assert!(std::fs::read(&path).unwrap()[2 * PAGE..].starts_with(b"again"));
     }
 
-    // Fails if what was written is not in the file, also beyond the length that it had at first, or if
-    // two can have the file at once.
+    // Fails if written bytes are not in the file, within or beyond its first length, or if two processes
+    // can lock the file.
     #[test]
-    fn what_is_written_is_in_the_file() {
+    fn written_bytes_are_in_the_locked_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let mut file = create(&path).unwrap();

@@ -73,7 +73,7 @@ fn create_for(path: &Path, access: Access) -> io::Result<File> {
     Ok(File::from(open_at(path, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
-/// Opens a file like [`open`], or creates it if it does not exist.
+/// Opens a file like [`open`], or creates it like [`create`] if it does not exist.
 ///
 /// # Errors
 ///

@@ -1,17 +1,17 @@
-//! The heap as a whole.
+//! The heap of the C library.
 
 #[cfg(target_env = "gnu")]
 mod glibc {
-    // SAFETY: declared as in malloc.h; it only gives back pages that hold nothing, under the
-    // allocator's own locks, and may be called at any time.
+    // SAFETY: declared as in malloc.h. It releases only unused pages, takes the locks of the allocator,
+    // and may be called at any time.
     unsafe extern "C" {
         pub(super) safe fn malloc_trim(pad: usize) -> core::ffi::c_int;
     }
 }
 
-/// Gives memory that is free back to the system. The allocator of glibc keeps it otherwise, as long
-/// as anything is in use behind it. Does nothing with other C libraries. Takes some milliseconds for
-/// each 100,000 pieces that have been freed.
+/// Returns free heap memory to the system (`malloc_trim`). Otherwise glibc retains free memory below
+/// memory that is in use. Takes some milliseconds for each 100,000 freed allocations; does nothing with
+/// other C libraries.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
     glibc::malloc_trim(0);

@@ -1,52 +1,47 @@
-//! Descriptors that were open before this program started.
+//! Inherited descriptors.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, ioctl_fionbio};
 
-/// Takes a descriptor, by its number, that whoever ran this program has left open, and sets its
-/// close-on-exec flag. It can be taken once: what this program opens is close-on-exec from the
-/// beginning, so that a number without that flag is nobody's yet. The standard ones are not given.
-pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
+/// Adopts an inherited descriptor and makes it close-on-exec. The missing flag proves that the
+/// descriptor has no owner: all descriptors that this program opens or adopts are close-on-exec. The
+/// standard descriptors (0 to 2) are never adopted.
+pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     let none =
-        || io::Error::new(io::ErrorKind::NotFound, format!("no descriptor {number} is left"));
+        || io::Error::new(io::ErrorKind::NotFound, format!("descriptor {number} is not inherited"));
     if number <= 2 {
         return Err(none());
     }
-    // SAFETY: borrowed for these two calls only, which do no harm to a number that is not open;
-    // it is not -1.
+    // SAFETY: not -1; borrowed for two calls that fail if the number is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     match fcntl_getfd(borrowed) {
         Ok(flags) if !flags.contains(FdFlags::CLOEXEC) => fcntl_setfd(borrowed, FdFlags::CLOEXEC)?,
         Ok(_) | Err(Errno::BADF) => return Err(none()),
         Err(error) => return Err(error.into()),
     }
-    // SAFETY: it is open and was not close-on-exec, so it has been inherited; and it has not been
-    // taken before, since it would be close-on-exec.
+    // SAFETY: open and not close-on-exec until now, so it was inherited and has no owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Lets a descriptor through to the next program, or no longer. Nobody takes it in this program: who
-/// has it here keeps it.
-pub(crate) fn set_inheritable(number: RawFd, through: bool) -> io::Result<()> {
+/// Makes a descriptor inheritable or close-on-exec. Its owner in this program remains the owner.
+pub(crate) fn set_inheritable(number: RawFd, inheritable: bool) -> io::Result<()> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let flags = if through { FdFlags::empty() } else { FdFlags::CLOEXEC };
-    // SAFETY: borrowed for this call only, which changes a flag, and nothing of a number that is
-    // not open.
+    let flags = if inheritable { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    // SAFETY: not -1; borrowed for one call, which changes a flag or fails if the number is not open.
     Ok(fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags)?)
 }
 
-/// Has reads and writes of a descriptor wait, or not.
-pub(crate) fn set_blocking(number: RawFd, waits: bool) -> io::Result<()> {
+/// Makes a descriptor blocking or non-blocking.
+pub(crate) fn set_blocking(number: RawFd, blocking: bool) -> io::Result<()> {
     if number < 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: borrowed for this call only, which changes a flag, and nothing of a number that is
-    // not open.
-    Ok(ioctl_fionbio(unsafe { BorrowedFd::borrow_raw(number) }, !waits)?)
+    // SAFETY: not -1; borrowed for one call, which changes a flag or fails if the number is not open.
+    Ok(ioctl_fionbio(unsafe { BorrowedFd::borrow_raw(number) }, !blocking)?)
 }
 
 #[cfg(test)]
@@ -54,21 +49,20 @@ mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    // Fails if a descriptor of this program's own can be taken, or one that is not open, or one
-    // twice.
+    // Fails if a descriptor with an owner can be adopted, or one that is not open.
     #[test]
-    fn only_what_was_inherited_is_given_and_once() {
+    fn inherited_descriptor_is_adopted_once() {
         let file = tempfile::tempfile().unwrap();
         let number = file.as_raw_fd();
-        assert!(take(number).is_err(), "one of our own");
+        assert!(adopt(number).is_err(), "it has an owner");
         set_inheritable(number, true).unwrap();
-        // Like one that has been inherited: nobody here answers for it.
+        // An inherited descriptor has no owner in this program.
         std::mem::forget(file);
-        let taken = take(number).unwrap();
-        assert!(fcntl_getfd(&taken).unwrap().contains(FdFlags::CLOEXEC));
-        assert!(take(number).is_err(), "twice");
+        let adopted = adopt(number).unwrap();
+        assert!(fcntl_getfd(&adopted).unwrap().contains(FdFlags::CLOEXEC));
+        assert!(adopt(number).is_err(), "twice");
         for wrong in [-1, 0, 2, 99_999] {
-            assert!(take(wrong).is_err(), "{wrong}");
+            assert!(adopt(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Memory that somebody else writes as well.
+//! Memory that other processes write as well.
 
 use std::ffi::c_void;
 use std::io;
@@ -10,13 +10,14 @@ use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mremap, munmap,
 };
 
-/// Bytes populated by one system call. Until it returns, no thread can change mappings, which a thread
-/// that allocates may need.
+/// Bytes populated by one system call, which holds the lock of the address space: other threads cannot
+/// change mappings, and so may not be able to allocate, until it returns.
 const PIECE: usize = 256 << 10;
 
-/// Memory mapped from a file or device, or anonymous memory, readable and writable. Unmapped when
-/// dropped. All access is through atomics, bytes one by one or eight at a time in no particular
-/// order, words in the order that the caller asks for; but for [`Mapping::put`].
+/// Readable and writable memory, mapped from a file or device, or anonymous. Unmapped when dropped.
+///
+/// All access except [`Mapping::put`] is through atomics: bytes with relaxed ordering, words with the
+/// ordering of the caller. Functions panic if a range is not inside the mapping.
 #[derive(Debug)]
 pub struct Mapping {
     /// Page-aligned, valid for `len` bytes until the value is dropped.
@@ -24,24 +25,30 @@ pub struct Mapping {
     len: usize,
 }
 
-// SAFETY: the memory is shared with other processes in any case, and is only touched by atomics,
-// which threads may use together, or by `put`, during which nobody else has the value; nothing else
-// in a `Mapping` changes.
+// SAFETY: threads access the memory by atomics, or by `put`, which borrows the value mutably; no other
+// part of a `Mapping` changes without a mutable borrow.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `file` from `offset` on, shared with everybody who maps them.
+    /// Maps `len` bytes of `file` from `offset` on, shared with all processes that map them.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file or device cannot be mapped, or the address space is full.
     pub fn shared(file: impl AsFd, offset: u64, len: usize) -> io::Result<Mapping> {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
-        // that is made here.
+        // SAFETY: the kernel chooses a free range, which only the new value refers to.
         let start = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, offset)? };
         Mapping::new(start, len)
     }
 
-    /// Maps `len` bytes of zeroes of our own, which stay where they are.
+    /// Maps `len` bytes of zeroes, locked into memory.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `RLIMIT_MEMLOCK` is reached or there is no memory.
     pub fn locked(len: usize) -> io::Result<Mapping> {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: as in `shared`.
@@ -52,24 +59,28 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Asks the kernel to have this range at hand, which must be of whole pages and inside: cheaper at
-    /// once than page by page when they are touched. Kernels before 5.14 do not.
+    /// Populates a range of whole pages, which is cheaper than a page fault for each. Does nothing before
+    /// Linux 5.14.
     pub fn populate(&self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
         for at in (offset..offset + len).step_by(PIECE) {
             let piece = PIECE.min(offset + len - at);
-            // SAFETY: the range is inside of the mapping by the check above, and what is in it stays.
+            // SAFETY: the range is inside the mapping by the check above; its content does not change.
             let _ = unsafe {
                 madvise(self.start.as_ptr().add(at).cast(), piece, Advice::LinuxPopulateWrite)
             };
         }
     }
 
-    /// Makes it this long, at this or another place. What is mapped and not in the file, which must
-    /// have been made long enough, is not to be touched.
+    /// Changes the length; the address may change. The file must have the new length: access beyond its
+    /// end raises SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the address space is full; the mapping is unchanged then.
     pub fn resize(&mut self, len: usize) -> io::Result<()> {
-        // SAFETY: the range is that of the mapping. No reference into it exists, since all of them borrow
-        // `self`, which is borrowed mutably here. The old address is not used if the mapping moves.
+        // SAFETY: the range is that of the mapping. References into it borrow `self`, which is borrowed
+        // mutably here. The old address is not used after a move.
         let start =
             unsafe { mremap(self.start.as_ptr().cast(), self.len, len, MremapFlags::MAYMOVE)? };
         self.start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -77,7 +88,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Bytes that are mapped.
+    /// The number of mapped bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -87,20 +98,20 @@ impl Mapping {
         Ok(Mapping { start, len })
     }
 
-    /// Where it is, for calls that take an address.
-    pub fn address(&self) -> u64 {
+    /// The address, for system calls.
+    pub(crate) fn address(&self) -> u64 {
         self.start.as_ptr().expose_provenance() as u64
     }
 
-    /// The word at `offset`, which must be a multiple of 4 and inside.
+    /// The word at `offset`, which must be a multiple of 4.
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "word at {offset}");
-        // SAFETY: inside of the mapping by the check above, aligned since its start is aligned to
-        // a page, valid as long as `self` is borrowed, and only touched by atomics.
+        // SAFETY: inside the mapping by the check above, aligned because the start is aligned to a page,
+        // valid while `self` is borrowed, and accessed only by atomics.
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
-    /// The two words at `offset`, which must be a multiple of 8 and inside.
+    /// The two words at `offset`, which must be a multiple of 8.
     pub fn pair(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "two words at {offset}");
         self.eight(offset)
@@ -108,25 +119,24 @@ impl Mapping {
 
     fn byte(&self, offset: usize) -> &AtomicU8 {
         debug_assert!(offset < self.len);
-        // SAFETY: callers have checked that it is inside; otherwise as in `word`.
+        // SAFETY: inside by the check of the caller; otherwise as in `word`.
         unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(offset)) }
     }
 
     fn eight(&self, offset: usize) -> &AtomicU64 {
         debug_assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
-        // SAFETY: callers have checked that it is inside and aligned; otherwise as in `word`.
+        // SAFETY: inside and aligned by the check of the caller; otherwise as in `word`.
         unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
-    /// How many bytes of a copy come before the first eight that are aligned, and how many are in
-    /// such.
+    /// The number of bytes of a copy before the first aligned eight, and in aligned eights.
     fn eights(&self, offset: usize, len: usize) -> (usize, usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "{len} at {offset}");
         let head = (offset.next_multiple_of(8) - offset).min(len);
         (head, (len - head) / 8 * 8)
     }
 
-    /// Copies bytes from `offset` on out of the mapping.
+    /// Copies bytes out of the mapping, from `offset` on.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let (head, middle) = self.eights(offset, bytes.len());
         let (head, rest) = bytes.split_at_mut(head);
@@ -146,7 +156,7 @@ impl Mapping {
         }
     }
 
-    /// Copies bytes into the mapping from `offset` on.
+    /// Copies bytes into the mapping, from `offset` on.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let (head, middle) = self.eights(offset, bytes.len());
         let (head, rest) = bytes.split_at(head);
@@ -166,13 +176,13 @@ impl Mapping {
         }
     }
 
-    /// The same where nobody else writes: in a file of one's own.
-    pub fn put(&mut self, offset: usize, bytes: &[u8]) {
+    /// Copies bytes into the mapping without atomics. No other process may write to the file: the caller
+    /// has created it for its owner alone, and locked it.
+    pub(crate) fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len());
         assert!(end.is_some_and(|end| end <= self.len), "{} at {offset}", bytes.len());
-        // SAFETY: inside of the mapping by the check above. No thread of ours touches it meanwhile: all
-        // that is given out borrows `self`, which this has alone, and `bytes` is not in it for the
-        // same reason. No other process writes it: the caller says so.
+        // SAFETY: inside the mapping by the check above. References into it, and `bytes` if it were one,
+        // borrow `self`, which is borrowed mutably here. No other process writes (see above).
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),
@@ -185,7 +195,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by us, and every reference into it has ended with `self`.
+        // SAFETY: this value owns the range, and references into it borrow the value.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
@@ -194,9 +204,9 @@ impl Drop for Mapping {
 mod tests {
     use super::*;
 
-    // Fails if a byte is copied to the wrong place, at any alignment.
+    // Fails if a copy writes or reads another byte than its own.
     #[test]
-    fn copies_at_any_alignment_touch_only_what_they_should() {
+    fn copy_at_any_alignment_touches_only_its_range() {
         let mapping = Mapping::locked(4096).unwrap();
         let sent: Vec<u8> = (1..=60).collect();
         for offset in 0..20 {
@@ -214,10 +224,9 @@ mod tests {
         }
     }
 
-    // Fails if a mapping that has been made longer or shorter is not that of its file, or its bound is
-    // not checked any more.
+    // Fails if a resized mapping is not that of its file, or its bounds are those of before.
     #[test]
-    fn a_mapping_follows_its_file() {
+    fn resized_mapping_follows_its_file() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         let mut mapping = Mapping::shared(&file, 0, 4096).unwrap();
@@ -233,9 +242,9 @@ mod tests {
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).is_err());
     }
 
-    // Fails if two mappings of one file are not the same memory, or a bound is not checked.
+    // Fails if two mappings of one file differ, or a bound is not checked.
     #[test]
-    fn mappings_of_a_file_are_shared() {
+    fn mappings_of_one_file_share_memory() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
         let (a, b) = (Mapping::shared(&file, 0, 8192), Mapping::shared(&file, 4096, 4096));

@@ -1,14 +1,11 @@
-//! The only unsafe code of the project: memory that others write as well, and calls of devices.
+//! The only unsafe code of the project.
 //!
-//! * [`mapping`]: a stretch of memory that is shared with a guest or with another process. It is
-//!   never referenced, only copied through atomics, so that somebody who changes it at any moment
-//!   can do no more than give us strange bytes. A file of one's own is written without them.
-//! * [`ioctl`]: one call of a device, with an argument that is initialised as a whole.
+//! * [`mapping`]: memory shared with a guest or another process. No reference into it is made; all access
+//!   is through atomics, so that a concurrent writer can cause strange bytes and nothing else.
+//! * [`ioctl`]: calls of a device with an initialised argument.
 //! * [`inherited`]: descriptors that were open before this program started.
-//! * [`sealed`]: memory that nobody can change any more.
-//! * [`heap`]: giving free memory back.
-//!
-//! What is done with them is safe code elsewhere.
+//! * [`sealed`]: memory that no process can change.
+//! * [`heap`]: returning free memory to the system.
 #![allow(unsafe_code)]
 
 mod heap;
@@ -20,7 +17,7 @@ mod model;
 mod sealed;
 
 pub use heap::trim_heap;
-pub(crate) use inherited::{set_blocking, set_inheritable, take};
+pub(crate) use inherited::{adopt, set_blocking, set_inheritable};
 pub use ioctl::map_frame;
 pub(crate) use ioctl::{call, halves, hypercall};
 pub use mapping::Mapping;

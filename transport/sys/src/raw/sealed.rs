@@ -1,4 +1,4 @@
-//! Memory that does not change while it is read.
+//! Memory that does not change while it is mapped.
 
 use std::io;
 use std::ops::Deref;
@@ -10,51 +10,58 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 const PAGE: usize = 4096;
 
-/// The bytes of a sealed `memfd`, or of a file of our own, where the kernel has them. Unmapped when
+/// The mapped bytes of a sealed `memfd`, or of a file that only this process writes. Unmapped when
 /// dropped.
 #[derive(Debug)]
 pub struct Sealed {
-    /// Valid for `len` bytes until the value is dropped; nobody writes there.
+    /// Valid for `len` bytes until the value is dropped; never written.
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: nothing in it changes.
+// SAFETY: the memory and the fields do not change.
 unsafe impl Send for Sealed {}
 // SAFETY: as above.
 unsafe impl Sync for Sealed {}
 
 impl Sealed {
-    /// Maps all of it. Fails if it is not sealed against writing and shrinking, or empty.
+    /// Maps a sealed `memfd`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it is empty, or not sealed against writing and shrinking.
     pub fn map(memory: impl AsFd) -> io::Result<Sealed> {
         let seals = fcntl_get_seals(&memory)?;
         if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it can be changed"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not sealed against changes"));
         }
-        // Private, since older kernels refuse to share what is sealed; nothing is written either way.
+        // Private: kernels before 6.7 refuse a shared mapping of a write-sealed memfd.
         Sealed::all_of(memory, MapFlags::PRIVATE | MapFlags::POPULATE)
     }
 
-    /// Maps all of a file that no other user may open and that this process has locked; it must not
-    /// write to the file while this value exists. Fails if the file is empty.
+    /// Maps a file that only this user can access and that this process has locked. The caller must not
+    /// write to the file while this value exists.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file is empty.
     pub fn map_own(file: impl AsFd) -> io::Result<Sealed> {
         Sealed::all_of(file, MapFlags::SHARED)
     }
 
     fn all_of(memory: impl AsFd, flags: MapFlags) -> io::Result<Sealed> {
         let len = usize::try_from(fstat(&memory)?.st_size).map_err(io::Error::other)?;
-        // SAFETY: the kernel chooses a place that is free, and nobody knows of it but the value
-        // that is made here.
+        // SAFETY: the kernel chooses a free range, which only the new value refers to.
         let start = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &memory, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Sealed { start, len })
     }
 
-    /// What lies before this byte is not needed soon: it does not count as memory of this process until
-    /// it is read again. Of a file of our own.
+    /// Removes the pages before this byte from the memory of this process until they are read again.
+    /// Only for a file ([`Sealed::map_own`]).
     pub fn set_aside(&self, end: usize) {
         let len = end.min(self.len) / PAGE * PAGE;
-        // SAFETY: the range is inside of the mapping, which is shared, so that its content stays.
+        // SAFETY: the range is inside the mapping. The content is in the file, or in the memfd.
         let _ = unsafe { madvise(self.start.as_ptr().cast(), len, Advice::LinuxDontNeed) };
     }
 }
@@ -63,17 +70,17 @@ impl Deref for Sealed {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is mapped and readable as long as `self` is borrowed. The seals, which cannot
-        // be removed, prevent any process from writing to the memory or shortening it. A file of this
-        // daemon is not written by other users (mode), by another daemon (lock), or by this process,
-        // which the caller of `map_own` guarantees.
+        // SAFETY: the range is mapped and readable while `self` is borrowed. Seals cannot be removed; they
+        // prevent all processes from writing to the memory or shortening it. A file of this daemon is
+        // not written by other users (mode), by another daemon (lock), or by this process (the caller of
+        // `map_own`).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl Drop for Sealed {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by us, and every reference into it has ended with `self`.
+        // SAFETY: this value owns the range, and references into it borrow the value.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
@@ -87,9 +94,9 @@ mod tests {
 
     use super::*;
 
-    // Fails if memory that somebody can still change is taken for constant.
+    // Fails if memory that a process can still change is mapped.
     #[test]
-    fn only_what_is_sealed_is_mapped() {
+    fn memory_without_both_seals_is_refused() {
         let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
         let mut file = File::from(memory.unwrap());
         file.write_all(b"state").unwrap();
