@@ -17,8 +17,8 @@ use xenstore_client::{Errno, Error, socket_path};
 
 /// Read, change and watch a XenStore.
 ///
-/// Exit status: 0 done, 1 another error, 2 mistake on the command line, 3 no such node, 4 permission
-/// denied, 5 a conflict that did not go away, 6 no daemon answers.
+/// Exit status: 0 success, 1 another error, 2 invalid command line, 3 no such node, 4 permission
+/// denied, 5 conflict in every try, 6 no daemon answers.
 #[derive(Parser)]
 #[command(name = "xs", version, verbatim_doc_comment)]
 struct Args {
@@ -108,7 +108,7 @@ enum Command {
     },
     /// Create what `xs dump` wrote, from standard input, in one transaction.
     Restore,
-    /// Let another program go on in the daemon's place, with everything that is open.
+    /// Replace the program of the running daemon (live update).
     LiveUpdate {
         /// The program: this daemon in another version, or C xenstored.
         program: String,
@@ -128,7 +128,7 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Give the daemon a command, such as `help` or `check`.
+    /// Send a command to the daemon, such as `help` or `check`.
     Control {
         /// The command.
         command: String,

@@ -1,4 +1,4 @@
-//! The command line: that of C xenstored, that of oxenstored, and what is our own.
+//! The command line: options of C xenstored, of oxenstored, and of this daemon.
 
 use std::path::PathBuf;
 
@@ -25,8 +25,8 @@ pub(crate) struct Options {
     /// Print the version.
     #[arg(long, action = ArgAction::Version)]
     version: Option<bool>,
-    /// Stay in the foreground. Otherwise a daemon that has a pid file goes to the background as
-    /// soon as it answers.
+    /// Stay in the foreground. Otherwise a daemon with a pid file moves to the background as soon
+    /// as it serves requests.
     #[arg(short = 'N', long)]
     pub(crate) no_fork: bool,
     /// Write the process id to this file and keep it locked.
@@ -63,7 +63,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) config_test: bool,
     /// Limit a quota of domains: nodes, watches, outstanding, memory, transactions,
-    /// transaction-nodes, node-permissions, path-max, node-size. 0 is no limit.
+    /// transaction-nodes, node-permissions, path-max, node-size. 0 means no limit.
     #[arg(short = 'Q', long, value_name = "WHAT=N")]
     quota: Vec<String>,
     /// Warn when a domain exceeds this: memory.
@@ -87,16 +87,16 @@ pub(crate) struct Options {
     /// Limit the length of a path below the domain's own, in bytes; at most 2048.
     #[arg(short = 'M', long, value_name = "BYTES")]
     path_max: Option<u32>,
-    /// Taken and not used: events are never dropped.
+    /// Accepted without effect: events are never dropped.
     #[arg(short = 'w', long, value_name = "WHAT=SECONDS")]
     timeout: Vec<String>,
-    /// Give the nodes of a domain that is gone to the privileged domain.
+    /// Transfer the nodes of a dead domain to the privileged domain.
     #[arg(short = 'K', long)]
     keep_orphans: bool,
-    /// Domain that the daemon runs in [default: as the hypervisor says, or else 0].
+    /// Domain that the daemon runs in [default: named by the hypervisor, else 0].
     #[arg(short = 'm', long, value_name = "DOMID")]
     pub(crate) master_domid: Option<u16>,
-    /// Domain that may do everything [default: as the hypervisor says, or else 0].
+    /// Domain with all rights [default: named by the hypervisor, else 0].
     #[arg(short = 'p', long, value_name = "DOMID")]
     priv_domid: Option<u16>,
     /// Accepted without effect: only a store in a separate domain needs it.
