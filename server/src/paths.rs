@@ -1,4 +1,4 @@
-//! Where the socket goes, and the journal.
+//! The paths of socket and journal.
 
 use std::fs;
 use std::io;
@@ -39,7 +39,7 @@ pub(crate) fn socket_path(option: Option<&Path>) -> Result<PathBuf, String> {
     Err(format!("no place for a socket ({last}); choose one with --socket"))
 }
 
-/// Where daemons leave what the next is to find: `$XENSTORED_RUNDIR` or `/run/xenstored`.
+/// The directory of state files: `$XENSTORED_RUNDIR` or `/run/xenstored`.
 pub(crate) fn run_dir() -> PathBuf {
     let dir = std::env::var_os("XENSTORED_RUNDIR").filter(|dir| !dir.is_empty());
     dir.map_or_else(|| "/run/xenstored".into(), PathBuf::from)
@@ -49,17 +49,17 @@ fn make(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Memory of the machine as files, on every Linux.
+/// A file system in memory, on every Linux.
 const MEMORY: &str = "/dev/shm";
 
-/// Is what is written there never written to a disk?
+/// Returns true if files in this directory are in memory only.
 fn is_memory(dir: &Path) -> io::Result<bool> {
     let kind = rustix::fs::statfs(dir)?.f_type;
     // `TMPFS_MAGIC` and `RAMFS_MAGIC` of Linux.
     Ok(kind == 0x0102_1994 || kind == 0x8584_58f6_u32.into())
 }
 
-/// What this user has of that memory.
+/// The directory of this user in that file system.
 fn own_memory() -> PathBuf {
     Path::new(MEMORY).join(format!("xenstored-{}", rustix::process::getuid().as_raw()))
 }
@@ -125,13 +125,13 @@ fn own(dir: PathBuf) -> Result<PathBuf, String> {
     }
 }
 
-/// Removes the directory from [`journal_of`], which the daemon does not need any more.
+/// Removes the directory from [`journal_of`], which the daemon no longer needs.
 pub(crate) fn leave(dir: &Path) {
     let mine = own_memory();
     if dir.extension().is_none_or(|ending| ending != "journal") || fs::remove_dir(dir).is_err() {
         return;
     }
-    // Those that others use are not empty.
+    // Directories of other users are not empty.
     for dir in dir.ancestors().skip(1).take_while(|dir| dir.starts_with(&mine)) {
         if fs::remove_dir(dir).is_err() {
             return;
@@ -145,8 +145,8 @@ mod tests {
 
     use super::*;
 
-    // Fails if a journal goes to a disk although there is memory, or others can read it; or if a
-    // directory that is memory is not taken as it is; or if one stays behind.
+    // Fails if a journal is on a disk although memory is available, or other users can read it; if
+    // a directory in memory is not used as it is; or if one is left behind.
     #[test]
     fn a_journal_goes_into_memory() {
         let disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -170,8 +170,8 @@ mod tests {
         assert_eq!(found, memory.path().join("s.journal"));
     }
 
-    // Fails if two sockets in one directory share a journal, or if a directory is used that another user
-    // has made or may write to.
+    // Fails if two sockets in one directory share a journal, or if a directory is used that another
+    // user has created or may write to.
     #[test]
     fn a_journal_belongs_to_one_socket() {
         let memory = tempfile::tempdir_in(MEMORY).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use xenstore_protocol::Quota;
 use xenstore_store::Quotas;
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct File {
     pub(crate) quotas: Quotas,
@@ -25,8 +25,7 @@ const QUOTAS: [(&str, Quota); 7] = [
     ("quota-path-max", Quota::PathMax),
 ];
 
-/// Keys of oxenstored that are about how it works inside, or about logs that are set up elsewhere
-/// here.
+/// Keys of oxenstored for its internals, or for logs that are configured elsewhere here.
 const UNUSED: &[&str] = &[
     "merge-activate",
     "conflict-burst-limit",
@@ -56,7 +55,7 @@ const UNUSED: &[&str] = &[
     "xenstored-port",
 ];
 
-/// Reads a file; `name` is for messages. An error is one line that names place and key.
+/// Reads a file; `name` is for messages. An error is one line with file, line and key.
 pub(crate) fn parse(name: &str, text: &str) -> Result<File, String> {
     let mut file = File::default();
     let mut quotas_on = true;
@@ -76,8 +75,9 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<File, String> {
                 _ => value.parse().ok(),
             };
             let limit = limit.ok_or_else(|| format!("{place}: {key} = {value}: not a number"))?;
-            // oxenstored limits the value alone, ours the names of the children as well: a directory
-            // that is there could not be had. Quotas on nodes, memory and messages limit both.
+            // oxenstored limits the value alone, this daemon also the names of the children:
+            // existing directories would be refused. Quotas on nodes, memory and messages limit
+            // both.
             let limit = if *quota == Quota::NodeSize { 0 } else { limit };
             file.quotas.set(*quota, limit);
         } else if key == "quota-activate" {

@@ -51,8 +51,8 @@ mod tests {
 
     use super::*;
 
-    // Fails if the daemon waits for a FIFO in the place of its pid file, writes through a link, or into a
-    // file that others can change; or if its error does not say which file and why.
+    // Fails if the daemon waits for a FIFO at the path of its pid file, writes through a link, or
+    // into a file that other users can change; or if its error lacks path and reason.
     #[test]
     fn a_pid_file_of_others_is_an_error() {
         let dir = tempfile::tempdir().unwrap();

@@ -67,7 +67,7 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("xenstored-")
 }
 
-/// Takes what it gives. An error is one line.
+/// Adopts the passed descriptors. An error is one line.
 pub(crate) fn given() -> Result<Given, String> {
     let (mut activated, mut given) = (Vec::new(), Given::default());
     for (number, name) in (3..).zip(names()) {
@@ -107,8 +107,8 @@ impl Given {
     }
 }
 
-/// Has it keep something. That it polls nothing of it means that it does not drop it either when there
-/// is an error to be read from it. A socket that it has opened stays anyway.
+/// Stores a descriptor in systemd. systemd does not poll it, so an error on it does not remove it.
+/// A socket that systemd has opened is stored anyway.
 pub(crate) fn keep(keep: Keep, descriptor: BorrowedFd<'_>) {
     let state =
         [NotifyState::FdStore, NotifyState::FdName(keep.name()), NotifyState::Custom("FDPOLL=0")];
@@ -119,27 +119,27 @@ pub(crate) fn keep(keep: Keep, descriptor: BorrowedFd<'_>) {
     }
 }
 
-/// It is not to keep these any more.
+/// Removes descriptors from systemd.
 pub(crate) fn forget(these: &[Keep]) {
     these.iter().for_each(|keep| forget_named(keep.name()));
 }
 
-/// The daemon serves.
+/// Notifies systemd that the daemon serves requests.
 pub(crate) fn is_ready() {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-/// This process is the daemon from now on, and serves.
+/// Notifies systemd that this process is the daemon, and serves requests.
 pub(crate) fn serves(pid: u32) {
     let _ = sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Ready]);
 }
 
-/// This process is the daemon until another one serves.
+/// Notifies systemd that this process is the daemon until another one serves.
 pub(crate) fn is_to_be_replaced(pid: u32) {
     let _ = sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Reloading]);
 }
 
-/// Tells it again and again that the main thread gets to its tasks, if its unit has `WatchdogSec`.
+/// Notifies systemd regularly that the main thread runs tasks, if the unit has `WatchdogSec`.
 pub(crate) async fn keep_watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     set_watchdog(true);

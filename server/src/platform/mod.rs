@@ -20,14 +20,14 @@ use crate::log::Trace;
 pub use standalone::Standalone;
 use xen::{Rings, Xen};
 
-/// The machine, and what is there already.
+/// The platform, and the domains that exist already.
 pub(crate) struct Platform {
     pub(crate) host: Box<dyn Host>,
-    /// For people.
+    /// A description for the log.
     pub(crate) kind: String,
     pub(crate) events: Option<xen::Events>,
     pub(crate) rings: Rings,
-    /// Domains that were there before, and their ports.
+    /// Domains that exist already, and their ports.
     pub(crate) waiting: Vec<(DomId, EvtchnPort)>,
     /// Rings that another program has served.
     pub(crate) resumed: Resumed,
@@ -36,12 +36,12 @@ pub(crate) struct Platform {
 /// Rings that another program has served, and the way to resume each.
 pub(crate) type Resumed = Vec<(ConnId, XenRing, RingResume)>;
 
-/// Rings that are to be served, the trace, and who waits.
+/// The receiver of new rings, the trace, and the driver.
 type Tools<'a> = (Sender<XenRing>, &'a Trace, &'a Driver);
 
 impl Platform {
-    /// Xen, a pretend one, or none: then every domain exists and there are no rings. With the state
-    /// that another program has left, that of this program; the event channels may have been `kept`.
+    /// Opens Xen, a pretend Xen, or neither: then every domain exists and there are no rings. A
+    /// state determines the kind of platform; `kept` is a stored event channel device.
     pub(crate) fn find(
         options: &Options,
         config: &Config,
@@ -116,7 +116,7 @@ impl Platform {
                 waiting
             }
         };
-        // The program before this one may have taken an event and not come to it.
+        // The previous program may have read an event and not processed it.
         if let Err(error) = events.bound.evtchn.unmask(&[events.bound.domain_exc.get()]) {
             warn!(%error, "cannot unmask VIRQ_DOM_EXC");
         }
@@ -131,7 +131,7 @@ fn is_introduced(state: Option<&State>, domid: DomId) -> bool {
     domains.any(|domain| domain.domid == domid && domain.introduced)
 }
 
-/// Tells of every domain whose identity a state has.
+/// Reports each domain whose identity is in the state.
 fn known(state: Option<&State>, mut tell: impl FnMut(DomId, DomainInfo)) {
     for domain in state.iter().flat_map(|state| &state.domains) {
         if domain.unique_id != 0 {

@@ -1,4 +1,4 @@
-//! The machine as a store without Xen sees it.
+//! The platform without Xen.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,7 @@ use xenstore_store::{DomainInfo, Host};
 
 use crate::log::Trace;
 
-/// Every domain exists, each from the first time that it is looked at until it is released; there
-/// are no rings.
+/// Every domain exists, from the first query until it is released; there are no rings.
 #[derive(Debug, Default)]
 pub struct Standalone {
     domains: BTreeMap<DomId, DomainInfo>,
@@ -17,12 +16,12 @@ pub struct Standalone {
 }
 
 impl Standalone {
-    /// A machine whose CONTROL commands `log` and `logfile` are about this trace.
+    /// A platform whose CONTROL commands `log` and `logfile` control this trace.
     pub(crate) fn with_trace(trace: Trace) -> Standalone {
         Standalone { trace, ..Standalone::default() }
     }
 
-    /// This domain was there before, and was known by this id.
+    /// Restores the identity of a domain.
     pub(crate) fn knows(&mut self, domid: DomId, info: DomainInfo) {
         self.last_id = self.last_id.max(info.unique_id);
         self.domains.insert(domid, info);
@@ -33,7 +32,7 @@ impl Standalone {
         self.info(DomId(domid)).shutdown = true;
     }
 
-    /// The domain is gone; one that appears with its domid is another one.
+    /// Destroys a domain. A later domain with its domid is another one.
     pub fn destroy(&mut self, domid: u16) {
         self.domains.remove(&DomId(domid));
     }

@@ -1,4 +1,4 @@
-//! The machine as a store on a Xen host sees it.
+//! The platform on a Xen host.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use crate::journal::{RingResume, settle};
 use crate::log::Trace;
 use crate::serve::Server;
 
-/// How long waiting for events rests after it failed.
+/// Pause after a failed wait for events.
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
 
 /// The ring of each bound port.
@@ -50,21 +50,21 @@ pub(crate) struct Xen {
 #[derive(Debug)]
 pub(crate) struct Ringed {
     channel: Arc<XenRingChannel>,
-    /// Our end of its event channel.
+    /// The local port of its event channel.
     pub(crate) port: Option<EvtchnPort>,
-    /// The domain's end, as far as it is known.
+    /// The domain's port, if it is known.
     pub(crate) remote: Option<EvtchnPort>,
-    /// The frame that its page was said to be.
+    /// The frame of its page, from INTRODUCE.
     pub(crate) gfn: Gfn,
 }
 
 impl Ringed {
-    /// Tells the guest what it may use.
+    /// Writes the features into the page.
     pub(crate) fn offer(&self, features: Features) {
         self.channel.page().store(Word::ServerFeatures, features.bits());
     }
 
-    /// Gives the event channel back, if there is one.
+    /// Closes the event channel, if there is one.
     fn unplug(&mut self, ports: &Ports) {
         if let Some(port) = self.port.take() {
             ports.borrow_mut().remove(&port);
@@ -72,7 +72,7 @@ impl Ringed {
         self.unbind();
     }
 
-    /// The same at the end of everything.
+    /// The same when the daemon ends.
     pub(crate) fn unbind(&self) {
         self.channel.doorbell().unbind();
     }
@@ -81,9 +81,9 @@ impl Ringed {
 /// The event channels of this daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Bound {
-    /// All of them.
+    /// The event channel device.
     pub(crate) evtchn: Arc<dyn Evtchn>,
-    /// The one that says that something has happened to a domain.
+    /// The port of `VIRQ_DOM_EXC`, by which the hypervisor reports changes of domains.
     pub(crate) domain_exc: Rc<Cell<EvtchnPort>>,
 }
 
@@ -93,14 +93,14 @@ impl Bound {
         self.evtchn.unbind(self.domain_exc.get())
     }
 
-    /// Takes that back.
+    /// Binds `VIRQ_DOM_EXC` again.
     pub(crate) fn bind_domain_exc(&self) -> io::Result<()> {
         self.domain_exc.set(self.evtchn.bind_domain_exc()?);
         Ok(())
     }
 }
 
-/// What waits for events.
+/// The receiver of events.
 pub(crate) struct Events {
     pub(crate) bound: Bound,
     ports: Ports,
@@ -148,7 +148,7 @@ impl Xen {
         self.rings.clone()
     }
 
-    /// This domain was there before, and was known by this id.
+    /// Restores the identity of a domain.
     pub(crate) fn knows(&mut self, domid: DomId, info: DomainInfo) {
         self.last_id = self.last_id.max(info.unique_id);
         self.seen.insert(domid, info);
@@ -204,7 +204,7 @@ impl Xen {
         let channel = RingChannel::resume(page, doorbell, features);
         if let Some(port) = port {
             self.ports.borrow_mut().insert(port, channel.clone());
-            // The other may have taken an event and not come to it.
+            // The other process may have read an event and not processed it.
             self.machine.evtchn.unmask(&[port])?;
         }
         let ringed = Ringed { channel: channel.clone(), port, remote, gfn };
@@ -213,13 +213,13 @@ impl Xen {
         Ok((if notified { ring } else { ring.notify_on_flush() }, settled))
     }
 
-    /// All channels that are needed have been taken of those that were kept.
+    /// Closes stored ports that no ring has adopted.
     pub(crate) fn give_back_rest(&mut self) {
         give_back(&mut self.machine);
     }
 
-    /// Domids and ports of the domains that a builder without a toolstack has started: their page
-    /// says where they wait (dom0less).
+    /// Returns domids and ports of domains that were built without a toolstack (dom0less),
+    /// according to their pages.
     pub(crate) fn built_before(&mut self, own: DomId) -> Vec<(DomId, EvtchnPort)> {
         let all = self.machine.domains.all().unwrap_or_else(|error| {
             warn!(%error, "the hypervisor does not list its domains");
@@ -250,7 +250,7 @@ impl Xen {
         channel
     }
 
-    /// A domain that has a ring is introduced again: mostly because its event channel has changed.
+    /// Introduces a domain with a ring again, usually because its event channel has changed.
     fn again(&mut self, domid: DomId, remote: EvtchnPort) {
         let mut rings = self.rings.borrow_mut();
         let Some(ringed) = rings.get_mut(&domid) else { return };
@@ -262,7 +262,7 @@ impl Xen {
                 *port = Some(bound);
                 self.ports.borrow_mut().insert(bound, channel.clone());
             }
-            // As C xenstored: the domain can be introduced once more.
+            // Like C xenstored: the domain can be introduced once more.
             Err(error) => warn!(%domid, port = remote.0, %error, "cannot bind the event channel"),
         }
         channel.start();
@@ -278,13 +278,13 @@ impl Host for Xen {
                 return None;
             }
             Err(error) => {
-                // No reason to take a domain's nodes away.
+                // A failed query must not remove the nodes of a domain.
                 warn!(%domid, %error, "cannot query this domain");
                 return self.seen.get(&domid).copied();
             }
         };
         let DomainStatus { unique_id, shutdown } = status;
-        // A hypervisor that gives no ids: each domain gets one here, until it has been seen gone.
+        // A hypervisor without unique ids: each domain gets one here, until it is gone.
         let known = self.seen.get(&domid).map(|info| info.unique_id);
         let unique_id = unique_id.or(known).unwrap_or_else(|| {
             self.last_id += 1;
@@ -386,7 +386,7 @@ impl Events {
     }
 }
 
-/// Introduces domains that were there before us and wait.
+/// Introduces domains that are older than the daemon.
 pub(crate) fn introduce_all(server: &Server<Box<dyn Host>>, waiting: &[(DomId, EvtchnPort)]) {
     for (domid, port) in waiting {
         let payload = format!("{domid}\x000\0{port}\0");

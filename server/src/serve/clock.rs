@@ -1,21 +1,21 @@
-//! What a server takes for the time.
+//! The clock of a server.
 
 use std::cell::Cell;
 use std::time::Instant;
 
 use xenstore_store::Millis;
 
-/// Where the time comes from.
+/// The source of time.
 #[derive(Debug)]
 pub enum Clock {
     /// The machine's monotonic clock, from this moment on.
     Real(Instant),
-    /// Whatever it was set to.
+    /// A time that tests set.
     Manual(Cell<Millis>),
 }
 
 impl Clock {
-    /// Milliseconds.
+    /// Returns milliseconds.
     pub fn now(&self) -> Millis {
         match self {
             Clock::Real(start) => {

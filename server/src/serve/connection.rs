@@ -1,4 +1,4 @@
-//! One connection: bytes in, answers and events out.
+//! One connection: bytes in, replies and events out.
 
 use std::future::Future;
 use std::io;
@@ -28,30 +28,30 @@ pub(crate) enum End {
     Closed,
     /// Its domain is gone.
     Released,
-    /// Bytes do not go through any more.
+    /// Reading or writing failed.
     Io(io::Error),
-    /// The client broke the protocol.
+    /// The client violated the protocol.
     Violation(FrameTooLong),
-    /// Executing a request, or fetching events, panicked and could not be refused alone; or moving bytes
-    /// did.
+    /// A panic while executing a request or fetching events that could not be undone, or while
+    /// transferring bytes.
     Panic,
 }
 
-/// What a connection may still do in this turn before it is the turn of others.
+/// What is left of a turn.
 struct Budget {
-    /// Requests that are answered, and batches of events.
+    /// Requests, and batches of events.
     steps: u32,
-    /// [`Server::cost`] at which it ends.
+    /// The value of [`Server::cost`] at which the turn ends.
     cost: u64,
 }
 
 impl Budget {
-    /// Takes one step.
+    /// Spends one step.
     fn spend(&mut self) {
         self.steps = self.steps.saturating_sub(1);
     }
 
-    /// Returns true if it is the turn of others.
+    /// Returns true if the turn ends.
     fn is_spent(&self, cost: u64) -> bool {
         self.steps == 0 || cost >= self.cost
     }
@@ -71,17 +71,18 @@ pub(crate) struct Connection<'a, H: Host, T> {
     conn: ConnId,
     transport: T,
     state: ServerConnection,
-    /// Input that waits for its turn, or until there is room for answers to it; from `taken` on.
+    /// Unexecuted input, from `taken` on: it waits for the next turn, or for room for replies.
     waiting: Vec<u8>,
     taken: usize,
-    /// While there is one, nothing else is answered.
+    /// The deferred request. While there is one, no other request is executed.
     held: Option<Held>,
-    /// When this turn began: asking for each request would be a part in twenty of answering it.
+    /// The time at the start of this turn. Reading the clock for each request would add 5 % to its
+    /// cost.
     now: Millis,
-    /// Replies since everything was last written, and how many there may be (quota `outstanding`).
+    /// Replies since the output was last empty, and their limit (quota `outstanding`).
     unread: u32,
     unread_max: u32,
-    /// Who is woken for this connection, as the server knows it.
+    /// The waker of this connection, as registered with the server.
     waker: Option<Waker>,
 }
 
@@ -103,7 +104,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         }
     }
 
-    /// Continues where another process was.
+    /// Continues from the state of another process.
     pub(crate) fn with(mut self, io: ConnectionIo) -> Self {
         self.waiting = io.unread;
         self.state = ServerConnection::resume(io.unsent, io.partly_sent);
@@ -114,13 +115,13 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.held.is_some() || !self.waiting.is_empty() || !self.state.partial().is_empty()
     }
 
-    /// What has been read and not executed.
+    /// Returns bytes that were read and not executed.
     fn unexecuted(&self) -> Vec<u8> {
         let held = self.held.as_ref().map_or(&[][..], |held| &held.bytes);
         [held, self.state.partial(), &self.waiting[self.taken..]].concat()
     }
 
-    /// Pauses and reports where the connection is, unless it is closed.
+    /// Pauses and reports the state of the connection, unless it is closed.
     fn pause(&self) -> Poll<End> {
         let point = self.transport.resume_point();
         if point == ResumePoint::Closed {
@@ -135,7 +136,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Poll::Pending
     }
 
-    /// Writes what is there to write; pending while the other side has no room for all of it.
+    /// Writes queued output; pending while the transport has no room for all of it.
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.state.unsent().is_empty() {
             self.server.commit();
@@ -149,9 +150,9 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         Poll::Ready(Ok(()))
     }
 
-    /// The guest has set the indices of its ring to 0. Partly read and partly written messages are
-    /// dropped, complete ones stay. The journal records this before any reply or event is made for
-    /// the new indices.
+    /// Handles a guest that has set the indices of its ring to 0: drops partly read and partly
+    /// written messages, and keeps complete ones. The journal records this before a reply or event
+    /// is created for the new indices.
     fn zeroed(&mut self) {
         (self.waiting, self.taken) = (Vec::new(), 0);
         let rest = self.state.partly_sent();
@@ -161,18 +162,18 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.unread = 0;
     }
 
-    /// The bytes of the deferred request, empty if there is none.
+    /// Returns the bytes of the deferred request, empty if there is none.
     fn unexecuted_request(&self) -> Vec<u8> {
         self.held.as_ref().map_or_else(Vec::new, |held| held.bytes.to_vec())
     }
 
-    /// Is the client so far behind with reading that its requests have to wait?
+    /// Returns true if the client has so much unread output that its requests must wait.
     fn is_full(&self) -> bool {
         self.state.is_full() || self.unread >= self.unread_max
     }
 
-    /// Answers the frames in `input`, as far as the budget goes and as long as there is room for answers.
-    /// How many bytes it has taken.
+    /// Executes the frames in `input`, within the budget and while there is room for replies.
+    /// Returns the number of consumed bytes.
     fn answer(&mut self, input: &[u8], budget: &mut Budget) -> Result<usize, End> {
         let mut batch = RequestBatch::new(self.conn, self.now, input);
         let taken = self.answer_batch(&mut batch, budget);
@@ -203,7 +204,7 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
                     self.held = if at.len() == HEADER_LEN + frame.payload.len() {
                         answer_frame(self.server, batch, at, &frame, out)?
                     } else {
-                        // The first, of which a part had come before.
+                        // The first frame, if a part of it was read before.
                         let bytes = [&frame.header.emit()[..], frame.payload].concat();
                         answer_alone(self.server, self.conn, self.now, &bytes, out)?
                     };
@@ -222,12 +223,13 @@ impl<'a, H: Host + 'static, T: Transport> Connection<'a, H, T> {
         self.held = answer_alone(self.server, self.conn, now, &held.bytes, self.state.out())?;
         match &mut self.held {
             None => Poll::Ready(Ok(())),
-            // A timer wakes only those who have asked it.
+            // A timer wakes only tasks that have polled it.
             Some(held) => Pin::new(&mut held.timer).poll(cx).map(|_| Ok(())),
         }
     }
 
-    /// Answers what waits, or else reads once and answers what came; pending if there is nothing.
+    /// Executes waiting input, or else reads once and executes what was read; pending if there is
+    /// nothing to do.
     fn advance(&mut self, cx: &mut Context<'_>, budget: &mut Budget) -> Poll<Result<(), End>> {
         if self.held.is_some() {
             return self.retry(cx);
@@ -282,7 +284,7 @@ fn answer_frame<H: Host + 'static>(
     }
 }
 
-/// The same of one that is not among others.
+/// The same for a frame outside of a batch.
 fn answer_alone<H: Host + 'static>(
     server: &Server<H>,
     conn: ConnId,
@@ -302,7 +304,7 @@ impl<H: Host + 'static, T: Transport> Future for Connection<'_, H, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
-        // A mistake in serving one client must not end the others.
+        // A panic while serving one client must not end the other connections.
         catch_unwind(AssertUnwindSafe(|| this.turn_and_flush(cx))).unwrap_or_else(|_| {
             this.server.take_back();
             Poll::Ready(End::Panic)
@@ -324,7 +326,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
         }
     }
 
-    /// Answers until there is nothing more to do or it is the turn of others.
+    /// Executes requests until there is nothing to do or the turn ends.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if self.waker.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {
             self.server.register(self.conn, cx.waker());
@@ -356,7 +358,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
                 return Poll::Ready(End::Io(error));
             }
             if self.is_full() {
-                // No more requests until the client reads; writing has asked to be woken.
+                // No more requests until the client reads; the write has registered the waker.
                 return Poll::Pending;
             }
             // Events that were queued before wake no task.
@@ -374,7 +376,7 @@ impl<H: Host + 'static, T: Transport> Connection<'_, H, T> {
             match self.advance(cx, &mut budget) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(end)) => {
-                    // What was answered before is still delivered, if there is room for it.
+                    // Replies to earlier requests are still delivered, if there is room for them.
                     let _ = self.flush(cx);
                     return Poll::Ready(end);
                 }
@@ -399,7 +401,7 @@ mod tests {
     use crate::serve::server::{Server, TURN_MIN};
     use crate::serve::{Clock, Tasks};
 
-    /// A client that does not wait, and requests that read the root, whose answers are headers.
+    /// A client that does not wait. Its requests read the root, and their replies are headers.
     struct Client(UnixStream);
 
     impl Client {
@@ -410,15 +412,15 @@ mod tests {
             self.0.write_all(&request.repeat(count)).unwrap();
         }
 
-        /// How many answers have come.
+        /// Returns how many replies have come.
         fn answers(&mut self) -> usize {
             let mut bytes = vec![0; 1 << 16];
             self.0.read(&mut bytes).map_or(0, |count| count / HEADER_LEN)
         }
     }
 
-    // Fails if a client that asks once waits for more than a turn of those who keep asking: they have
-    // requests waiting, and more come just before its own.
+    // Fails if a client with one request waits for more than one turn of clients with many
+    // requests, which send more just before its own.
     #[test]
     fn who_asks_little_does_not_wait_for_those_who_ask_much() {
         let driver = Driver::new().unwrap();
@@ -435,7 +437,7 @@ mod tests {
         let (mut busy, mut quiet): (Vec<_>, _) = ((0..20).map(|_| client()).collect(), client());
         driver.block_on(tasks.run(async {
             busy.iter_mut().for_each(|client| client.ask(500));
-            // All have had their first turn when the last has.
+            // All clients have had their first turn when the last has.
             while busy[19].answers() == 0 {
                 yield_now().await;
             }

@@ -168,7 +168,7 @@ impl<H: Host + 'static> Server<H> {
                 End::Io(_) | End::Violation(_) | End::Panic => {}
             }
             if let Some(fault) = fault(&end, peer) {
-                // A guest can do this as often as it likes: the log must not grow with it.
+                // A guest can cause this repeatedly, so only the first one is a warning.
                 match std::mem::replace(&mut told, true) {
                     false => warn!(target: GUEST, %conn, ?peer, "connection ended: {fault}"),
                     true => debug!(%conn, ?peer, fault, "failed again"),
@@ -225,11 +225,12 @@ impl<H: Host + 'static> Server<H> {
                         info!("accepting clients again");
                     }
                     tasks.spawn(self.serve(socket));
-                    // Those who connect without end must not keep others from their turn.
+                    // Clients that connect without end must not prevent the turns of other
+                    // connections.
                     yield_now().await;
                 }
                 Err(error) => {
-                    // Told once, and not each time that it is tried.
+                    // Logged once for a sequence of failures.
                     if failing.replace(error.kind()) != Some(error.kind()) {
                         warn!(target: GUEST, %error, retry_ms = ACCEPT_PAUSE.as_millis(),
                             "cannot accept a client, and others have to wait; is the limit of open descriptors reached?");
@@ -240,8 +241,8 @@ impl<H: Host + 'static> Server<H> {
         }
     }
 
-    /// Runs a request of the machine's own, on behalf of the store's domain. The reply's type and
-    /// payload.
+    /// Executes a request of the host, on behalf of the store's domain. Returns type and payload of
+    /// the reply.
     pub fn request(&self, op: Operation, payload: &[u8]) -> (u32, Vec<u8>) {
         let eio = (Operation::Error.as_wire(), b"EIO\0".to_vec());
         let Some(conn) = self.connect(Caller::Socket) else { return eio };
@@ -249,7 +250,7 @@ impl<H: Host + 'static> Server<H> {
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let bytes = [&header.emit()[..], payload].concat();
         let (frame, mut out) = (Frame { header, payload }, Vec::new());
-        // The machine does not wait: it is as if the time were up at once.
+        // The host does not wait: the deferral ends at once.
         let mut now = self.0.clock.now();
         loop {
             let mut batch = RequestBatch::new(conn, now, &bytes);
@@ -378,7 +379,7 @@ impl<H: Host + 'static> Server<H> {
         self.0.engine.borrow().is_connected(conn)
     }
 
-    /// How many replies a connection may leave unread.
+    /// Returns how many replies a connection may leave unread.
     pub(crate) fn outstanding(&self, conn: ConnId) -> u32 {
         self.0.engine.borrow().outstanding(conn)
     }
@@ -422,8 +423,8 @@ impl<H: Host + 'static> Server<H> {
         self.quiesce().must_pause(conn, || self.0.engine.borrow().in_transaction(conn))
     }
 
-    /// Holds all connections, until [`Server::resume_all`]; what each has under way. If it is patient,
-    /// transactions are over when this is done.
+    /// Pauses all connections until [`Server::resume_all`], and returns the state of each. If
+    /// `patient`, waits for the end of open transactions.
     pub(crate) async fn pause_all(&self, patient: bool) -> BTreeMap<ConnId, ConnectionIo> {
         self.quiesce().set_all(true, patient);
         self.wake_all();
@@ -436,7 +437,7 @@ impl<H: Host + 'static> Server<H> {
         .await
     }
 
-    /// Lets all connections go on.
+    /// Resumes all connections.
     pub(crate) fn resume_all(&self) {
         self.quiesce().set_all(false, false);
         self.wake_all();
@@ -447,14 +448,14 @@ impl<H: Host + 'static> Server<H> {
         self.0.wakers.borrow().values().for_each(Waker::wake_by_ref);
     }
 
-    /// What all tasks read into.
+    /// The read buffer of all tasks.
     pub(crate) fn buffer(&self) -> std::cell::RefMut<'_, Box<[u8]>> {
         self.0.buffer.borrow_mut()
     }
 }
 
-/// Why a connection failed: an error of its peer, or an internal one. `None` if it was closed or has
-/// restarted.
+/// Returns why a connection failed: an error of its peer, or an internal one. `None` if it was
+/// closed or has restarted.
 fn fault(end: &End, peer: Peer) -> Option<String> {
     match (end, peer) {
         (End::Violation(error), _) => Some(format!("protocol error: {error}")),

@@ -14,11 +14,11 @@ use std::task::{Context, Poll, Wake, Waker};
 
 /// Tasks that get a turn before the driver is polled.
 const ROUND: usize = 256;
-/// In place of the number of a task: the future that [`Tasks::run`] was called with.
+/// The number of the future that [`Tasks::run`] was called with.
 const MAIN: usize = usize::MAX;
 
-/// Futures that are run beside the one that [`Tasks::run`] is called with. Those that are not done
-/// end with this.
+/// Futures that run beside the one that [`Tasks::run`] is called with. Unfinished ones are dropped
+/// with this.
 #[derive(Default)]
 pub struct Tasks<'a> {
     slots: RefCell<Slots<'a>>,
@@ -31,25 +31,25 @@ struct Slots<'a> {
     free: Vec<usize>,
 }
 
-/// A task; while it has its turn, its future is not here.
+/// A task; its future is not here during its turn.
 struct Running<'a> {
     future: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
     waker: Waker,
 }
 
-/// Tasks that are to have a turn, in the order in which they were woken.
+/// Woken tasks, in the order in which they were woken.
 #[derive(Default)]
 struct Queue {
     ready: VecDeque<Arc<Task>>,
-    /// Who runs them, and whether it is about to do so anyway.
+    /// The waker of the runner, and whether it will run anyway.
     runner: Option<Waker>,
     busy: bool,
 }
 
-/// What wakes a task.
+/// The waker of a task.
 struct Task {
     number: usize,
-    /// Has been woken and has not had its turn yet.
+    /// Set from a wake-up to the next turn.
     woken: AtomicBool,
     queue: Arc<Mutex<Queue>>,
 }
@@ -75,7 +75,7 @@ impl Wake for Task {
 }
 
 impl<'a> Tasks<'a> {
-    /// None yet.
+    /// Creates an empty list.
     pub fn new() -> Tasks<'a> {
         Tasks::default()
     }
@@ -94,7 +94,7 @@ impl<'a> Tasks<'a> {
         waker.wake();
     }
 
-    /// Runs `main` and the tasks, until `main` is done. Each is asked only when it has been woken.
+    /// Runs `main` and the tasks until `main` is done. Each is polled only when it has been woken.
     pub async fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let mut main = pin!(main);
         let waker = self.waker(MAIN);
@@ -122,7 +122,7 @@ impl<'a> Tasks<'a> {
         Waker::from(Arc::new(Task { number, woken: AtomicBool::new(false), queue }))
     }
 
-    /// Remembers who is to be woken when there is something to do.
+    /// Registers the waker of the runner.
     fn watch(&self, runner: &Waker) {
         let mut queue = lock(&self.queue);
         match &mut queue.runner {
@@ -132,33 +132,33 @@ impl<'a> Tasks<'a> {
         queue.busy = true;
     }
 
-    /// The next that is to have a turn. If there is none, the runner is woken for the next one.
+    /// Returns the next woken task. If there is none, registers the runner for the next wake-up.
     fn next(&self) -> Option<Arc<Task>> {
         let mut queue = lock(&self.queue);
         let task = queue.ready.pop_front();
         match &task {
-            // From now on it may be woken again.
+            // From now on it can be woken again.
             Some(task) => task.woken.store(false, Ordering::Release),
             None => queue.busy = false,
         }
         task
     }
 
-    /// Asks a task. One that is done may have been woken too often; another in its place is then
-    /// asked in vain.
+    /// Polls a task. A wake-up after its end may poll another task with its number once without
+    /// need.
     fn turn(&self, number: usize) {
         let slot = |slots: &mut Slots<'a>| {
             let running = slots.all.get_mut(number)?.as_mut()?;
             Some((running.future.take()?, running.waker.clone()))
         };
         let Some((mut future, waker)) = slot(&mut self.slots.borrow_mut()) else { return };
-        // It may start others meanwhile.
+        // The task may spawn others meanwhile.
         let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         let mut slots = self.slots.borrow_mut();
         if done {
             slots.all[number] = None;
             slots.free.push(number);
-            // What its end does to others is not to find this borrowed.
+            // Dropping it may use this list, which must not be borrowed then.
             drop(slots);
             drop(future);
         } else if let Some(running) = &mut slots.all[number] {
@@ -169,7 +169,7 @@ impl<'a> Tasks<'a> {
 
 impl Drop for Tasks<'_> {
     fn drop(&mut self) {
-        // They may wake each other at their end.
+        // Tasks may wake each other when they are dropped.
         drop(std::mem::take(&mut *self.slots.borrow_mut()));
         *lock(&self.queue) = Queue::default();
     }
@@ -189,7 +189,8 @@ mod tests {
     use super::*;
     use futures_lite::future::{block_on, yield_now};
 
-    // Fails if a task does not run, runs after its end, or one that is started by another does not.
+    // Fails if a task does not run, runs after its end, or does not run when another task has
+    // spawned it.
     #[test]
     fn tasks_run_and_start_others() {
         let count = Cell::new(0);
@@ -234,7 +235,7 @@ mod tests {
         assert!(polls > 1, "never left");
     }
 
-    // Fails if the main future is asked whenever a task has been woken: it may be dear.
+    // Fails if the main future is polled at each wake-up of a task: a poll of it may be expensive.
     #[test]
     fn the_main_future_is_asked_only_when_it_was_woken() {
         let (polls, (sender, receiver)) = (Cell::new(0), smol::channel::bounded::<()>(1));
@@ -257,7 +258,7 @@ mod tests {
         assert_eq!(polls.get(), 2);
     }
 
-    // Fails if what is left of a task stays after the tasks: connections would not be closed.
+    // Fails if unfinished tasks outlive the list: connections would not be closed.
     #[test]
     fn those_that_are_not_done_end_with_it() {
         let alive = std::rc::Rc::new(());
