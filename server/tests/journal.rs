@@ -1,4 +1,4 @@
-//! The journal of a daemon that is a process: where it is, who has it, and what it costs.
+//! The journal of a daemon process: its directory, its lock, its memory and its threads.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -45,7 +45,7 @@ impl Daemon {
         fs::read_to_string(log_of(&self.socket)).unwrap()
     }
 
-    /// Asks for all of this at once; the payloads of the answers.
+    /// Sends these requests at once. Returns the payloads of the replies.
     fn ask(&self, ty: u32, payloads: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         let frame = |payload: &Vec<u8>| {
@@ -76,21 +76,21 @@ impl Daemon {
         self.ask(READ, &[[path.as_bytes(), b"\0"].concat()]).remove(0)
     }
 
-    /// Writes so many nodes of 3,000 bytes.
+    /// Writes `count` nodes of 3,000 bytes.
     fn fill(&self, count: usize, byte: u8) {
         let node = |at: usize| [format!("/n/{at}\0").as_bytes(), &[byte; 3000]].concat();
         let answers = self.ask(WRITE, &(0..count).map(node).collect::<Vec<_>>());
         assert!(answers.iter().all(|answer| answer == b"OK\0"));
     }
 
-    /// Kills it and starts it again.
-    fn again(mut self) -> Daemon {
+    /// Kills the daemon and starts another one.
+    fn restart(mut self) -> Daemon {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         Daemon::start(self.socket.clone())
     }
 
-    /// Kilobytes, as the kernel counts them.
+    /// Returns a field of `/proc/PID/status`, in KiB.
     fn memory(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with(what)).unwrap();
@@ -109,15 +109,15 @@ fn log_of(socket: &Path) -> PathBuf {
     socket.with_extension("log")
 }
 
-// Fails if two daemons whose sockets are in one directory share anything, or one finds what the other has
-// left; or if another user can open what they write.
+// Fails if daemons whose sockets are in one directory share a journal, if one recovers the journal of
+// another, or if other users can open them.
 #[test]
-fn two_daemons_in_one_directory_have_two_journals() {
+fn daemons_in_one_directory_have_separate_journals() {
     let dir = shared_dir();
     let [one, two] = ["one", "two"].map(|name| Daemon::start(dir.path().join(name)));
     one.write("/a", b"1");
     two.write("/a", b"2");
-    let (one, two) = (one.again(), two.again());
+    let (one, two) = (one.restart(), two.restart());
     assert_eq!([one.read("/a"), two.read("/a")], [b"1", b"2"]);
     drop(one);
     let three = Daemon::start(dir.path().join("three"));
@@ -128,9 +128,10 @@ fn two_daemons_in_one_directory_have_two_journals() {
     }
 }
 
-// Fails if a daemon does not say who has the journal that it is to use.
+// Fails if a daemon starts with a journal that another process uses, or if the error does not name that
+// process.
 #[test]
-fn a_journal_that_is_in_use_is_an_error_that_says_so() {
+fn a_journal_in_use_is_an_error_that_names_the_process() {
     let dir = shared_dir();
     let journal = dir.path().join("journal");
     let mut command = Command::new(PROGRAM);
@@ -144,10 +145,10 @@ fn a_journal_that_is_in_use_is_an_error_that_says_so() {
     assert!(text.contains(&pid) && text.contains("journal/journal.1"), "{text}");
 }
 
-// Fails if what others have put in the place of a journal is read, written or waited for, keeps the daemon
-// from serving, or is not named in the log.
+// Fails if an object that another user has put in place of the directory is read, written or waited for,
+// prevents the daemon from serving, or is not logged.
 #[test]
-fn a_directory_of_others_is_not_used() {
+fn a_directory_of_another_user_is_not_used() {
     let dir = shared_dir();
     let theirs = dir.path().join("theirs");
     fs::create_dir(&theirs).unwrap();
@@ -165,8 +166,8 @@ fn a_directory_of_others_is_not_used() {
     assert!(text.contains("--journal") && text.contains("other users may write to it"), "{text}");
 }
 
-// Fails if recovery takes more memory than the store needs, but for what the program needs itself: with a
-// limit that was enough before, the daemon would end again and again.
+// Fails if recovery takes more memory than the store and the program need: with a limit that was enough
+// before, each recovery would end the daemon.
 #[test]
 fn recovery_takes_no_more_memory_than_the_store() {
     let dir = shared_dir();
@@ -175,16 +176,16 @@ fn recovery_takes_no_more_memory_than_the_store() {
     daemon.fill(10_000, b'a');
     let store = daemon.memory("RssAnon");
     assert!(store > 30_000, "{store} KiB");
-    let daemon = daemon.again();
+    let daemon = daemon.restart();
     assert_eq!(daemon.read("/n/9999"), [b'a'; 3000]);
     let peak = daemon.memory("VmHWM");
     assert!(peak < own + store * 12 / 10, "{peak} KiB for a store of {store} KiB");
 }
 
-// Fails if the journal needs a thread that it has not got when the daemon starts, or if a daemon that
-// cannot have it starts.
+// Fails if the journal needs a thread after the start of the daemon, or if the daemon starts without the
+// threads that it needs.
 #[test]
-fn no_thread_is_needed_later() {
+fn all_threads_are_started_with_the_daemon() {
     const USER: u32 = 54_321;
     let dir = shared_dir();
     let (program, home) = (dir.path().join("xenstored"), dir.path().join("home"));
@@ -205,7 +206,7 @@ fn no_thread_is_needed_later() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("cannot") && text.contains("temporarily unavailable"), "{text}");
-    // The smallest limit with which it starts is enough for all that comes.
+    // The smallest limit with which it starts is enough for rotations.
     let start = |count| {
         let (mut command, socket) = limited(count, "s");
         let daemon = Daemon::spawn(&mut command, socket);
@@ -217,7 +218,7 @@ fn no_thread_is_needed_later() {
         let number = |name: String| name.strip_prefix("journal.")?.parse::<u64>().ok();
         names.filter_map(|entry| number(entry.file_name().into_string().unwrap())).max()
     };
-    // Files take turns; the last turn may still be under way.
+    // Each segment replaces the one before; the last rotation may be incomplete.
     while newest() < Some(4) {
         daemon.fill(1500, b'a');
     }

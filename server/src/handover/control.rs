@@ -69,8 +69,6 @@ pub(crate) struct UpdateRequest {
 
 /// The reply to a command that succeeds.
 const OK: &str = "OK";
-/// The reply after which the requester retries.
-pub(super) const BUSY: &str = "BUSY";
 
 impl Update {
     /// Arguments of CONTROL `live-update`, for CONTROL `help`.
@@ -148,11 +146,12 @@ impl Update {
     }
 
     /// Replies to a request. Its session ends, unless the requester retries.
-    pub(crate) fn reply(&self, request: &UpdateRequest, text: &str) {
-        if text != BUSY {
+    pub(crate) fn reply(&self, request: &UpdateRequest, result: Result<String, HandoverError>) {
+        if !matches!(result, Err(HandoverError::Busy)) {
             *self.0.session.borrow_mut() = None;
         }
-        self.quiesce().resume_one(request.conn, reply(&request.header, text));
+        let text = result.unwrap_or_else(|error| error.to_string());
+        self.quiesce().resume_one(request.conn, reply(&request.header, &text));
     }
 
     fn control(&self, args: &[&[u8]]) -> Result<Vec<u8>, Errno> {

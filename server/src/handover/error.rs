@@ -76,7 +76,7 @@ pub(crate) enum HandoverError {
 impl fmt::Display for HandoverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            HandoverError::Busy => super::control::BUSY.fmt(f),
+            HandoverError::Busy => write!(f, "BUSY"),
             HandoverError::Cancelled => write!(f, "Cancellation was requested"),
             HandoverError::LongTransactions(open) => {
                 write!(f, "Domains with long running transactions:\n{open}")

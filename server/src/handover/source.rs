@@ -92,16 +92,14 @@ impl Source<'_> {
         loop {
             let request = self.update.next_request().await;
             info!(file = %request.file.display(), dry_run = request.dry_run, "live update: asked for");
-            let text = match self.attempt(&request).await {
-                Ok(report) => report,
+            let result = self.attempt(&request).await;
+            match &result {
+                Ok(_) | Err(HandoverError::Busy) => {}
                 Err(error) => {
-                    if !matches!(error, HandoverError::Busy) {
-                        warn!(reason = %error, "live update: not done, this program continues");
-                    }
-                    error.to_string()
+                    warn!(reason = %error, "live update: not done, this program continues");
                 }
-            };
-            self.update.reply(&request, &text);
+            }
+            self.update.reply(&request, result);
             self.server.wake_all();
         }
     }
