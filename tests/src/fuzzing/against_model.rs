@@ -1,4 +1,4 @@
-//! The engine against the model: every reply and every event must be the same.
+//! The engine and the model: every reply and every event must be the same.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub(super) const QUOTAS: &[(&str, u32)] = &[
     ("soft-memory", 0),
 ];
 
-/// Few paths, so that things happen to the same ones.
+/// Few paths, so that operations meet at the same nodes.
 const PATHS: &[&str] = &[
     "/",
     "/a",
@@ -67,12 +67,12 @@ const VALUES: &[&str] = &["", "1", "2", "a value that is rather long, to reach t
 const DOMIDS: &[&str] = &["1", "2", "3", "0", "7", "32752", "x"];
 const DOMAINS: u16 = 3;
 
-/// What is likely to happen, as message types; 100 and up are other things.
+/// Operations, by their frequency: message types, and other operations from 100 on.
 const ANYTHING: &[u32] = &[
     11, 11, 11, 2, 1, 3, 12, 13, 14, 14, 4, 4, 5, 6, 7, 7, 22, 21, 8, 9, 10, 17, 18, 19, 23, 24,
     25, 26, 0, 15, 20, 100, 100, 101, 102, 103, 104, 105,
 ];
-/// Transactions that get in each other's way.
+/// Operations that make transactions conflict.
 const TRANSACTIONS: &[u32] =
     &[11, 11, 11, 11, 2, 2, 1, 3, 12, 13, 13, 14, 22, 6, 6, 6, 7, 7, 7, 100, 4];
 
@@ -83,29 +83,29 @@ const SHUT_DOWN: u32 = 103;
 const RECONNECT: u32 = 104;
 const RAW: u32 = 105;
 const RENEW: u32 = 106;
-/// Everything, with transactions that stay open while the twin is renewed.
+/// All operations, with transactions that stay open while the twin is renewed.
 const RENEWALS: &[u32] = &[
     RENEW, RENEW, RENEW, RENEW, 11, 11, 11, 2, 1, 3, 12, 13, 13, 14, 14, 4, 4, 4, 5, 6, 6, 6, 7, 7,
     22, 22, 21, 8, 9, 17, 18, 19, 24, 25, 26, 0, 0, 100, 101, 102, 103, 104, 105,
 ];
 
-/// Arbitrary operations of several connections, in and out of transactions.
+/// Arbitrary operations of several connections, inside and outside transactions.
 pub fn engine(data: &[u8]) {
     Pair::new(false).run(data, ANYTHING);
 }
 
-/// Transactions that interleave: what a commit does must be what a serial replay on the model does.
+/// Interleaved transactions: a commit must have the same result as a serial replay in the model.
 pub fn merge(data: &[u8]) {
     Pair::new(false).run(data, TRANSACTIONS);
 }
 
-/// The same with a mistake planted in the model: this must fail.
+/// The target `merge` with a bug in the model, which must fail.
 pub fn canary(data: &[u8]) {
     Pair::new(true).run(data, TRANSACTIONS);
 }
 
-/// An engine and its twin, which is written down and read again at arbitrary points: both must
-/// answer and tell the same bytes, and the same as the model.
+/// An engine and its twin, which is encoded and decoded at arbitrary points. Both must send the same
+/// bytes, and the same replies and events as the model.
 pub(super) fn twins(data: &[u8]) {
     let mut pair = Pair::new(false);
     pair.renew();
@@ -145,25 +145,25 @@ impl Host for Machine {
 
 struct Slot {
     domid: Option<u16>,
-    /// In the engine and in the model, while it is open.
+    /// The ids of the open connection in the engine and in the model.
     conn: Option<(ConnId, u32)>,
     transactions: Vec<u32>,
 }
 
 struct Pair {
     engine: Engine,
-    /// Another that does the same; see [`twins`].
+    /// A second engine with the same inputs; see [`twins`].
     twin: Option<Engine>,
-    /// An earlier state, as it was written.
+    /// An earlier state, encoded.
     earlier: Option<(Vec<u8>, Base)>,
     machine: Machine,
     model: Model,
     slots: Vec<Slot>,
-    /// Print what happens (`XENSTORE_FUZZ_TRACE`), to understand an input that was found.
+    /// Prints each operation, to debug a failing input (`XENSTORE_FUZZ_TRACE`).
     trace: bool,
 }
 
-/// Bytes as decisions; zeros when they are used up.
+/// Decides by the bytes of the input; 0 after the last one.
 struct Choices<'a>(&'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -183,10 +183,10 @@ impl<'a> Choices<'a> {
 }
 
 impl Pair {
-    fn new(planted_mistake: bool) -> Pair {
+    fn new(has_bug: bool) -> Pair {
         let mut model = Model::new(QUOTAS);
-        if planted_mistake {
-            model.plant_mistake();
+        if has_bug {
+            model.plant_bug();
         }
         let mut pair = Pair {
             engine: Engine::new(&config()),
@@ -217,42 +217,42 @@ impl Pair {
         pair
     }
 
-    /// Does something with the engine, and with its twin if it has one.
+    /// Applies `act` to the engine, and to its twin if there is one.
     fn each<T: PartialEq + std::fmt::Debug>(
         &mut self,
         mut act: impl FnMut(&mut Engine, &mut Machine) -> T,
     ) -> T {
         let done = act(&mut self.engine, &mut self.machine);
         if let Some(twin) = &mut self.twin {
-            assert_eq!(act(twin, &mut self.machine), done, "the twin does something else");
+            assert_eq!(act(twin, &mut self.machine), done, "the twin returns another result");
         }
         done
     }
 
-    /// The twin becomes what is left of it when it is written down and read again.
+    /// Replaces the twin by what is restored from its state.
     fn renew(&mut self) {
         let now = self.engine.dump();
         let written = now.encode();
         if let Some(twin) = &self.twin {
-            assert!(twin.dump().encode() == written, "the twin is something else");
+            assert!(twin.dump().encode() == written, "the twin has another state");
         }
         let state = State::decode(&written).expect("our own stream");
         assert_eq!(state.lost, [""; 0]);
         if let Some((mut bytes, base)) = self.earlier.take() {
             now.encode_since(&base, &mut |piece| bytes.extend_from_slice(piece));
             let both = State::decode(&bytes).expect("our own streams");
-            assert!(both.encode() == written, "what has changed since is something else");
+            assert!(both.encode() == written, "the difference gives another state");
         }
         self.earlier = Some((written.clone(), now.into_base()));
         let (twin, _) = Engine::restore(&config(), &state).expect("our own state");
-        twin.check().expect("what is restored is sound");
-        assert!(twin.dump().encode() == written, "a state does not survive");
+        twin.check().expect("the restored engine is sound");
+        assert!(twin.dump().encode() == written, "the restored engine has another state");
         self.twin = Some(twin);
     }
 
     fn run(&mut self, data: &[u8], operations: &[u32]) {
         let mut choices = Choices(data);
-        // Longer runs are only slower.
+        // Longer runs find nothing more.
         for _ in 0..200 {
             if choices.0.is_empty() {
                 break;
@@ -359,20 +359,22 @@ impl Pair {
         events.map(|(path, token)| format!("{path}|{}|", text(&token))).collect()
     }
 
-    /// Sends a request to both, and compares what comes back.
+    /// Sends a request to engine and model, and compares replies and events.
     fn request(&mut self, slot: usize, ty: u32, tx: u32, payload: &[u8]) {
         self.notice_ended();
         let Some((conn, model)) = self.slots[slot].conn else { return };
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: RequestId(5), tx_id: TxId(tx), len };
-        // Past conflicts are not carried.
+        // The record of past conflicts is not part of a state.
         let twin = self.twin.take_if(|_| ty == op::CONTROL && payload.starts_with(b"conflicts"));
         let out = self.each(|engine, machine| {
             let mut out = Vec::new();
             if ty == op::TRANSACTION_END {
-                engine.check_commit(conn, TxId(tx), machine).expect("as by replay");
+                engine
+                    .check_commit(conn, TxId(tx), machine)
+                    .expect("a commit equals a serial replay");
             }
-            // One that is put off is as if it had come when it does not have to wait any longer.
+            // A deferred request has the same result as one sent after the delay.
             let mut now = 0;
             while let Outcome::Deferred(until) =
                 engine.handle(conn, &header, payload, now, machine, &mut out)
@@ -387,7 +389,7 @@ impl Pair {
         }
         let mut frames = frames(&out);
         let what = format!("connection {slot} type {ty} tx {tx} {:?}", text(payload));
-        // CONTROL is not modelled: only that it is answered, once.
+        // The model has no CONTROL: only the number of replies is checked.
         if ty == op::CONTROL {
             assert_ne!(frames.pop().expect("a reply").0, op::WATCH_EVENT, "{what}");
             let got: Vec<String> = frames.iter().map(|(_, payload)| text(payload)).collect();
@@ -414,7 +416,7 @@ impl Pair {
             let event = WatchEvent::parse(first.expect("a first event")).expect("well-formed");
             assert!(payload.starts_with(event.path) && after.len() == 1, "{what}");
         } else {
-            assert!(after.is_empty(), "{what}: something follows the reply");
+            assert!(after.is_empty(), "{what}: a frame follows the reply");
         }
         if got_ty == op::TRANSACTION_START {
             let id = text(&expected).trim_end_matches('|').parse().expect("an id");
@@ -426,7 +428,7 @@ impl Pair {
         self.notice_ended();
     }
 
-    /// Both must have ended the same connections.
+    /// Engine and model must have closed the same connections.
     fn notice_ended(&mut self) {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some((conn, model)) = slot.conn {
@@ -440,14 +442,14 @@ impl Pair {
     }
 }
 
-/// A payload for a request of this type.
+/// The payload of a request of this type.
 fn payload(ty: u32, choices: &mut Choices<'_>) -> Vec<u8> {
     let at = usize::from(choices.byte()) % PATHS.len();
     let path = PATHS[at];
     let text = match ty {
         op::WRITE => format!("{path}|{}", choices.of(VALUES)),
         op::SET_PERMS => format!("{path}|{}", choices.of(PERMS)),
-        // One token for a path, so that the events of a connection's watches differ.
+        // Each path has one token, so that the events of two watches differ.
         op::WATCH => format!("{path}|t{at}|{}", choices.of(&["", "", "", "0|", "1|", "2|"])),
         op::UNWATCH => format!("{path}|t{at}|"),
         op::TRANSACTION_START | op::RESET_WATCHES => "|".into(),

@@ -1,10 +1,9 @@
-//! The most expensive single step of the engine: a program of guests whose dearest step is searched
-//! for, by fuzzing and by [`search`].
+//! The most expensive single step of the engine, found by fuzzing and by [`search`].
 //!
-//! A step is what the main thread of a server does at once: a request, the death of a domain, the
-//! events that a connection fetches. All clients wait meanwhile. A program is a list of genes of
-//! four bytes; many of them stand for many requests, and one of them can be carried out by all guests,
-//! so that a few bytes say "100 guests make a chain of 900 nodes each".
+//! A step is what the main thread of a server executes without interruption: a request, the death of a
+//! domain, or the events that a connection fetches. All clients wait during a step. A program is a
+//! list of genes of four bytes. One gene can stand for many requests of all guests: "100 guests create
+//! a chain of 900 nodes each".
 
 use std::path::Path;
 
@@ -14,49 +13,49 @@ use xenstore_store::{Config, Engine};
 use super::guests::{Answer, Guests};
 use crate::raw::op;
 
-/// Guests of a program. The last one is the one that dies most.
+/// Number of guests. The last one dies most often.
 pub const GUESTS: u16 = 24;
 /// Bytes of a gene.
 const GENE: usize = 4;
-/// Genes of a program at most, and requests that it may make.
+/// Maxima of a program: genes and requests.
 const GENES: usize = 40;
 const REQUESTS: usize = 8000;
-/// In place of a guest: all of them.
+/// The number that stands for all guests.
 const ALL: u8 = 0xff;
-/// The most levels of a path of a guest.
+/// Maximal levels of a path of a guest.
 const LEVELS: usize = 980;
 
-/// Work that a server has the engine do at once, of what the engine has deferred.
+/// Units of deferred work that a server executes without interruption.
 const PIECE: u32 = 4096;
 
-/// What a step has cost, as the difference between before and after.
+/// Measures a step: the difference between its values after and before.
 pub type Meter = dyn Fn(&Engine) -> u64;
 
-/// A step and what it cost.
+/// A step and its cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// In the unit of the meter.
+    /// The cost, in units of the meter.
     pub cost: u64,
-    /// What it was.
+    /// A description of the step.
     pub what: String,
-    /// The gene that it belongs to.
+    /// The index of its gene.
     pub gene: usize,
 }
 
-/// CPU time of this thread, in nanoseconds: what a step keeps others waiting for at least.
+/// CPU time of this thread, in nanoseconds: the least time that other connections wait.
 pub fn cpu_time(_: &Engine) -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
     seconds * 1_000_000_000 + nanos
 }
 
-/// A program that is carried out.
+/// The execution of a program.
 struct Run<'m> {
     guests: Guests,
     meter: &'m Meter,
     /// Open transactions, by guest.
     open: Vec<Vec<u32>>,
-    /// Values of different lengths, so that no write is the same as the one before.
+    /// Length of the next value, which changes so that no two writes are equal.
     written: usize,
     requests: usize,
     gene: usize,
@@ -64,7 +63,7 @@ struct Run<'m> {
 }
 
 impl Run<'_> {
-    /// Carries out a step, and then the steps of what the engine has deferred.
+    /// Executes a step, and then the deferred work of the engine.
     fn step<T>(&mut self, what: impl Fn() -> String, step: impl FnOnce(&mut Guests) -> T) -> T {
         let result = self.measure(&what, step);
         while self.guests.engine.has_work() {
@@ -74,7 +73,7 @@ impl Run<'_> {
         result
     }
 
-    /// Carries out something and keeps it if it is the dearest so far.
+    /// Executes and measures a step, and stores it if it is the most expensive so far.
     fn measure<T>(&mut self, what: &dyn Fn() -> String, step: impl FnOnce(&mut Guests) -> T) -> T {
         let before = (self.meter)(&self.guests.engine);
         let result = step(&mut self.guests);
@@ -85,7 +84,7 @@ impl Run<'_> {
         result
     }
 
-    /// Sends a request of a guest, in its newest transaction if it has one open and `in_tx` is set.
+    /// Sends a request of a guest; with `in_tx`, in its newest transaction if it has one.
     fn ask(&mut self, who: usize, in_tx: bool, ty: u32, payload: &str) {
         if self.requests == REQUESTS {
             return;
@@ -107,11 +106,11 @@ impl Run<'_> {
         }
     }
 
-    /// What a gene says, for one guest.
+    /// Executes a gene for one guest.
     fn carry_out(&mut self, who: u16, [kind, _, a, b]: [u8; GENE]) {
         let (at, count) = (usize::from(who), usize::from(b) * 4);
         let in_tx = !self.open[at].is_empty() && a & 0x80 != 0;
-        // Where: the guest's own node, or the one that all share, with a chain below.
+        // The node: the guest's own or the shared one, and a chain below it.
         let base = match a & 3 {
             0 => "a".to_owned(),
             1 => "w".to_owned(),
@@ -130,7 +129,7 @@ impl Run<'_> {
                 self.ask(at, in_tx, op::WRITE, &format!("{base}/{child}\0{value}"));
             }),
             3 => {
-                // Up to five entries, the last guest among them.
+                // At most five entries; one names the last guest.
                 let others = (0..b & 3).map(|other| format!("r{}\0", 1 + u16::from(other)));
                 let others: String = others.collect();
                 let perms = format!("{base}\0n{who}\0r{GUESTS}\0{others}");
@@ -159,7 +158,7 @@ impl Run<'_> {
     }
 }
 
-/// Carries out a program; its dearest step by this meter.
+/// Executes a program. Returns its most expensive step by this meter.
 pub fn dearest(program: &[u8], meter: &Meter) -> Step {
     carried_out(program, meter).worst
 }
@@ -180,16 +179,16 @@ fn carried_out<'m>(program: &[u8], meter: &'m Meter) -> Run<'m> {
     run
 }
 
-/// The fuzz target: any program keeps the engine sound. What a step costs is for [`search`], which
-/// a coverage-guided fuzzer with its sanitizers would measure wrongly.
+/// The fuzz target: the engine is sound after any program. It does not measure steps, since the
+/// sanitizers of a fuzzer distort their costs; [`search`] does.
 pub fn dear(data: &[u8]) {
-    carried_out(data, &|_| 0).guests.engine.check().expect("it stays sound");
+    carried_out(data, &|_| 0).guests.engine.check().expect("the engine is sound");
 }
 
-/// Numbers that are the same everywhere.
+/// A generator whose numbers depend only on its seed.
 struct Random {
     state: u64,
-    /// Where most genes of a hill do what they do, so that they have to do with each other.
+    /// The node of most genes of a hill, so that they affect each other.
     place: u8,
 }
 
@@ -205,7 +204,7 @@ impl Random {
     }
 
     fn gene(&mut self) -> [u8; GENE] {
-        // All of them, the first one or the last one three times out of four.
+        // In three of four cases: all guests, the first or the last one.
         let last = u8::try_from(GUESTS - 1).unwrap_or(0);
         let who = [ALL, ALL, ALL, 0, last, self.byte()][self.below(6)];
         let place = [self.place, self.place, self.place, self.byte()][self.below(4)];
@@ -213,13 +212,13 @@ impl Random {
         [self.byte(), who, place & 0x7f | in_tx, [ALL, ALL, self.byte()][self.below(3)]]
     }
 
-    /// The foot of a hill.
+    /// A random program to start from.
     fn program(&mut self) -> Vec<u8> {
         self.place = self.byte();
         (0..4 + self.below(12)).flat_map(|_| self.gene()).collect()
     }
 
-    /// Another program: genes added, removed, changed, repeated, exchanged.
+    /// A changed program: genes are added, removed, changed, repeated or exchanged.
     fn mutate(&mut self, program: &[u8]) -> Vec<u8> {
         let mut genes: Vec<[u8; GENE]> =
             program.chunks_exact(GENE).map(|gene| [gene[0], gene[1], gene[2], gene[3]]).collect();
@@ -248,28 +247,28 @@ pub fn known() -> Vec<Vec<u8>> {
     paths.iter().filter_map(|path| std::fs::read(path).ok()).collect()
 }
 
-/// Searches for the program with the dearest step, from this seed, as long as `go_on` says: climbs a
-/// hill, and begins at another one if it has not got on for a while. The first are those that are
-/// known, the others begin with programs made at random.
+/// Searches for the program with the most expensive step while `continues` returns true. The search climbs
+/// hills: it mutates a program, and starts at another one after `PATIENCE` mutations without
+/// progress. It starts at the known programs, then at random ones of this seed.
 pub fn search(
     seed: u64,
     meter: &Meter,
     known: &[Vec<u8>],
-    mut go_on: impl FnMut() -> bool,
+    mut continues: impl FnMut() -> bool,
     mut found: impl FnMut(&Step, &[u8]),
 ) -> (Step, Vec<u8>) {
-    /// Mutations in vain before it begins elsewhere.
+    /// Mutations without progress before the search starts at another program.
     const PATIENCE: usize = 60;
     let mut random = Random { state: seed, place: 0 };
     let mut best: (Step, Vec<u8>) = Default::default();
     let mut hill: (Step, Vec<u8>) = Default::default();
     let (mut in_vain, mut known) = (0, known.iter());
-    while go_on() {
+    while continues() {
         let program = match hill.1.is_empty() {
             true => known.next().cloned().unwrap_or_else(|| random.program()),
             false => random.mutate(&hill.1),
         };
-        // The smaller of two runs: the machine may have done something else in one of them.
+        // The smaller of two runs: other processes may have disturbed one of them.
         let mut step = dearest(&program, meter);
         if step.cost > hill.0.cost {
             let again = dearest(&program, meter);
@@ -291,7 +290,7 @@ pub fn search(
     best
 }
 
-/// A program as text, a gene a line: action, guest, path and amount.
+/// A program as text, one gene per line: operation, guest, node and amount.
 pub fn describe(program: &[u8]) -> String {
     const KINDS: [&str; 14] = [
         "write",

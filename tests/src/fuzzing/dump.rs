@@ -1,13 +1,13 @@
-//! Dump and restore.
+//! Dump and restore of an engine.
 
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Header, Operation, TxId};
 use xenstore_store::{CFormat, Config, ConnId, DomainInfo, Engine, Host, State};
 
 use super::against_model::twins;
 
-/// With an odd first byte the rest is a run of operations, during which an engine is replaced by
-/// what is restored of it. With an even one it is a state from somewhere: it is refused, or what is
-/// made of it is sound, survives, and stays sound to the end.
+/// With an odd first byte, the rest is a run of operations during which an engine is replaced by
+/// one restored from its state. With an even one, the rest is an arbitrary state: it is refused, or the
+/// restored engine is sound, can be dumped and restored again, and is sound until it is empty.
 pub fn dump(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     if kind % 2 == 1 {
@@ -15,7 +15,7 @@ pub fn dump(data: &[u8]) {
     } else if let Ok(state) = State::decode(data) {
         let config = Config::default();
         if let Ok((engine, conns)) = Engine::restore(&config, &state) {
-            engine.check().expect("what is restored is sound");
+            engine.check().expect("the restored engine is sound");
             assert_eq!(conns.len(), state.connections.len());
             survives(&engine, &config);
             ends(engine, &state);
@@ -28,7 +28,7 @@ fn survives(engine: &Engine, config: &Config) {
     let decoded = State::decode(&state.encode()).expect("our own stream");
     assert_eq!(decoded, state);
     let (again, conns) = Engine::restore(config, &decoded).expect("our own state");
-    again.check().expect("what is restored is sound");
+    again.check().expect("the restored engine is sound");
     assert_eq!(again.dump(), state);
     assert_eq!(conns.len(), state.connections.len());
     let formats = [
@@ -41,11 +41,11 @@ fn survives(engine: &Engine, config: &Config) {
         let (bytes, _) = state.encode_for_c(&format, version);
         let state = State::decode(&bytes).expect("a stream for C");
         let (engine, _) = Engine::restore(config, &state).expect("a state for C");
-        engine.check().expect("what is restored is sound");
+        engine.check().expect("the restored engine is sound");
     }
 }
 
-/// A machine on which no domain is left.
+/// A host without domains.
 struct Empty;
 
 impl Host for Empty {
@@ -64,14 +64,14 @@ impl Host for Empty {
     }
 }
 
-/// Every transaction is committed, every event fetched, every domain dies, every connection ends.
+/// Commits all transactions, fetches all events, destroys all domains and closes all connections.
 fn ends(mut engine: Engine, state: &State) {
-    let sound = |engine: &Engine| engine.check().expect("it stays sound");
+    let sound = |engine: &Engine| engine.check().expect("the engine is sound");
     let request = |engine: &mut Engine, conn: ConnId, op: Operation, tx_id, payload: &[u8]| {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty: op.as_wire(), tx_id, len, ..Header::default() };
         let _ = engine.handle(conn, &header, payload, 0, &mut Empty, &mut Vec::new());
-        engine.check().expect("it stays sound");
+        engine.check().expect("the engine is sound");
     };
     for connection in &state.connections {
         request(&mut engine, connection.id, Operation::Write, TxId::NONE, b"/local/domain/0/x\0y");

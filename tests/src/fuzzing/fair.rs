@@ -1,4 +1,4 @@
-//! Fairness and accounting: guests that do what they like beside a toolstack with a retry loop.
+//! Fairness and accounting: arbitrary guests beside a toolstack with a retry loop.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use super::guests::{Answer, Guests};
 use crate::raw::op;
 
 const GUESTS: u16 = 3;
-/// The guest that does nothing that the toolstack could see.
+/// The guest that changes nothing that the toolstack reads.
 const QUIET: usize = 3;
 /// Requests of one transaction of the toolstack.
 const SCRIPT: usize = 6;
 
-/// Below `*`, which is the home of a guest, or `/shared`, in which every domain may do everything.
+/// Paths: below `*`, the home of a guest, or below `/shared`, where all guests have all access.
 const PATHS: &[&str] =
     &["*/a", "*/a/b", "*/a/b/c", "*/d", "*", "/shared", "/shared/a", "/shared/a/b", "/shared/d"];
 const VALUES: &[&str] = &["", "1", "2", "three"];
-/// A whole transaction, which is no type of a message.
+/// A complete transaction, in place of a message type.
 const WHOLE: u32 = 100;
 const ACTIONS: &[u32] = &[
     op::WRITE,
@@ -50,8 +50,9 @@ const SCRIPTED: &[u32] = &[
     op::SET_PERMS,
 ];
 
-/// Whatever guests do: the toolstack commits at the try after [`FAILURES`] at the latest, no request is
-/// deferred longer than announced or without a reason, and charges match the store.
+/// Under all operations of guests, at most [`FAILURES`] tries of a toolstack's transaction fail, no
+/// request is deferred longer than announced or without a reason, the charges of a domain cover its
+/// nodes, and removed nodes are not charged.
 pub fn fair(data: &[u8]) {
     let mut run = Run::new(data);
     let charged: Vec<i64> = run.charged();
@@ -66,7 +67,7 @@ pub fn fair(data: &[u8]) {
         }
     }
     run.finish();
-    assert_eq!(run.charged(), charged, "something stays charged");
+    assert_eq!(run.charged(), charged, "removed nodes are still charged");
 }
 
 /// A deferred request of a guest.
@@ -78,14 +79,14 @@ struct Held {
     until: Millis,
 }
 
-/// The toolstack's transaction: the same requests until they are committed.
+/// The transaction of the toolstack: the same requests until they are committed.
 #[derive(Default)]
 struct Toolstack {
     script: Vec<(u32, Vec<u8>)>,
-    /// The open one: its id, when it was opened, and how far it has come.
+    /// The open transaction: its id, its start, and the number of executed requests.
     open: Option<(u32, Millis, usize)>,
     failed: u32,
-    /// Something other than guests has come in between.
+    /// True if the try cannot count, because something other than a guest has interrupted it.
     disturbed: bool,
 }
 
@@ -107,7 +108,7 @@ impl Run<'_> {
         guests.ok(0, 0, op::SET_PERMS, b"/shared\0b0\0");
         let (first, data) = data.split_first().unwrap_or((&0, data));
         if first % 2 == 1 {
-            // Every transaction of the toolstack is protected from the beginning.
+            // All transactions of the toolstack are protected from their start.
             for _ in 0..FAILURES {
                 let tx = id(&guests.ok(0, 0, op::TRANSACTION_START, b"\0"));
                 guests.ok(0, tx, op::DIRECTORY, b"/shared\0");
@@ -151,7 +152,7 @@ impl Run<'_> {
         }
     }
 
-    /// A path in `home`'s home or a shared one.
+    /// A payload with a path in the home of guest `home`, or a shared one.
     fn payload(&mut self, ty: u32, home: usize) -> Vec<u8> {
         let (path, text) = (self.of(PATHS), self.of(VALUES));
         let path = path.replace('*', &format!("/local/domain/{home}"));
@@ -164,7 +165,7 @@ impl Run<'_> {
         .into_bytes()
     }
 
-    /// A guest does something, unless it waits.
+    /// Executes a random request of a guest, unless one of it is deferred.
     fn guest(&mut self, who: usize) {
         let ty = self.of(ACTIONS);
         if self.held.contains_key(&who) {
@@ -196,7 +197,7 @@ impl Run<'_> {
         self.offer_again();
     }
 
-    /// A guest writes in a transaction and commits it at once.
+    /// A guest opens a transaction, writes and commits, without a pause.
     fn whole_transaction(&mut self, who: usize) {
         let payload = match who {
             QUIET => b"/local/domain/3/quiet/0\0whole".to_vec(),
@@ -214,15 +215,18 @@ impl Run<'_> {
         self.offer_again();
     }
 
-    /// Offers a request of a guest; it may have to wait.
+    /// Offers a request of a guest, which may be deferred.
     fn offer(&mut self, who: usize, request: Held) {
         match self.guests.ask(who, request.tx_id, request.ty, &request.payload) {
             Answer::Later(until) => {
                 let Held { ty, ref payload, since, .. } = request;
                 let payload = String::from_utf8_lossy(payload);
-                assert_ne!(who, QUIET, "type {ty} {payload:?} waits without a reason");
-                assert!(self.toolstack.open.is_some(), "there is nothing to wait for");
-                assert!(until > self.guests.now && until <= since + HELD_FOR, "waits too long");
+                assert_ne!(who, QUIET, "type {ty} {payload:?} is deferred without a reason");
+                assert!(self.toolstack.open.is_some(), "no transaction is protected");
+                assert!(
+                    until > self.guests.now && until <= since + HELD_FOR,
+                    "deferred for too long"
+                );
                 self.held.insert(who, Held { until, ..request });
             }
             Answer::Reply(op::TRANSACTION_START, reply) => {
@@ -242,7 +246,8 @@ impl Run<'_> {
         }
     }
 
-    /// Like a server: retries deferred requests when the store says so, or when their time has come.
+    /// Offers deferred requests again, as a server does: when the engine wakes them, or when their
+    /// deadline has passed.
     fn offer_again(&mut self) {
         let mut ready = Vec::new();
         while let Some(conn) = self.guests.engine.pop_ready() {
@@ -257,7 +262,7 @@ impl Run<'_> {
         }
     }
 
-    /// The toolstack does its next request. A try that takes too long does not count.
+    /// Executes the next request of the toolstack. A try that takes too long does not count.
     fn toolstack(&mut self) {
         if self.toolstack.script.is_empty() {
             for _ in 0..SCRIPT {
@@ -275,7 +280,7 @@ impl Run<'_> {
         };
         if let Some((ty, payload)) = self.toolstack.script.get(at).cloned() {
             let answer = self.guests.ask(0, tx, ty, &payload);
-            assert!(!matches!(answer, Answer::Later(_)), "the toolstack does not wait");
+            assert!(!matches!(answer, Answer::Later(_)), "a request of the toolstack is deferred");
             self.toolstack.open = Some((tx, since, at + 1));
             return;
         }
@@ -288,7 +293,7 @@ impl Run<'_> {
                 self.toolstack.failed += u32::from(counts);
                 assert!(self.toolstack.failed <= FAILURES, "the toolstack starves");
             }
-            Answer::Later(_) => panic!("the toolstack does not wait"),
+            Answer::Later(_) => panic!("a request of the toolstack is deferred"),
         }
         self.offer_again();
     }
@@ -297,7 +302,7 @@ impl Run<'_> {
         (0..=GUESTS).map(|domid| self.guests.engine.charged(DomId(domid))).collect()
     }
 
-    /// What is charged to a domain is at least what its nodes are made of.
+    /// The charge of a domain must be at least the size of its nodes.
     fn covered(&self) {
         let mut sizes: BTreeMap<DomId, usize> = BTreeMap::new();
         self.guests.engine.dump().visit_nodes(|path, value, perms| {
@@ -310,7 +315,7 @@ impl Run<'_> {
         }
     }
 
-    /// All guests disconnect, and the nodes of the toolstack are removed.
+    /// Destroys all guests, and removes the nodes of the toolstack.
     fn finish(&mut self) {
         if let Some((tx, ..)) = self.toolstack.open {
             self.guests.ok(0, tx, op::TRANSACTION_END, b"F\0");

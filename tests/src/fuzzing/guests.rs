@@ -1,4 +1,4 @@
-//! An engine with guests and a toolstack, driven by frames, where requests may be put off.
+//! An engine with guests and a toolstack, driven by frames. Requests can be deferred.
 
 use std::collections::BTreeMap;
 
@@ -26,31 +26,31 @@ impl Host for Machine {
     }
 }
 
-/// What became of a request: type and payload of the reply, or until when it waits.
+/// The result of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Type and payload.
+    /// Type and payload of the reply.
     Reply(u32, Vec<u8>),
-    /// It is to be offered again.
+    /// It is deferred, at most until this time.
     Later(Millis),
 }
 
-/// A store with a toolstack, guests `1..=count` with a home each, and a connection of each.
+/// An engine with a toolstack and guests `1..=count`. Each has a connection, and each guest a home.
 #[derive(Debug)]
 pub struct Guests {
-    /// The store.
+    /// The engine.
     pub engine: Engine,
     machine: Machine,
-    /// The toolstack, then the guests.
+    /// The connections: of the toolstack, then of the guests.
     pub conns: Vec<ConnId>,
-    /// What the time is.
+    /// The time, in milliseconds.
     pub now: Millis,
     out: Vec<u8>,
     last_id: u64,
 }
 
 impl Guests {
-    /// A store with so many guests.
+    /// An engine with this number of guests.
     pub fn new(config: &Config, count: u16) -> Guests {
         let mut engine = Engine::new(config);
         let dom0 = engine.connect(Caller::Socket);
@@ -79,29 +79,29 @@ impl Guests {
         self.engine.connect(Caller::Domain(DomId(domid)))
     }
 
-    /// Bytes of the buffer that answers are written to, which is not the store's.
+    /// Capacity of the buffer for replies, which does not belong to the engine.
     pub fn buffer(&self) -> usize {
         self.out.capacity()
     }
 
-    /// A guest dies, and another one with its domid appears.
+    /// Destroys a guest and creates another with the same domid.
     pub fn replace(&mut self, domid: u16) {
         self.dies(domid);
         self.comes_back(domid);
     }
 
-    /// A guest dies, and the store notices.
+    /// Destroys a guest.
     pub fn dies(&mut self, domid: u16) {
         self.machine.0.remove(&domid);
         self.engine.domains_changed(&mut self.machine);
     }
 
-    /// Another guest with the domid of one that is dead appears.
+    /// Creates a guest with the domid of a destroyed one.
     pub fn comes_back(&mut self, domid: u16) {
         self.conns[usize::from(domid)] = self.introduce(domid);
     }
 
-    /// Sends a request of `who`; events that come along are dropped.
+    /// Sends a request of guest `who`. Drops the events before the reply.
     pub fn ask(&mut self, who: usize, tx_id: u32, ty: u32, payload: &[u8]) -> Answer {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
@@ -118,7 +118,7 @@ impl Guests {
         }
     }
 
-    /// Sends a request that must succeed; the payload of its reply.
+    /// Sends a request that must succeed. Returns the payload of its reply.
     pub fn ok(&mut self, who: usize, tx_id: u32, ty: u32, payload: &[u8]) -> Vec<u8> {
         match self.ask(who, tx_id, ty, payload) {
             Answer::Reply(got, reply) if got == ty => reply,
@@ -126,10 +126,10 @@ impl Guests {
         }
     }
 
-    /// Drops the events that wait for `who`.
+    /// Drops the queued events of guest `who`.
     pub fn drain(&mut self, who: usize) {
         self.out.clear();
-        // In pieces, so that the buffer stays as it is.
+        // In pieces, so that the buffer does not grow.
         while self.engine.emit_events(self.conns[who], 64 * 1024, &mut self.out) {
             self.out.clear();
         }

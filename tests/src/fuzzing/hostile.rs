@@ -1,5 +1,5 @@
-//! Rings in memory, and a machine of domains that have them. The page of a hostile guest changes
-//! between any two accesses of the server.
+//! Rings in memory, and a host whose domains have them. The page of a hostile guest changes between
+//! any two accesses of the server.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,15 +11,15 @@ use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn};
 use xenstore_store::{DomainInfo, Host};
 use xenstore_transport::ring::{Doorbell, Page, Ring, RingChannel};
 
-/// What the words of a page may be set to.
+/// Values for the words of a page.
 const VALUES: [u32; 12] =
     [0, 1, 2, 16, 1023, 1024, 1025, 5000, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1023, u32::MAX];
-/// Lengths in the headers of messages.
+/// Values for the lengths in headers.
 const LENGTHS: [u32; 6] = [0, 5, 4096, 4097, 0x8000_0000, u32::MAX];
-/// Of 256 accesses, so many change something before.
+/// The number of accesses, out of 256, that follow a change by the guest.
 const CHANGES: u8 = 80;
 
-/// Bytes as decisions, used by whoever comes first; zeros when they are used up.
+/// Decides by the bytes of the input, which all users share; 0 after the last one.
 #[derive(Clone, Debug)]
 pub(super) struct Tape(Rc<RefCell<std::vec::IntoIter<u8>>>);
 
@@ -53,12 +53,12 @@ impl Shared {
         Shared { bytes: Rc::new(RefCell::new(vec![0; 4096])), hostile }
     }
 
-    /// The same page for its guest.
+    /// The same page, accessed by its guest.
     pub(super) fn inside(&self) -> Shared {
         Shared { bytes: self.bytes.clone(), hostile: None }
     }
 
-    /// A guest puts requests down, whether there is room for them or not.
+    /// Writes requests of the guest, also beyond the free space.
     pub(super) fn send(&self, bytes: &[u8]) {
         let prod = self.load(Word::ReqProd);
         for (at, byte) in bytes.iter().enumerate() {
@@ -69,7 +69,7 @@ impl Shared {
         self.store(Word::ReqProd, prod.wrapping_add(count));
     }
 
-    /// A guest takes all replies that are there.
+    /// Reads all replies.
     pub(super) fn take(&self) -> Vec<u8> {
         let (cons, prod) = (self.load(Word::RspCons), self.load(Word::RspProd));
         let mut bytes = vec![0; prod.wrapping_sub(cons).min(SIZE) as usize];
@@ -81,14 +81,14 @@ impl Shared {
         bytes
     }
 
-    /// A guest sets all indices of its ring to 0.
+    /// Sets all indices to 0.
     pub(super) fn zero(&self) {
         for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
             self.store(word, 0);
         }
     }
 
-    /// What the guest does between two accesses of the server.
+    /// Changes the page as a hostile guest, between two accesses of the server.
     fn interfere(&self) {
         let Some(tape) = self.hostile.as_ref() else { return };
         if tape.byte() >= CHANGES {
@@ -104,7 +104,7 @@ impl Shared {
                 page.write(Side::Requests, at, &[tape.byte()]);
             }
             4 => {
-                // In the middle of what the server reads next, most likely.
+                // Most likely in the bytes that the server reads next.
                 let at = (page.load(Word::ReqCons).wrapping_add(12) % SIZE) as usize & !3;
                 page.write(Side::Requests, at, &tape.of(&LENGTHS).to_le_bytes());
             }
@@ -135,7 +135,7 @@ impl Page for Shared {
     fn read(&self, side: Side, at: usize, bytes: &mut [u8]) {
         self.interfere();
         bytes.copy_from_slice(&self.bytes.borrow()[side.offset() + at..][..bytes.len()]);
-        // A copy stays inside of its ring.
+        // A copy must not leave its ring.
         assert!(at + bytes.len() <= SIZE as usize);
     }
 
@@ -146,7 +146,7 @@ impl Page for Shared {
     }
 }
 
-/// A doorbell that counts.
+/// A doorbell that counts its notifications.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CountingDoorbell(pub(super) Rc<Cell<u32>>);
 
@@ -156,19 +156,19 @@ impl Doorbell for CountingDoorbell {
     }
 }
 
-/// Domains and their rings.
+/// A host: domains and their rings.
 #[derive(Default)]
 pub(super) struct Machine {
     pub(super) domains: BTreeMap<u16, DomainInfo>,
     pub(super) pages: BTreeMap<u16, Shared>,
     pub(super) channels: BTreeMap<u16, Arc<RingChannel<Shared, CountingDoorbell>>>,
-    /// Rings that somebody has to serve.
+    /// Rings that the server has not begun to serve.
     pub(super) fresh: Vec<Ring<Shared, CountingDoorbell>>,
     last_id: u64,
 }
 
 impl Machine {
-    /// A domain appears, with an empty page.
+    /// Creates a domain with an empty page.
     pub(super) fn create(&mut self, domid: u16, page: Shared) {
         let info = DomainInfo { unique_id: self.last_id, shutdown: false };
         self.last_id += 1;

@@ -1,7 +1,7 @@
-//! A server on rings, of which one belongs to a guest that does what it likes.
+//! A server on rings, one of which belongs to a hostile guest.
 //!
-//! Dom0 and guest 2 keep to the protocol, and look at nothing that guest 1 may change. So whatever
-//! guest 1 does to its page, and when, they must be answered as by a model in which it does nothing.
+//! Dom0 and guest 2 follow the protocol, and read nothing that guest 1 may change. For all changes that
+//! guest 1 makes to its page, they must get the replies of a model in which guest 1 does nothing.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -20,15 +20,15 @@ use super::hostile::{Machine, Shared, Tape};
 use crate::model::Model;
 use crate::raw::{bytes, frame, op, text};
 
-/// The guest that does what it likes.
+/// The hostile guest.
 const HOSTILE: u16 = 1;
-/// Who does not.
+/// The domains that follow the protocol.
 const HONEST: [u16; 2] = [0, 2];
-/// Turns in which a server that has work for a step must have done it: a hostile guest can cause one
-/// for each of its bytes, and there are at most 4,096.
+/// Turns within which a server must finish the work of a step. A hostile guest can cause one turn for
+/// each of its bytes, which are at most 4,096.
 const TURNS: u32 = 10_000;
 
-/// What honest domains look at. Nothing of it is, or may be, the hostile guest's.
+/// Paths of the honest domains. The hostile guest has no access to them.
 const PATHS: &[&str] = &[
     "/a",
     "/a/b",
@@ -53,7 +53,7 @@ const REQUESTS: &[u32] = &[
     11, 11, 11, 2, 2, 1, 3, 12, 13, 14, 4, 4, 5, 6, 6, 7, 7, 22, 21, 8, 8, 8, 9, 10, 17, 18, 23, 15,
 ];
 
-/// What the hostile guest asks for.
+/// Requests of the hostile guest.
 const ITS_REQUESTS: &[u32] = &[11, 11, 2, 1, 3, 12, 13, 14, 4, 4, 5, 6, 7, 21, 22, 9, 0, 20];
 const ITS_PAYLOADS: &[&str] = &[
     "/local/domain/1|",
@@ -85,11 +85,11 @@ struct Task<'a> {
     woken: Arc<Flag>,
 }
 
-/// A domain that keeps to the protocol.
+/// A domain that follows the protocol.
 struct Honest {
     domid: u16,
     page: Shared,
-    /// In the model.
+    /// The connection in the model.
     conn: u32,
     deframer: Deframer,
     transactions: Vec<u32>,
@@ -103,11 +103,11 @@ struct World<'a> {
     model: Model,
     honest: Vec<Honest>,
     tape: Tape,
-    /// Print what happens (`XENSTORE_FUZZ_TRACE`), to understand an input that was found.
+    /// Prints each operation, to debug a failing input (`XENSTORE_FUZZ_TRACE`).
     trace: bool,
 }
 
-/// Two guests and dom0, each with a ring; the page of one changes between any two accesses.
+/// Dom0 and two guests with rings. The page of one guest changes between any two accesses.
 pub fn ring(data: &[u8]) {
     let tape = Tape::new(data);
     let mut machine = Machine::default();
@@ -144,7 +144,7 @@ impl<'a> World<'a> {
         world
     }
 
-    /// An honest domain begins to speak.
+    /// Connects an honest domain.
     fn join(&mut self, domid: u16) {
         let page = self.server.with(|_, machine| machine.pages[&domid].clone());
         let (conn, deframer) = (self.model.connect(Some(domid)), Deframer::default());
@@ -186,7 +186,7 @@ impl<'a> World<'a> {
                 let (who, zeros) =
                     (usize::from(self.tape.byte()), self.tape.byte().is_multiple_of(2));
                 match zeros {
-                    // As by OpenBSD's first driver: the connection and all that belongs to it stay.
+                    // As the first driver of OpenBSD does: watches and transactions remain.
                     true => self.honest[who % HONEST.len()].page.zero(),
                     false => self.reconnect(who % HONEST.len()),
                 }
@@ -204,7 +204,7 @@ impl<'a> World<'a> {
         match ty {
             op::WRITE => format!("{path}|{}", tape.of(TEXTS)),
             op::SET_PERMS => format!("{path}|{}", tape.of(PERMS)),
-            // One token for a path, so that the events of a connection's watches differ.
+            // Each path has one token, so that the events of two watches differ.
             op::WATCH => format!("{path}|t{at}|{}", tape.of(&["", "", "0|", "1|"])),
             op::UNWATCH => format!("{path}|t{at}|"),
             op::TRANSACTION_START | op::RESET_WATCHES => "|".into(),
@@ -238,7 +238,7 @@ impl<'a> World<'a> {
             }
             next = at + 1;
         }
-        panic!("the server does not come to rest");
+        panic!("the server does not become idle");
     }
 
     fn ring_for(&mut self, domid: u16) {
@@ -258,7 +258,7 @@ impl<'a> World<'a> {
         self.ring_for(HOSTILE);
     }
 
-    /// An honest domain's request, in the model and over its ring.
+    /// Sends a request of an honest domain to the model and over its ring.
     fn request(&mut self, who: usize, ty: u32, id: u32, payload: &str) {
         let honest = &self.honest[who];
         let payload = bytes(payload);
@@ -290,7 +290,7 @@ impl<'a> World<'a> {
         self.compare(Some((who, after)));
     }
 
-    /// Every honest domain must have been told what the model tells it, then `after`.
+    /// Compares the events of all honest domains with the model. `after` follows them.
     fn compare(&mut self, after: Option<(usize, Vec<Message>)>) {
         for who in 0..self.honest.len() {
             let events = self.model.take_events(self.honest[who].conn).into_iter();
@@ -301,11 +301,11 @@ impl<'a> World<'a> {
                 expected.extend(after.iter().cloned());
             }
             let got = self.received(who);
-            assert_eq!(got, expected, "told to domain {}", self.honest[who].domid);
+            assert_eq!(got, expected, "messages to domain {}", self.honest[who].domid);
         }
     }
 
-    /// All that has come for an honest domain.
+    /// All messages that an honest domain has received.
     fn received(&mut self, who: usize) -> Vec<Message> {
         let mut found = Vec::new();
         loop {

@@ -1,9 +1,9 @@
-//! Frames and payloads.
+//! Parsing and emission of frames and payloads.
 
 use xenstore_protocol::{Deframer, HEADER_LEN, Header, Operation, Reply, Request, WatchEvent};
 
-/// Frames of a stream cut at arbitrary places must be those of the whole stream. The first byte is
-/// the length of the first piece, and so on round the first eight.
+/// The frames of a stream must not depend on its pieces. The first eight bytes are the lengths of
+/// pieces, in rotation.
 pub fn packet(data: &[u8]) {
     let Some((cuts, stream)) = data.split_first_chunk::<8>() else { return };
     let frames = |pieces: &mut dyn Iterator<Item = &[u8]>| {
@@ -31,7 +31,7 @@ pub fn packet(data: &[u8]) {
         (!piece.is_empty()).then_some(piece)
     });
     assert_eq!(whole, frames(&mut pieces));
-    // And each says what was there.
+    // Each frame has the bytes of the stream.
     let mut at = 0;
     for (header, payload) in &whole.0 {
         assert_eq!(stream[at..at + HEADER_LEN], header.emit());
@@ -40,8 +40,8 @@ pub fn packet(data: &[u8]) {
     }
 }
 
-/// A payload that is taken must be written back in a form that is taken as the same; one that is
-/// written must not depend on anything that was ignored. The first byte is the type.
+/// An accepted payload must round-trip to an equal message, and the emitted bytes must not depend on
+/// ignored ones. The first byte is the type.
 pub fn request(data: &[u8]) {
     let Some((ty, payload)) = data.split_first() else { return };
     let Some(op) = Operation::from_wire(u32::from(*ty) % 27) else { return };

@@ -13,7 +13,7 @@ fn quota_name(text: &[u8]) -> Result<&'static str, &'static str> {
 }
 
 impl Model {
-    pub(super) fn about_domains(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
+    pub(super) fn domain_request(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
         match ty {
             8 => {
                 let (texts, _) = strings(payload);
@@ -83,7 +83,7 @@ impl Model {
                 self.reset(conn);
             }
         } else {
-            self.tell_special("@introduceDomain", domid);
+            self.fire_special("@introduceDomain", domid);
         }
         ok()
     }
@@ -149,19 +149,19 @@ impl Model {
         conns.map(|(id, _)| *id).collect()
     }
 
-    /// The machine has lost a domain, and the store looks at all domains.
+    /// Destroys a domain. The store checks all domains.
     pub fn domain_died(&mut self, domid: u16) {
         self.alive.remove(&domid);
-        self.look_at_domains();
+        self.check_domains();
     }
 
-    /// A domain has shut down, and the store looks at all domains.
+    /// Shuts a domain down. The store checks all domains.
     pub fn domain_shut_down(&mut self, domid: u16) {
         self.alive.insert(domid, true);
-        self.look_at_domains();
+        self.check_domains();
     }
 
-    fn look_at_domains(&mut self) {
+    fn check_domains(&mut self) {
         for domid in self.domains.keys().copied().collect::<Vec<_>>() {
             match self.alive.get(&domid) {
                 None => self.destroy(domid),
@@ -170,7 +170,7 @@ impl Model {
                     let domain = self.domains.get_mut(&domid).expect("known");
                     if domain.introduced && !domain.shutdown {
                         domain.shutdown = true;
-                        self.tell_special("@releaseDomain", domid);
+                        self.fire_special("@releaseDomain", domid);
                     }
                 }
             }
@@ -198,20 +198,20 @@ impl Model {
             if node.perms[0].1 == domid {
                 node.perms[0].1 = 0;
             }
-            // The owner is another by now.
+            // The entry of the owner, the first one, has changed above.
             node.perms.retain(|entry| entry.1 != domid);
         }
         let introduced = self.domains[&domid].introduced;
         let new = self.tree.clone();
-        self.tell_changes(&changes, &old, &new);
+        self.fire_changes(&changes, &old, &new);
         self.domains.remove(&domid);
         if introduced {
-            self.tell_special("@releaseDomain", domid);
+            self.fire_special("@releaseDomain", domid);
         }
     }
 }
 
-/// A node and all below it, parents first, siblings in order of creation.
+/// The paths of a node and all nodes below it: parents first, siblings in order of creation.
 fn in_order(model: &Model, path: &str) -> Vec<String> {
     let mut found = vec![path.to_owned()];
     for child in children(&model.tree, path) {

@@ -60,9 +60,9 @@ impl Model {
         }
     }
 
-    /// Tells all that changed between two trees, in steps. Who may hear of a change is decided as if
-    /// each step had been made outside of a transaction.
-    pub(super) fn tell_changes(&mut self, steps: &[Step], old: &Tree, new: &Tree) {
+    /// Fires the watches for the steps that lead from one tree to another. Each step fires the watches
+    /// of the connections that may read the node at this step, as outside a transaction.
+    pub(super) fn fire_changes(&mut self, steps: &[Step], old: &Tree, new: &Tree) {
         let mut done: Vec<&str> = Vec::new();
         for Step { path, .. } in steps {
             if done.contains(&path.as_str()) {
@@ -70,7 +70,7 @@ impl Model {
             }
             done.push(path);
             for step in steps.iter().filter(|step| step.path == *path && step.removed) {
-                self.tell_removed_below(path, &step.before, old, new);
+                self.fire_removed_below(path, &step.before, old, new);
             }
             if !old.contains_key(path) && !new.contains_key(path) {
                 continue;
@@ -80,7 +80,7 @@ impl Model {
                 .filter(|step| step.path == *path)
                 .flat_map(|step| [&step.before, &step.after])
                 .flat_map(|tree| {
-                    // The root is its own parent here, which makes no difference.
+                    // The root is its own parent here: its list counts twice, to no effect.
                     [tree.get(path), tree.get(&parent(path))]
                 })
                 .flatten()
@@ -95,26 +95,26 @@ impl Model {
                         .then(|| depth(path) - depth(above))
                 }
             };
-            self.tell(path, &lists, |watch| {
+            self.fire(path, &lists, |watch| {
                 distance(&watch.path)
                     .is_some_and(|far| watch.depth.is_none_or(|depth| depth >= far as u64))
             });
         }
     }
 
-    fn tell_removed_below(&mut self, path: &str, before: &Tree, old: &Tree, new: &Tree) {
+    fn fire_removed_below(&mut self, path: &str, before: &Tree, old: &Tree, new: &Tree) {
         for child in children(before, path) {
-            self.tell_removed_below(&child, before, old, new);
+            self.fire_removed_below(&child, before, old, new);
             if new.contains_key(&child) || !old.contains_key(&child) {
                 continue;
             }
             let lists = [&before[&child], &before[&parent(&child)]].map(|node| node.perms.clone());
-            self.tell(&child, &lists, |watch| watch.path == child);
+            self.fire(&child, &lists, |watch| watch.path == child);
         }
     }
 
-    /// Tells about a domain.
-    pub(super) fn tell_special(&mut self, name: &str, domid: u16) {
+    /// Fires the watches of a special node for a domain.
+    pub(super) fn fire_special(&mut self, name: &str, domid: u16) {
         let lists = [self.tree[name].perms.clone(), self.tree["/"].perms.clone()];
         let with_domid = format!("{name}/{domid}");
         let conns: Vec<u32> = self.conns.keys().copied().collect();
@@ -134,7 +134,7 @@ impl Model {
         }
     }
 
-    fn tell(&mut self, path: &str, lists: &[Vec<Entry>], fires: impl Fn(&Watch) -> bool) {
+    fn fire(&mut self, path: &str, lists: &[Vec<Entry>], fires: impl Fn(&Watch) -> bool) {
         let conns: Vec<u32> = self.conns.keys().copied().collect();
         for conn in conns {
             if !lists.iter().any(|perms| self.allowed(conn, perms, b'r')) {
@@ -152,8 +152,8 @@ impl Model {
         let spelled = &path[watch.path.len() - watch.spelled.len()..];
         let event = (spelled.to_owned(), watch.token.clone());
         let conn = self.conns.get_mut(&conn).expect("open");
-        // Tokens are different for different watches of a connection, or events that look the same
-        // could not be told apart.
+        // The watches of a connection have different tokens. Otherwise equal events of two watches
+        // would be one.
         if !conn.events.contains(&event) {
             conn.events.push(event);
         }

@@ -1,18 +1,18 @@
-//! A XenStore written down as naively as possible, to hold the real one against.
+//! A naive model of a XenStore, which the fuzz targets compare the engine with.
 //!
-//! The tree is a map from whole paths to nodes; a transaction copies all of it; a commit runs the
-//! requests again, one after the other, and compares the answers. Nothing here is shared with the
-//! `protocol` and `store` crates, and nothing is clever.
+//! The tree is a map from paths to nodes. A transaction copies the map. A commit runs the requests of
+//! the transaction again, one after the other, and compares the replies. The model shares no code with
+//! the `protocol` and `store` crates.
 //!
-//! What must agree exactly: the type and payload of every reply (but for the generation of
-//! DIRECTORY_PART, which is opaque), and the events of every connection in order. Choices where the
-//! protocol leaves room:
+//! The engine must agree in the type and payload of every reply (except for the generation in
+//! DIRECTORY_PART, which is opaque), and in the events of every connection and their order. Where the
+//! protocol allows several results, the model chooses:
 //!
-//! * events of one change go to the watches of a connection in order of registration;
-//! * a removal tells watches on nodes below first, deepest first, siblings in order of creation;
-//! * a commit tells each changed path once, in order of first change;
-//! * events that are equal and not fetched yet are one, for each watch;
-//! * the `memory` and `outstanding` quotas are left out.
+//! * a change fires the watches of a connection in order of registration;
+//! * a removal first fires watches on the nodes below, deepest first, siblings in order of creation;
+//! * a commit fires watches once for each changed path, in order of first change;
+//! * equal events of one watch that have not been fetched are one event;
+//! * the quotas `memory` and `outstanding` are not modelled.
 
 mod domains;
 mod events;
@@ -22,7 +22,7 @@ mod transactions;
 
 use std::collections::BTreeMap;
 
-/// Errors are their names.
+/// The payload of a reply, or the name of an error.
 type Outcome = Result<Vec<u8>, &'static str>;
 
 /// A permission entry: letter, domid, and whether the domid named no domain.
@@ -35,7 +35,7 @@ struct Node {
     created: u64,
 }
 
-/// Whole paths to nodes; special nodes by their names.
+/// Nodes by path; special nodes by name.
 type Tree = BTreeMap<String, Node>;
 
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ struct Domain {
 
 #[derive(Clone, Debug)]
 struct Watch {
-    /// As the client wrote it.
+    /// The path as the client wrote it.
     spelled: String,
     path: String,
     token: Vec<u8>,
@@ -65,7 +65,7 @@ struct Transaction {
     doomed: bool,
 }
 
-/// What a request has done at a place, with the trees before and after it.
+/// A change of one path by a request, with the trees before and after the request.
 struct Step {
     path: String,
     removed: bool,
@@ -75,7 +75,7 @@ struct Step {
 
 #[derive(Debug, Default)]
 struct Conn {
-    /// None for a socket.
+    /// `None` for a socket.
     domid: Option<u16>,
     watches: Vec<Watch>,
     transactions: BTreeMap<u32, Transaction>,
@@ -91,11 +91,11 @@ pub struct Model {
     last_conn: u32,
     domains: BTreeMap<u16, Domain>,
     defaults: BTreeMap<&'static str, u32>,
-    /// Domains that the machine has, and whether each has shut down.
+    /// The domains that exist, and whether each has shut down.
     alive: BTreeMap<u16, bool>,
     clock: u64,
     /// A planted bug that a comparison must detect: blind writes conflict.
-    planted_mistake: bool,
+    has_bug: bool,
 }
 
 const QUOTAS: [(&str, u32); 10] = [
@@ -112,7 +112,7 @@ const QUOTAS: [(&str, u32); 10] = [
 ];
 
 impl Model {
-    /// A model with these quotas in place of the defaults.
+    /// A model with these quotas instead of the defaults.
     pub fn new(quotas: &[(&'static str, u32)]) -> Model {
         let mut defaults: BTreeMap<&'static str, u32> = QUOTAS.into_iter().collect();
         defaults.extend(quotas.iter().copied());
@@ -141,16 +141,16 @@ impl Model {
             defaults,
             alive: BTreeMap::from([(0, false)]),
             clock: 2,
-            planted_mistake: false,
+            has_bug: false,
         }
     }
 
-    /// Makes the model wrong in one point, to see that it is noticed.
-    pub fn plant_mistake(&mut self) {
-        self.planted_mistake = true;
+    /// Gives the model a bug, which a comparison must find.
+    pub fn plant_bug(&mut self) {
+        self.has_bug = true;
     }
 
-    /// Opens a connection: of a domain, or a socket.
+    /// Opens a connection of a domain, or of a socket if `domid` is `None`.
     pub fn connect(&mut self, domid: Option<u16>) -> u32 {
         self.last_conn += 1;
         self.conns.insert(self.last_conn, Conn { domid, ..Conn::default() });
@@ -167,28 +167,28 @@ impl Model {
         self.reset(conn);
     }
 
-    /// Is the connection open? It may have ended with its domain.
+    /// Returns true if the connection is open. It ends with its domain.
     pub fn is_connected(&self, conn: u32) -> bool {
         self.conns.contains_key(&conn)
     }
 
-    /// The machine gets a domain.
+    /// Adds a domain.
     pub fn domain_created(&mut self, domid: u16) {
         self.alive.insert(domid, false);
     }
 
-    /// Is a domain introduced?
+    /// Returns true if the domain is introduced.
     pub fn is_introduced(&self, domid: u16) -> bool {
         self.domains.get(&domid).is_some_and(|domain| domain.introduced)
     }
 
-    /// Events that wait for a connection; they are gone afterwards.
+    /// Takes the queued events of a connection.
     pub fn take_events(&mut self, conn: u32) -> Vec<(String, Vec<u8>)> {
         self.conns.get_mut(&conn).map(|conn| std::mem::take(&mut conn.events)).unwrap_or_default()
     }
 
-    /// Answers a request: type and payload of the reply. The first event of a watch is not among
-    /// the events; it follows the reply.
+    /// Executes a request. Returns type and payload of the reply. The first event of a new watch, which
+    /// follows the reply, is not queued.
     pub fn request(&mut self, conn: u32, ty: u32, tx: u32, payload: &[u8]) -> (u32, Vec<u8>) {
         let outcome = self.checked(conn, ty, tx, payload);
         match outcome {
@@ -198,7 +198,7 @@ impl Model {
         }
     }
 
-    /// The order of checks of C xenstored.
+    /// Checks a request in the order of C xenstored, then executes it.
     fn checked(&mut self, conn: u32, ty: u32, tx: u32, payload: &[u8]) -> Outcome {
         if ty > 26 || [15, 16, 20].contains(&ty) {
             return Err("ENOSYS");
@@ -214,7 +214,7 @@ impl Model {
             1 | 2 | 3 | 11 | 12 | 13 | 14 | 22 if tx != 0 => {
                 self.in_transaction(conn, tx, ty, payload)
             }
-            1 | 2 | 3 | 11 | 12 | 13 | 14 | 22 => self.outside(conn, ty, payload),
+            1 | 2 | 3 | 11 | 12 | 13 | 14 | 22 => self.outside_transaction(conn, ty, payload),
             4 => self.watch(conn, payload),
             5 => self.unwatch(conn, payload),
             6 if tx != 0 => Err("EBUSY"),
@@ -224,7 +224,7 @@ impl Model {
                 self.reset(conn);
                 Ok(b"OK\0".to_vec())
             }
-            _ => self.about_domains(conn, ty, payload),
+            _ => self.domain_request(conn, ty, payload),
         }
     }
 
@@ -248,7 +248,7 @@ impl Model {
         !self.privileged(conn) && limit != 0 && amount > limit
     }
 
-    /// Looks a domain up on the machine; from then on it is known.
+    /// Returns true if a domain exists. The model knows the domain from then on.
     fn find(&mut self, domid: u16) -> bool {
         if self.domains.contains_key(&domid) {
             return true;
@@ -267,7 +267,7 @@ impl Model {
         true
     }
 
-    /// May `conn` do this (`r` or `w`) by a permission list?
+    /// Returns true if a permission list grants `conn` this access (`r` or `w`).
     fn allowed(&self, conn: u32, perms: &[Entry], what: u8) -> bool {
         let domid = self.domid(conn);
         let target = self.domains.get(&domid).and_then(|domain| domain.target);
@@ -289,7 +289,7 @@ impl Model {
     }
 }
 
-/// Path of the parent; that of a special node is the root.
+/// The path of the parent; that of a special node is the root.
 fn parent(path: &str) -> String {
     match path.rfind('/') {
         None | Some(0) => "/".into(),
@@ -297,7 +297,7 @@ fn parent(path: &str) -> String {
     }
 }
 
-/// Children of a node in order of creation.
+/// The paths of the children of a node, in order of creation.
 fn children(tree: &Tree, path: &str) -> Vec<String> {
     let mut found: Vec<(&u64, &String)> = tree
         .iter()
@@ -308,7 +308,7 @@ fn children(tree: &Tree, path: &str) -> Vec<String> {
     found.into_iter().map(|(_, path)| path.clone()).collect()
 }
 
-/// Is `path` strictly below `above`?
+/// Returns true if `path` is strictly below `above`.
 fn is_below(path: &str, above: &str) -> bool {
     let prefix = if above == "/" { "/".into() } else { format!("{above}/") };
     path != above && path.starts_with(&prefix)

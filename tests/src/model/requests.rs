@@ -3,15 +3,15 @@
 use super::parse::{domid, exactly, number, path, strings};
 use super::{Entry, Model, Node, Outcome, Tree, children, is_below, parent};
 
-/// The tree that a request works on, and what it did.
-pub(super) struct Place<'a> {
+/// The tree that a request runs on, and its changes.
+pub(super) struct NodeContext<'a> {
     pub(super) tree: &'a mut Tree,
     pub(super) changes: &'a mut Vec<(String, bool)>,
-    /// Nodes of the caller besides those in `tree`: what others did since a transaction started.
+    /// The number of nodes of the caller that other requests have added since the transaction started.
     pub(super) nodes_elsewhere: isize,
 }
 
-pub(super) fn owned(tree: &Tree, domid: u16) -> isize {
+pub(super) fn count_owned(tree: &Tree, domid: u16) -> isize {
     let count = tree.values().filter(|node| node.perms[0].1 == domid).count();
     isize::try_from(count).expect("small")
 }
@@ -31,7 +31,7 @@ fn name(path: &str) -> &str {
 }
 
 impl Model {
-    /// The path that the caller means.
+    /// The path of the node for the caller.
     pub(super) fn resolve(&self, conn: u32, text: &[u8]) -> Result<String, &'static str> {
         let text = path(text)?;
         let full = match text.as_bytes()[0] {
@@ -56,8 +56,8 @@ impl Model {
         if path.starts_with('@') { Err("EINVAL") } else { Ok(path) }
     }
 
-    /// May the caller do this to the node, and is it there? Absence is reported only to those who might
-    /// do it to the nearest ancestor.
+    /// Succeeds if the node exists and the caller has the access `what`. Fails with ENOENT if it does
+    /// not exist and the caller has this access to the nearest ancestor, otherwise with EACCES.
     fn reach(&self, conn: u32, tree: &Tree, path: &str, what: u8) -> Result<(), &'static str> {
         let mut at = path.to_owned();
         while !tree.contains_key(&at) {
@@ -70,10 +70,10 @@ impl Model {
         }
     }
 
-    pub(super) fn on_nodes(
+    pub(super) fn node_request(
         &mut self,
         conn: u32,
-        place: &mut Place<'_>,
+        cx: &mut NodeContext<'_>,
         ty: u32,
         payload: &[u8],
     ) -> Outcome {
@@ -81,20 +81,20 @@ impl Model {
             11 => {
                 let (texts, _) = strings(payload);
                 let path = self.ordinary(conn, texts.first().ok_or("EINVAL")?)?;
-                self.write(conn, place, &path, &payload[texts[0].len() + 1..])
+                self.write(conn, cx, &path, &payload[texts[0].len() + 1..])
             }
-            14 => self.set_perms(conn, place, payload),
+            14 => self.set_perms(conn, cx, payload),
             22 => {
                 let texts = exactly(payload, 2)?;
                 let (path, offset) = (path(texts[0])?, number(texts[1], u64::MAX)?);
                 let path = self.ordinary(conn, path.as_bytes())?;
-                self.reach(conn, place.tree, &path, b'r')?;
-                Ok(part(place.tree, &path, offset))
+                self.reach(conn, cx.tree, &path, b'r')?;
+                Ok(part(cx.tree, &path, offset))
             }
             3 => {
                 let path = self.resolve(conn, exactly(payload, 1)?[0])?;
-                self.reach(conn, place.tree, &path, b'r')?;
-                let perms = place.tree[&path].perms.iter();
+                self.reach(conn, cx.tree, &path, b'r')?;
+                let perms = cx.tree[&path].perms.iter();
                 let text: String =
                     perms.map(|(letter, id, _)| format!("{}{id}\0", *letter as char)).collect();
                 Ok(text.into_bytes())
@@ -102,13 +102,13 @@ impl Model {
             _ => {
                 let path = self.ordinary(conn, exactly(payload, 1)?[0])?;
                 match ty {
-                    12 => self.mkdir(conn, place, &path),
-                    13 => self.rm(conn, place, &path),
+                    12 => self.mkdir(conn, cx, &path),
+                    13 => self.rm(conn, cx, &path),
                     _ => {
-                        self.reach(conn, place.tree, &path, b'r')?;
+                        self.reach(conn, cx.tree, &path, b'r')?;
                         match ty {
-                            2 => Ok(place.tree[&path].value.clone()),
-                            _ => Ok(names(place.tree, &path)).and_then(|list| {
+                            2 => Ok(cx.tree[&path].value.clone()),
+                            _ => Ok(names(cx.tree, &path)).and_then(|list| {
                                 if list.len() > 4096 { Err("E2BIG") } else { Ok(list) }
                             }),
                         }
@@ -118,41 +118,41 @@ impl Model {
         }
     }
 
-    fn write(&mut self, conn: u32, place: &mut Place<'_>, path: &str, value: &[u8]) -> Outcome {
-        match self.reach(conn, place.tree, path, b'w') {
+    fn write(&mut self, conn: u32, cx: &mut NodeContext<'_>, path: &str, value: &[u8]) -> Outcome {
+        match self.reach(conn, cx.tree, path, b'w') {
             Ok(()) => {
-                let size = size(place.tree, path) - place.tree[path].value.len() + value.len();
+                let size = size(cx.tree, path) - cx.tree[path].value.len() + value.len();
                 if self.exceeds(conn, "node-size", size) {
                     return Err("ENOSPC");
                 }
-                place.tree.get_mut(path).expect("reached").value = value.to_vec();
+                cx.tree.get_mut(path).expect("reached").value = value.to_vec();
             }
-            Err("ENOENT") => self.create(conn, place, path, value)?,
+            Err("ENOENT") => self.create(conn, cx, path, value)?,
             Err(name) => return Err(name),
         }
-        place.changes.push((path.into(), false));
+        cx.changes.push((path.into(), false));
         ok()
     }
 
-    fn mkdir(&mut self, conn: u32, place: &mut Place<'_>, path: &str) -> Outcome {
-        match self.reach(conn, place.tree, path, b'w') {
+    fn mkdir(&mut self, conn: u32, cx: &mut NodeContext<'_>, path: &str) -> Outcome {
+        match self.reach(conn, cx.tree, path, b'w') {
             Ok(()) => return ok(),
-            Err("ENOENT") => self.create(conn, place, path, b"")?,
+            Err("ENOENT") => self.create(conn, cx, path, b"")?,
             Err(name) => return Err(name),
         }
-        place.changes.push((path.into(), false));
+        cx.changes.push((path.into(), false));
         ok()
     }
 
     fn create(
         &mut self,
         conn: u32,
-        place: &mut Place<'_>,
+        cx: &mut NodeContext<'_>,
         path: &str,
         value: &[u8],
     ) -> Result<(), &'static str> {
-        // Try it on a copy, then look whether it was within the limits.
-        let mut tree = place.tree.clone();
+        // Creates the nodes in a copy, then checks the limits.
+        let mut tree = cx.tree.clone();
         let mut missing = Vec::new();
         let mut at = path.to_owned();
         while !tree.contains_key(&at) {
@@ -174,30 +174,30 @@ impl Model {
             .iter()
             .chain([&at])
             .any(|path| self.exceeds(conn, "node-size", size(&tree, path)));
-        let nodes = owned(&tree, self.domid(conn)) + place.nodes_elsewhere;
+        let nodes = count_owned(&tree, self.domid(conn)) + cx.nodes_elsewhere;
         let nodes = usize::try_from(nodes).unwrap_or(0);
         if too_large || self.exceeds(conn, "nodes", nodes) {
             return Err("ENOSPC");
         }
         self.clock = clock;
-        *place.tree = tree;
+        *cx.tree = tree;
         Ok(())
     }
 
-    fn rm(&mut self, conn: u32, place: &mut Place<'_>, path: &str) -> Outcome {
-        match self.reach(conn, place.tree, path, b'w') {
+    fn rm(&mut self, conn: u32, cx: &mut NodeContext<'_>, path: &str) -> Outcome {
+        match self.reach(conn, cx.tree, path, b'w') {
             Ok(()) if path == "/" => Err("EINVAL"),
             Ok(()) => {
-                place.tree.retain(|p, _| p != path && !is_below(p, path));
-                place.changes.push((path.into(), true));
+                cx.tree.retain(|p, _| p != path && !is_below(p, path));
+                cx.changes.push((path.into(), true));
                 ok()
             }
-            Err("ENOENT") if place.tree.contains_key(&parent(path)) => ok(),
+            Err("ENOENT") if cx.tree.contains_key(&parent(path)) => ok(),
             Err(name) => Err(name),
         }
     }
 
-    fn set_perms(&mut self, conn: u32, place: &mut Place<'_>, payload: &[u8]) -> Outcome {
+    fn set_perms(&mut self, conn: u32, cx: &mut NodeContext<'_>, payload: &[u8]) -> Outcome {
         let (texts, _) = strings(payload);
         let (first, entries) = texts.split_first().ok_or("EINVAL")?;
         path(first)?;
@@ -224,20 +224,20 @@ impl Model {
             let any_domain = entry.1 == 32757 && any;
             entry.2 = !any_domain && !self.find(entry.1);
         }
-        self.reach(conn, place.tree, &path, b'w')?;
-        let old = &place.tree[&path].perms;
+        self.reach(conn, cx.tree, &path, b'w')?;
+        let old = &cx.tree[&path].perms;
         if !self.owns(conn, old) {
             return Err("EACCES");
         }
         if !self.privileged(conn) && old[0].1 != perms[0].1 {
             return Err("EPERM");
         }
-        let size = size(place.tree, &path) - 8 * old.len() + 8 * perms.len();
+        let size = size(cx.tree, &path) - 8 * old.len() + 8 * perms.len();
         if self.exceeds(conn, "node-size", size) {
             return Err("ENOSPC");
         }
-        place.tree.get_mut(&path).expect("reached").perms = perms;
-        place.changes.push((path, false));
+        cx.tree.get_mut(&path).expect("reached").perms = perms;
+        cx.changes.push((path, false));
         ok()
     }
 }
@@ -246,8 +246,7 @@ fn names(tree: &Tree, path: &str) -> Vec<u8> {
     children(tree, path).iter().flat_map(|p| format!("{}\0", name(p)).into_bytes()).collect()
 }
 
-/// The generation is left out: a 0 stands for it, of 1 byte. Lists of models are short enough to
-/// fit one part whatever its length.
+/// The reply to DIRECTORY_PART with the generation 0. The lists of the fuzz targets fit one part.
 fn part(tree: &Tree, path: &str, offset: u64) -> Vec<u8> {
     let list = names(tree, path);
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(list.len());

@@ -1,9 +1,9 @@
 //! Transactions.
 
-use super::requests::{Place, owned};
+use super::requests::{NodeContext, count_owned};
 use super::{Model, Outcome, Step, Transaction, Tree};
 
-/// What one request has changed.
+/// The changes of one request.
 fn steps(changes: Vec<(String, bool)>, before: &Tree, after: &Tree) -> Vec<Step> {
     let step =
         |(path, removed)| Step { path, removed, before: before.clone(), after: after.clone() };
@@ -11,14 +11,14 @@ fn steps(changes: Vec<(String, bool)>, before: &Tree, after: &Tree) -> Vec<Step>
 }
 
 impl Model {
-    pub(super) fn outside(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
+    pub(super) fn outside_transaction(&mut self, conn: u32, ty: u32, payload: &[u8]) -> Outcome {
         let old = self.tree.clone();
         let mut tree = old.clone();
         let mut changes = Vec::new();
-        let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
-        let outcome = self.on_nodes(conn, &mut place, ty, payload);
+        let mut cx = NodeContext { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
+        let outcome = self.node_request(conn, &mut cx, ty, payload);
         self.tree = tree.clone();
-        self.tell_changes(&steps(changes, &old, &tree), &old, &tree);
+        self.fire_changes(&steps(changes, &old, &tree), &old, &tree);
         outcome
     }
 
@@ -49,7 +49,7 @@ impl Model {
         ty: u32,
         payload: &[u8],
     ) -> Outcome {
-        // A payload that is malformed is answered without the transaction taking notice.
+        // The transaction does not record a malformed request.
         self.well_formed(conn, ty, payload)?;
         let open = &mut self.conns.get_mut(&conn).expect("open").transactions;
         let mut transaction = open.remove(&tx).expect("checked");
@@ -59,13 +59,14 @@ impl Model {
             Err("ENOSPC")
         } else {
             let domid = self.domid(conn);
-            let elsewhere = owned(&self.tree, domid) - owned(&transaction.snapshot, domid);
-            let mut place = Place {
+            let elsewhere =
+                count_owned(&self.tree, domid) - count_owned(&transaction.snapshot, domid);
+            let mut cx = NodeContext {
                 tree: &mut transaction.tree,
                 changes: &mut transaction.changes,
                 nodes_elsewhere: elsewhere,
             };
-            let outcome = self.on_nodes(conn, &mut place, ty, payload);
+            let outcome = self.node_request(conn, &mut cx, ty, payload);
             transaction.log.push((ty, payload.to_vec(), outcome.clone()));
             outcome
         };
@@ -96,23 +97,22 @@ impl Model {
         let mut all = Vec::new();
         for (ty, payload, before) in &transaction.log {
             let (last, mut changes) = (tree.clone(), Vec::new());
-            let mut place = Place { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
-            let now = self.on_nodes(conn, &mut place, *ty, payload);
+            let mut cx = NodeContext { tree: &mut tree, changes: &mut changes, nodes_elsewhere: 0 };
+            let now = self.node_request(conn, &mut cx, *ty, payload);
             if now != *before {
                 return Err(if now == Err("ENOSPC") { "ENOSPC" } else { "EAGAIN" });
             }
             all.extend(steps(changes, &last, &tree));
         }
-        if self.planted_mistake && old.len() != transaction.snapshot.len() {
+        if self.has_bug && old.len() != transaction.snapshot.len() {
             return Err("EAGAIN");
         }
         self.tree = tree.clone();
-        self.tell_changes(&all, &old, &tree);
+        self.fire_changes(&all, &old, &tree);
         ok()
     }
 
-    /// Is the payload one that could be run? (EINVAL for a path that is too long is an answer like
-    /// any other, and logged.)
+    /// Succeeds if the payload is well-formed. A path that is too long is: its EINVAL is recorded.
     fn well_formed(&self, _conn: u32, ty: u32, payload: &[u8]) -> Result<(), &'static str> {
         use super::parse::{domid, exactly, number, path, strings};
         match ty {
