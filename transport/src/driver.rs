@@ -71,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The events of a descriptor. Room to write is reported only to a waiting writer: otherwise each
 /// read of the peer of a socket would be an event.
-fn interest(write: bool) -> epoll::EventFlags {
+fn event_flags(write: bool) -> epoll::EventFlags {
     let read = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
     if write { read | epoll::EventFlags::OUT } else { read }
 }
@@ -119,7 +119,7 @@ impl Driver {
         let mut sources = lock(&event_loop.sources);
         let number = sources.free.last().copied().unwrap_or(sources.slots.len());
         let data = epoll::EventData::new_u64(number as u64);
-        epoll::add(&event_loop.epoll, &io, data, interest(false))?;
+        epoll::add(&event_loop.epoll, &io, data, event_flags(false))?;
         // After the call that can fail, which would lose the number.
         match sources.free.pop() {
             Some(number) => sources.slots[number] = Some(readiness.clone()),
@@ -219,16 +219,16 @@ impl Readiness {
         }
     }
 
-    fn of(&self, direction: Direction) -> (&AtomicBool, &AtomicWaker) {
-        match direction {
-            Direction::Read => (&self.readable, &self.reader),
-            Direction::Write => (&self.writable, &self.writer),
+    fn of(&self, interest: Interest) -> (&AtomicBool, &AtomicWaker) {
+        match interest {
+            Interest::Read => (&self.readable, &self.reader),
+            Interest::Write => (&self.writable, &self.writer),
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+enum Interest {
     Read,
     Write,
 }
@@ -261,8 +261,8 @@ impl<T: AsFd> Drop for Registered<T> {
 }
 
 impl<T: AsFd> Registered<T> {
-    fn is_ready(&self, cx: &Context<'_>, direction: Direction) -> bool {
-        let (ready, waker) = self.readiness.of(direction);
+    fn is_ready(&self, cx: &Context<'_>, interest: Interest) -> bool {
+        let (ready, waker) = self.readiness.of(interest);
         if ready.load(Ordering::Acquire) {
             return true;
         }
@@ -279,17 +279,17 @@ impl<T: AsFd> Registered<T> {
         if self.readiness.write_interest.load(Ordering::Relaxed) != wanted {
             self.readiness.write_interest.store(wanted, Ordering::Relaxed);
             let data = epoll::EventData::new_u64(self.number as u64);
-            epoll::modify(&self.event_loop.epoll, &self.io, data, interest(wanted))?;
+            epoll::modify(&self.event_loop.epoll, &self.io, data, event_flags(wanted))?;
         }
         Ok(())
     }
 
     /// Notes the result of an attempt.
-    fn attempted(&self, direction: Direction, blocked: bool) -> io::Result<()> {
-        match direction {
-            Direction::Write => self.set_write_interest(blocked)?,
-            Direction::Read if blocked => self.readiness.readable.store(false, Ordering::Release),
-            Direction::Read => {}
+    fn attempted(&self, interest: Interest, blocked: bool) -> io::Result<()> {
+        match interest {
+            Interest::Write => self.set_write_interest(blocked)?,
+            Interest::Read if blocked => self.readiness.readable.store(false, Ordering::Release),
+            Interest::Read => {}
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl<T: AsFd> Source<T> {
         cx: &mut Context<'_>,
         attempt: impl FnMut(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        self.poll(cx, attempt, Direction::Read)
+        self.poll(cx, attempt, Interest::Read)
     }
 
     /// Calls `attempt` when the descriptor is writable.
@@ -330,18 +330,18 @@ impl<T: AsFd> Source<T> {
         cx: &mut Context<'_>,
         attempt: impl FnMut(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        self.poll(cx, attempt, Direction::Write)
+        self.poll(cx, attempt, Interest::Write)
     }
 
     fn poll<R>(
         &self,
         cx: &mut Context<'_>,
         mut attempt: impl FnMut(&T) -> io::Result<R>,
-        direction: Direction,
+        interest: Interest,
     ) -> Poll<io::Result<R>> {
         loop {
             if let Backend::EventLoop(registered) = &self.0
-                && !registered.is_ready(cx, direction)
+                && !registered.is_ready(cx, interest)
             {
                 return Poll::Pending;
             }
@@ -352,15 +352,15 @@ impl<T: AsFd> Source<T> {
                 Ok(_) => false,
             };
             if let Backend::EventLoop(registered) = &self.0 {
-                registered.attempted(direction, blocked)?;
+                registered.attempted(interest, blocked)?;
             }
             if !blocked {
                 return Poll::Ready(result);
             }
             if let Backend::AsyncIo(io) = &self.0 {
-                ready!(match direction {
-                    Direction::Read => io.poll_readable(cx),
-                    Direction::Write => io.poll_writable(cx),
+                ready!(match interest {
+                    Interest::Read => io.poll_readable(cx),
+                    Interest::Write => io.poll_writable(cx),
                 })?;
             }
         }

@@ -1,10 +1,10 @@
-//! The order of accesses to the page, in every way in which a guest and a server can overlap on
-//! every machine that Rust runs on. Run by `cargo xtask test`, or with
+//! A loom model of the ring: the order of accesses to the page, in all interleavings of a guest and a
+//! server that the memory model of Rust allows. Run by `cargo xtask test`, or with
 //!
 //!     RUSTFLAGS="--cfg xenstore_loom -Copt-level=2" cargo test -p xenstore-transport --lib model
 //!
-//! Event channels are flags that stay up until they are seen. A server that misses one waits for
-//! ever, which the model finds as well.
+//! An event stays pending until it is received. The model fails as well if a server or a guest misses an
+//! event and waits forever.
 
 use std::task::{Wake, Waker};
 
@@ -15,11 +15,11 @@ use xenstore_sys::Byte;
 
 use super::*;
 
-/// Of each ring, the bytes at both sides of its end are watched. Nobody looks at the others.
+/// The bytes of each ring that the model checks: those at both sides of its end.
 const WATCHED: usize = 4;
-/// The ring is full up to here, so that two bytes fit up to its end, and two more once it is read.
+/// The fill level at the start: two bytes fit up to the end of the ring, and two more once it is read.
 const FULL: u32 = SIZE - 2;
-/// What is sent, and what is in the way of its second half.
+/// The bytes that are sent, and the byte that fills the ring before.
 const SENT: [u8; WATCHED] = [1, 2, 3, 4];
 const OLD: u8 = 9;
 
@@ -83,7 +83,7 @@ impl Doorbell for Model {
     }
 }
 
-/// Whoever serves the ring has been woken.
+/// Whether the task of the ring was woken.
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -93,8 +93,8 @@ impl Wake for Woken {
     }
 }
 
-/// A guest as Linux, which rings only for a server that may have seen all that was there before. It
-/// sends [`SENT`], as much at a time as there is room for.
+/// A guest like Linux, which sends an event only if the server may have read all earlier requests. It
+/// sends [`SENT`], as many bytes at a time as there is space for.
 fn guest_sends(page: &Model) {
     let mut rest = &SENT[..];
     while !rest.is_empty() {
@@ -118,7 +118,7 @@ fn guest_sends(page: &Model) {
     }
 }
 
-/// And takes `wanted` bytes of replies; it rings only if there was no room for more.
+/// A guest that reads `wanted` bytes of replies. It sends an event only if the ring was full.
 fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
     let mut taken = Vec::new();
     while taken.len() < wanted {
@@ -142,10 +142,10 @@ fn guest_takes(page: &Model, wanted: usize) -> Vec<u8> {
     taken
 }
 
-// Fails if the server reads a request before it is there, or says that it has read one before it
-// has; or if the doorbell does not make up for having looked too early.
+// Fails if the server reads a request before the guest has written it, frees its space before it has read
+// it, or misses an event.
 #[test]
-fn requests_are_ordered() {
+fn request_is_read_after_it_is_written() {
     loom::model(|| {
         let page = Model::new([0, FULL, 0, 0]);
         let guest = thread::spawn({
@@ -175,10 +175,10 @@ fn requests_are_ordered() {
     });
 }
 
-// Fails if the guest finds a reply before it is there, or one is written over before it has been
-// read; or if the doorbell does not make up for having looked too early.
+// Fails if the guest reads a reply before the server has written it, the server overwrites one before the
+// guest has read it, or one of them misses an event.
 #[test]
-fn replies_are_ordered() {
+fn reply_is_read_after_it_is_written() {
     loom::model(|| {
         let page = Model::new([0, 0, 0, FULL]);
         let guest = thread::spawn({
@@ -201,9 +201,9 @@ fn replies_are_ordered() {
     });
 }
 
-// Fails if a guest that is told that it is connected again may still find old indices.
+// Fails if a guest can find old indices after it was connected again.
 #[test]
-fn a_reconnect_is_ordered() {
+fn connected_word_is_written_after_the_indices() {
     loom::model(|| {
         let page = Model::new([0; 4]);
         let channel = RingChannel::new(page.clone(), page.clone(), Features::NONE);
@@ -244,11 +244,11 @@ fn a_reconnect_is_ordered() {
     });
 }
 
-// Fails if the server takes bytes at the new indices of a guest that has set them to 0 before they are
-// there, never finds them, or takes the time between the first and the last zero for garbage. In the order
-// of `req_cons = req_prod = rsp_cons = rsp_prod = 0`, and in that of memory.
+// Fails if the server reads bytes after a restart at 0 before the guest has written them, never finds them,
+// or reports invalid indices between the first and the last zero. The guest writes the zeros in the order
+// of `req_cons = req_prod = rsp_cons = rsp_prod = 0`, or in that of memory.
 #[test]
-fn zeros_are_ordered() {
+fn zeroed_indices_are_read_after_all_are_written() {
     let ascending = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
     let mut descending = ascending;
     descending.reverse();
@@ -277,7 +277,7 @@ fn zeros_are_ordered() {
                 ring.restarts_at_zero();
                 match Pin::new(&mut ring).poll_read(cx, &mut byte) {
                     Poll::Ready(Ok(count)) => break assert_eq!((count, byte), (1, [SENT[0]])),
-                    // It would be woken.
+                    // The task would be woken.
                     Poll::Pending if ring.restarts_at_zero() => {}
                     Poll::Pending => page.0.to_server.wait(),
                     failed => panic!("{failed:?}"),

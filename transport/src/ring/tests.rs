@@ -1,4 +1,4 @@
-//! The ring with a page in memory, a doorbell that counts, and a guest that does what a test says.
+//! The ring with a page in memory, a doorbell that counts, and a scripted guest.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ impl InMemory {
         InMemory(Arc::new(Mutex::new(vec![0xaa; 2048].into_iter().chain([0; 2048]).collect())))
     }
 
-    /// The guest puts requests down, without looking whether there is room.
+    /// Writes requests as the guest, without a check for space.
     fn send(&self, bytes: &[u8]) {
         let prod = self.load(Word::ReqProd);
         for (at, byte) in bytes.iter().enumerate() {
@@ -28,7 +28,7 @@ impl InMemory {
         self.store(Word::ReqProd, prod.wrapping_add(u32::try_from(bytes.len()).unwrap()));
     }
 
-    /// The guest takes up to `count` bytes of replies.
+    /// Reads up to `count` bytes of replies as the guest.
     fn take(&self, count: u32) -> Vec<u8> {
         let (cons, prod) = (self.load(Word::RspCons), self.load(Word::RspProd));
         let count = count.min(prod.wrapping_sub(cons));
@@ -41,7 +41,7 @@ impl InMemory {
         bytes
     }
 
-    /// The guest sets all four indices to 0.
+    /// Sets all four indices to 0 as the guest.
     fn zero(&self) {
         for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
             self.store(word, 0);
@@ -99,7 +99,7 @@ impl Wake for Woken {
     }
 }
 
-/// Both ends of a ring, and whoever serves it.
+/// Both ends of a ring, and the waker of its task.
 struct Ends {
     page: InMemory,
     channel: Arc<RingChannel<InMemory, Count>>,
@@ -143,7 +143,7 @@ impl Ends {
         self.ring.poll_recover(&mut cx, failure)
     }
 
-    fn rings(&self) -> u32 {
+    fn notified(&self) -> u32 {
         self.channel.doorbell().0.load(Ordering::Relaxed)
     }
 
@@ -156,8 +156,8 @@ fn some_bytes(count: usize) -> Vec<u8> {
     (0..251_u8).cycle().take(count).collect()
 }
 
-// Fails if a byte is lost, repeated or misplaced at the end of a ring or of the numbers, in either
-// direction, whatever the sizes.
+// Fails if a byte is lost, repeated or misplaced at the end of the ring or where the indices overflow, in
+// either direction.
 #[test]
 fn bytes_arrive_in_order_around_both_ends() {
     let mut ends = ends();
@@ -191,10 +191,10 @@ fn bytes_arrive_in_order_around_both_ends() {
     assert!(received == sent && taken == sent);
 }
 
-// Fails if a request is missed for which Linux does not ring: one that it puts down after the server
-// has looked for the last time, and before the page says that the one before has been taken.
+// Fails if a request without an event is missed: Linux sends none for a request that it writes after the
+// last attempt of the server, and before it finds the earlier one read.
 #[test]
-fn a_request_without_a_bell_is_found() {
+fn request_without_an_event_is_found_by_the_flush() {
     let mut ends = ends();
     ends.page.send(b"header");
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"header".to_vec())));
@@ -207,9 +207,9 @@ fn a_request_without_a_bell_is_found() {
     assert_eq!(ends.wakes(), 1);
 }
 
-// Fails if more than a ring is written, or if nobody is woken once there is room again.
+// Fails if more than a ring is written, or the writer is not woken when there is space.
 #[test]
-fn a_full_ring_takes_no_more_until_the_guest_has_read() {
+fn write_to_a_full_ring_waits_until_the_guest_reads() {
     let mut ends = ends();
     let sent = some_bytes(1500);
     assert_eq!(ends.write(&sent), Poll::Ready(Ok(1024)));
@@ -223,11 +223,10 @@ fn a_full_ring_takes_no_more_until_the_guest_has_read() {
     assert_eq!(ends.page.take(2000), sent[100..1124]);
 }
 
-// Fails if an empty ring does not wait, if a full one is taken for garbage, or if the guest is not
-// told where the server has got to, or told too early: whoever comes after a server that has died
-// must find in the ring what that had not yet come to.
+// Fails if an empty ring does not wait, a full ring is invalid, or the index of read requests is published
+// before the flush: if the server dies, the next one must find the requests in the ring.
 #[test]
-fn requests_are_taken_as_they_come() {
+fn read_requests_remain_in_the_ring_until_the_flush() {
     let mut ends = ends();
     assert_eq!(ends.read(10), Poll::Pending);
     let sent = some_bytes(1024);
@@ -246,7 +245,7 @@ fn requests_are_taken_as_they_come() {
 
 type Then = Box<dyn FnOnce()>;
 
-/// A page whose guest does something right after it has been looked for requests.
+/// A page whose guest acts directly after the server has read its index of requests.
 struct Late(InMemory, Rc<RefCell<Option<Then>>>);
 
 impl Page for Late {
@@ -270,10 +269,10 @@ impl Page for Late {
     }
 }
 
-// Fails if a request is missed that comes, and is rung for, while the server has looked in vain and
-// has not said yet whom to wake: its guest would wait for ever.
+// Fails if a request is missed that arrives with its event between an attempt of the server and the
+// registration of its waker: the guest would wait forever.
 #[test]
-fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
+fn request_before_the_registration_of_the_waker_is_found() {
     let (page, then) = (InMemory::new(), Rc::<RefCell<Option<Then>>>::default());
     let channel =
         RingChannel::new(Late(page.clone(), then.clone()), Count::default(), Features::NONE);
@@ -287,31 +286,30 @@ fn a_request_that_comes_while_nobody_waits_yet_is_taken() {
     assert!(matches!(read, Poll::Ready(Ok(4))), "{read:?}");
 }
 
-// Fails if the guest is told of every byte, or of nothing, or when nothing has moved: each event
-// costs both sides, and a guest that is not told of free space waits for ever.
+// Fails if a flush sends more or less than one event, or one although no index has moved: a guest without
+// an event about free space waits forever.
 #[test]
-fn the_bell_rings_once_for_all_that_moved() {
+fn flush_notifies_once_if_an_index_has_moved() {
     let mut ends = ends();
     assert!(ends.read(10).is_pending());
     ends.flush();
-    assert_eq!(ends.rings(), 0, "nothing has moved");
+    assert_eq!(ends.notified(), 0, "nothing has moved");
     ends.page.send(b"abc");
     assert!(ends.read(2).is_ready() && ends.read(2).is_ready());
     assert!(ends.write(b"d").is_ready() && ends.write(b"e").is_ready());
-    assert_eq!(ends.rings(), 0, "not before the flush");
+    assert_eq!(ends.notified(), 0, "not before the flush");
     ends.flush();
     ends.flush();
-    assert_eq!(ends.rings(), 1);
+    assert_eq!(ends.notified(), 1);
     ends.page.send(b"f");
     assert!(ends.read(2).is_ready());
     ends.flush();
-    assert_eq!(ends.rings(), 2, "room for requests is worth telling");
+    assert_eq!(ends.notified(), 2, "there is space for requests");
 }
 
-// Fails if an index of the guest that is garbage is used (XSA-38), is not told, or is not the end of
-// the connection.
+// Fails if an invalid index of the guest is used (XSA-38), is not reported, or does not end the connection.
 #[test]
-fn garbage_in_an_index_of_the_guest_ends_the_connection() {
+fn invalid_index_of_the_guest_ends_the_connection() {
     // More than a ring ahead of the consumer, or behind it; ahead of the producer.
     for (word, values) in [
         (Word::ReqProd, [1025, 2000, 0x8000_0000, u32::MAX]),
@@ -326,9 +324,9 @@ fn garbage_in_an_index_of_the_guest_ends_the_connection() {
             };
             assert_eq!(result, Poll::Ready(Err(io::ErrorKind::InvalidData)), "{word:?} {garbage}");
             assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
-            assert_eq!((ends.page.load(Word::Error), ends.rings()), (2, 1));
+            assert_eq!((ends.page.load(Word::Error), ends.notified()), (2, 1));
             assert_eq!(ends.recover(Failure::Transport), Poll::Pending);
-            assert_eq!(ends.rings(), 1, "told once");
+            assert_eq!(ends.notified(), 1, "one event");
             let mut ring = [0; 1024];
             ends.page.read(Side::Replies, 0, &mut ring);
             assert_eq!(ring, [0xaa; 1024], "nothing was written");
@@ -346,8 +344,8 @@ impl Ends {
         assert_eq!(self.page.take(100), reply);
     }
 
-    /// The guest has set its indices to 0: nothing is copied, and the task is woken, until that is asked.
-    fn finds_zeros(&mut self) {
+    /// Checks that the ring waits and wakes its task until `restarts_at_zero` is called.
+    fn assert_restarts_at_zero(&mut self) {
         let wakes = self.wakes();
         assert!(self.read(10).is_pending() && self.write(b"x").is_pending());
         assert_eq!(self.wakes(), wakes + 2);
@@ -355,16 +353,16 @@ impl Ends {
     }
 }
 
-// Fails if a guest that sets all four indices of its idle ring to 0, as OpenBSD's first driver does
-// after every reply, is not served, or is noticed only when its next request is longer than the last.
+// Fails if a guest that sets all four indices of its idle ring to 0, as the first driver of OpenBSD does
+// after every reply, is not served, or only if its next request is longer than the last one.
 #[test]
-fn a_guest_may_set_its_idle_ring_to_zero() {
+fn guest_that_zeroes_its_idle_ring_is_served() {
     let mut ends = ends();
     for request in [&b"request"[..], b"requests", b"request", b"re"] {
         ends.exchange(request, b"reply");
         ends.page.zero();
         ends.page.send(request);
-        ends.finds_zeros();
+        ends.assert_restarts_at_zero();
         assert_eq!(ends.read(100), Poll::Ready(Ok(request.to_vec())));
         assert_eq!(ends.write(b"again"), Poll::Ready(Ok(5)));
         ends.flush();
@@ -372,51 +370,51 @@ fn a_guest_may_set_its_idle_ring_to_zero() {
         assert_eq!(ends.page.words()[..4], [count, count, 0, 5]);
         assert_eq!(ends.page.take(100), b"again");
         ends.page.zero();
-        ends.finds_zeros();
+        ends.assert_restarts_at_zero();
         assert_eq!(ends.ring.resume_point(), ResumePoint::Ring(Indices::default()));
         assert_eq!(ends.write(b"event"), Poll::Ready(Ok(5)));
         assert_eq!(ends.page.take(100), b"event");
     }
 }
 
-// Fails if an index that the guest sets to 0 between two steps of a turn is overwritten with the server's,
-// which the page does not match, or if the server does not poll the page afterwards.
+// Fails if a flush overwrites indices that the guest has set to 0, or the server does not poll the page
+// afterwards.
 #[test]
-fn a_flush_leaves_zeros_alone() {
+fn flush_does_not_overwrite_zeroed_indices() {
     let mut ends = ends();
     ends.exchange(b"request", b"reply");
     ends.page.send(b"more");
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"more".to_vec())));
     ends.page.zero();
-    let (wakes, rings) = (ends.wakes(), ends.rings());
+    let (wakes, rings) = (ends.wakes(), ends.notified());
     ends.flush();
-    assert_eq!((ends.wakes(), ends.rings()), (wakes + 1, rings));
+    assert_eq!((ends.wakes(), ends.notified()), (wakes + 1, rings));
     assert_eq!(ends.page.words()[..4], [0; 4]);
-    ends.finds_zeros();
+    ends.assert_restarts_at_zero();
 }
 
-// Fails if a guest that set its indices to 0 under one server is not served by the next, or by one that
-// took the ring from C xenstored, which knows no indices but those in the page.
+// Fails if a guest that has set its indices to 0 is not served by the next server, with the recorded
+// indices, or with those of the page after C xenstored.
 #[test]
-fn zeros_are_found_by_the_next_server() {
+fn next_server_finds_zeroed_indices() {
     let mut ends = ends();
     ends.exchange(b"request", b"reply");
-    let ResumePoint::Ring(place) = ends.ring.resume_point() else { panic!("not on a ring") };
+    let ResumePoint::Ring(indices) = ends.ring.resume_point() else { panic!("not on a ring") };
     ends.page.zero();
     ends.page.send(b"next");
     let channel = || RingChannel::resume(ends.page.clone(), Count::default(), Features::ALL);
     let (ours, from_page) = (channel(), channel());
-    ends.ring = Ring::resume(ours, DomId(5), place);
-    ends.finds_zeros();
+    ends.ring = Ring::resume(ours, DomId(5), indices);
+    ends.assert_restarts_at_zero();
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
     ends.ring = Ring::resume(from_page, DomId(5), Indices::of(&ends.page));
     assert_eq!(ends.read(100), Poll::Ready(Ok(b"next".to_vec())));
 }
 
-// Fails if a single index that the guest sets to 0 is taken for a restart of both rings: then the server
-// would use an index that the guest has overwritten.
+// Fails if a single zeroed index restarts both rings: the server would use an index that the guest has
+// overwritten.
 #[test]
-fn a_single_zero_is_not_a_fresh_ring() {
+fn single_zeroed_index_does_not_restart_the_ring() {
     for word in [Word::ReqCons, Word::RspProd] {
         let mut ends = ends();
         ends.exchange(b"request", b"reply");
@@ -439,9 +437,9 @@ fn a_single_zero_is_not_a_fresh_ring() {
     }
 }
 
-// Fails if the server believes what the page says about its own indices, other than that both are 0.
+// Fails if the server uses its own indices from the page, except that both are 0.
 #[test]
-fn garbage_in_an_index_of_ours_is_not_looked_at() {
+fn invalid_index_of_the_server_is_ignored() {
     let mut ends = ends();
     ends.page.send(b"abc");
     assert!(ends.write(b"xyz").is_ready());
@@ -456,18 +454,18 @@ fn garbage_in_an_index_of_ours_is_not_looked_at() {
     assert_eq!(ends.page.words()[..4], [4, 7, 0, 7]);
 }
 
-// Fails if a violation is told as something else than error 3 of xs_wire.h.
+// Fails if a violation is not reported as error 3 of xs_wire.h.
 #[test]
-fn a_violation_is_told() {
+fn protocol_violation_is_reported_to_the_guest() {
     let mut ends = ends();
     assert_eq!(ends.recover(Failure::Protocol), Poll::Pending);
-    assert_eq!((ends.page.load(Word::Error), ends.rings()), (3, 1));
+    assert_eq!((ends.page.load(Word::Error), ends.notified()), (3, 1));
 }
 
-// Fails if a guest finds an error in a field that it was not offered, or other features than it was
+// Fails if a guest finds an error in a word that it was not offered, or other features than it was
 // offered.
 #[test]
-fn errors_are_told_only_to_those_who_were_offered_them() {
+fn error_is_written_only_if_it_was_offered() {
     for features in
         [Features::NONE, Features::ALL, Features::ALL & !Features::ERROR, Features::ERROR]
     {
@@ -475,14 +473,14 @@ fn errors_are_told_only_to_those_who_were_offered_them() {
         assert_eq!(ends.page.load(Word::ServerFeatures), features.bits());
         assert_eq!(ends.recover(Failure::Protocol), Poll::Pending);
         let expected = if features.contains(Features::ERROR) { 3 } else { 0 };
-        assert_eq!((ends.page.load(Word::Error), ends.rings()), (expected, expected / 3));
+        assert_eq!((ends.page.load(Word::Error), ends.notified()), (expected, expected / 3));
     }
 }
 
-// Fails if a reconnect leaves bytes or indices, is granted before they are gone, is not told, or is
-// not noticed by whoever serves the ring.
+// Fails if a reconnect leaves bytes or indices, is granted before they are removed or without an event, or
+// does not end the connection.
 #[test]
-fn the_guest_may_reconnect_at_any_time() {
+fn reconnect_in_the_middle_of_a_message_restarts_the_ring() {
     let mut ends = ends();
     ends.page.send(b"half a requ");
     assert!(ends.read(4).is_ready() && ends.write(b"half an ans").is_ready());
@@ -493,22 +491,22 @@ fn the_guest_may_reconnect_at_any_time() {
     assert_eq!(
         ends.page.load(Word::Connection),
         connection::RECONNECT,
-        "not before it is recorded"
+        "not before the server has recorded it"
     );
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
     assert_eq!(ends.page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
-    assert_eq!(ends.rings(), 1);
+    assert_eq!(ends.notified(), 1);
     ends.flush();
-    assert_eq!((ends.rings(), ends.page.load(Word::Error)), (1, 0), "nothing is left to be told");
+    assert_eq!((ends.notified(), ends.page.load(Word::Error)), (1, 0), "no event is pending");
     ends.page.send(b"new");
     assert_eq!(ends.read(10), Poll::Ready(Ok(b"new".to_vec())));
     assert_eq!(ends.write(b"answer"), Poll::Ready(Ok(6)));
     assert_eq!(ends.page.take(100), b"answer");
 }
 
-// Fails if a reconnect does not end an error, or an error that ended comes back.
+// Fails if a reconnect does not end an error, or the error returns.
 #[test]
-fn a_reconnect_ends_an_error() {
+fn reconnect_ends_an_error() {
     let mut ends = ends();
     ends.page.store(Word::ReqProd, 5000);
     assert!(matches!(ends.read(10), Poll::Ready(Err(_))));
@@ -516,23 +514,23 @@ fn a_reconnect_ends_an_error() {
     let before = ends.wakes();
     ends.page.store(Word::Connection, connection::RECONNECT);
     ends.channel.notify();
-    assert_eq!(ends.wakes(), before + 1, "an error waits for the doorbell");
+    assert_eq!(ends.wakes(), before + 1, "a failed connection waits for an event");
     assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
     assert_eq!(ends.page.words(), [0, 0, 0, 0, Features::ALL.bits(), 0, 0]);
     assert!(ends.read(10).is_pending());
 }
 
-// Fails if being introduced again does not start the rings anew, with or without an error before,
-// or if it rings for a guest that has not asked for anything.
+// Fails if a second introduction does not restart the ring, with or without an error before, or sends an
+// event to a guest that has not requested a reconnect.
 #[test]
-fn being_introduced_again_starts_anew() {
+fn second_introduction_restarts_the_ring() {
     for failed in [false, true] {
         let mut ends = ends();
         ends.page.send(b"x");
         assert!(ends.read(1).is_ready());
         assert!(ends.read(10).is_pending());
         ends.page.send(b"old");
-        let told = u32::from(failed);
+        let events = u32::from(failed);
         if failed {
             assert!(ends.recover(Failure::Protocol).is_pending());
         }
@@ -543,13 +541,13 @@ fn being_introduced_again_starts_anew() {
         assert_eq!(ends.read(10), Poll::Ready(Err(io::ErrorKind::ConnectionReset)));
         assert_eq!(ends.recover(Failure::Transport), Poll::Ready(true));
         assert!(ends.read(10).is_pending());
-        assert_eq!(ends.rings(), told);
+        assert_eq!(ends.notified(), events);
     }
 }
 
-// Fails if a guest that a builder left waiting (dom0less) is not let in when it is introduced.
+// Fails if a guest that waits for its introduction (dom0less) is not connected by it.
 #[test]
-fn a_page_that_waits_is_let_in() {
+fn introduction_connects_a_waiting_guest() {
     let page = InMemory::new();
     page.store(Word::Connection, connection::RECONNECT);
     page.store(Word::ReqProd, 77);
@@ -558,10 +556,9 @@ fn a_page_that_waits_is_let_in() {
     assert_eq!(channel.doorbell().0.load(Ordering::Relaxed), 1);
 }
 
-// Fails if the page of a domain that is gone is looked at or kept, also by somebody who begins to
-// serve it only afterwards.
+// Fails if the page of a destroyed domain is read or written, also by a task that begins to serve it later.
 #[test]
-fn a_closed_line_ends_its_ring() {
+fn closed_channel_fails_reads_and_writes() {
     let mut ends = ends();
     ends.page.send(b"too late");
     assert!(ends.recover(Failure::Transport).is_pending());
