@@ -10,14 +10,15 @@ use crate::steps::{Steps, Verdict, succeed};
 
 /// Folders whose sources still contain forbidden constructions. New ones may not be added.
 const NOT_YET_CLEAN: &[&str] = &[
-    "store",
-    "transport",
-    "server",
-    "client",
-    "fuzz",
-    "tests/src/conformance",
-    "tests/src/fuzzing",
-    "tests/src/model",
+    "client/tests",
+    "store/src/domain/registry.rs",
+    "store/src/engine",
+    "store/src/lib.rs",
+    "store/tests",
+    "tests/src/fuzzing/against_model.rs",
+    "tests/src/fuzzing/guests.rs",
+    "transport/src/ring/model.rs",
+    "transport/src/ring/tests.rs",
 ];
 
 /// Type names with one meaning in several places, such as an async and a blocking form.
@@ -26,8 +27,17 @@ const SAME_CONCEPT: &[&str] =
 
 /// Type names with several meanings. New ones may not be added.
 const NOT_YET_UNIQUE: &[&str] = &[
-    "Access", "Entry", "Failure", "Listener", "Queue", "Shared", "Socket", "Source", "State",
-    "Waiting", "Way",
+    "Access",
+    "Direction",
+    "Entry",
+    "Failure",
+    "Listener",
+    "Pending",
+    "Queue",
+    "Shared",
+    "Socket",
+    "Source",
+    "State",
 ];
 
 /// Folders at the top level. A path in backticks that begins with one of them must exist.
