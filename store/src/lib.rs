@@ -14,8 +14,9 @@
 //! ```
 //!
 //! Call [`Engine::handle`] for each request, then drain [`Engine::pop_ready`] (connections that
-//! have events to fetch with [`Engine::emit_events`], or a request to be offered again) and
-//! [`Engine::pop_closed`]; [`Engine::pop_warning`] has lines for the log. A request is rarely put off; see [`Outcome::Deferred`].
+//! have events to fetch with [`Engine::emit_events`], or a deferred request to retry) and
+//! [`Engine::pop_closed`]; [`Engine::pop_warning`] returns lines for the log. A request is rarely
+//! deferred; see [`Outcome::Deferred`].
 #![no_std]
 #![forbid(unsafe_code)]
 

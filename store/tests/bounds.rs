@@ -207,7 +207,7 @@ fn the_nodes_of_a_dead_domain_go_in_pieces() {
 
 // Fails if a removal releases the charges of all owners at once, or frees all nodes at once.
 #[test]
-fn what_is_removed_is_given_back_in_pieces() {
+fn removed_nodes_are_freed_in_pieces() {
     let mut host = Host::with_guests(60);
     let owner = host.guests[0];
     host.ok(owner, WRITE, "top|");

@@ -1,4 +1,4 @@
-//! Fair progress: nobody keeps the control domain from committing, and nobody waits for nothing.
+//! Fairness: guests cannot prevent commits of the control domain, and are not deferred without need.
 
 mod harness;
 
@@ -22,11 +22,11 @@ fn begin(store: &mut Store) -> u32 {
     tx
 }
 
-/// The guest writes its key. Is it put off?
+/// The guest writes its key. Returns the end of the deferral, if it is deferred.
 fn write(store: &mut Store, guest: ConnId, text: &str) -> Option<u64> {
     match store.offer(guest, 0, WRITE, text.replace('|', "\0").as_bytes()) {
         (Outcome::Deferred(until), out) => {
-            assert!(out.is_empty(), "nothing is written for a request that is put off");
+            assert!(out.is_empty(), "nothing is written for a deferred request");
             Some(until)
         }
         (Outcome::Executed, out) => {
@@ -71,10 +71,10 @@ fn a_guest_cannot_keep_dom0_from_committing() {
     assert_eq!(value(&mut store), Ok("new".into()));
 }
 
-// Fails if a request that is put off counts as answered when it is carried out from a record, or what
-// was answered before it does not: the connection would go on at the wrong place.
+// Fails if a deferred request counts as executed when it is replayed from a record, or requests before
+// it do not: the connection would resume at the wrong request.
 #[test]
-fn who_carries_it_out_again_knows_what_was_answered() {
+fn replay_counts_the_executed_requests() {
     let (mut store, guest) = starving();
     begin(&mut store);
     let frame = |payload: &[u8]| {
@@ -124,7 +124,7 @@ fn only_what_the_transaction_has_read_waits() {
     assert_eq!(store.end(store.dom0, tx, true), Ok("OK|".into()));
 }
 
-// Fails if a guest gets around it by a transaction of its own, or if that is damaged by waiting.
+// Fails if a guest evades the deferral by a transaction, or if the deferral damages that transaction.
 #[test]
 fn a_commit_of_a_guest_waits_as_well() {
     let (mut store, guest) = starving();
@@ -141,7 +141,7 @@ fn a_commit_of_a_guest_waits_as_well() {
 
 // Fails if a transaction that does not end holds a guest for longer than was said.
 #[test]
-fn nobody_waits_longer_than_the_protection_lasts() {
+fn deferral_ends_with_the_protection() {
     let (mut store, guest) = starving();
     let tx = begin(&mut store);
     store.now = 100;
@@ -153,7 +153,7 @@ fn nobody_waits_longer_than_the_protection_lasts() {
 
 // Fails if protected transactions that follow each other hold a request for as long as they like.
 #[test]
-fn nobody_waits_for_one_transaction_after_the_other() {
+fn deferral_is_limited_for_successive_transactions() {
     let (mut store, guest) = starving();
     let first = begin(&mut store);
     store.now = 400;
@@ -169,9 +169,9 @@ fn nobody_waits_for_one_transaction_after_the_other() {
 }
 
 // Fails if guests wait for a transaction that is lost already, or one that cannot be found any
-// more: its connection has ended, or has started anew.
+// more: its connection has ended, or was reset.
 #[test]
-fn nobody_waits_for_what_is_lost() {
+fn requests_are_not_deferred_for_a_lost_transaction() {
     let (mut store, guest) = starving();
     begin(&mut store);
     store.ok(store.dom0, WRITE, "/local/domain/5/key|by dom0");

@@ -35,7 +35,7 @@ fn xsa_326_watches_are_bounded_by_memory() {
     store.watch(guest, "a|t|");
 }
 
-// Fails if events that nobody fetches grow beyond the memory of their domain, or are lost instead
+// Fails if unfetched events grow beyond the memory of their domain, or are lost instead
 // of merged (XSA-326).
 #[test]
 fn xsa_326_events_are_bounded_by_memory_and_merged() {
@@ -81,7 +81,7 @@ fn set_perms_counts_entries_first() {
     assert_eq!(store.err(guest, SET_PERMS, "/local/domain/5|n99|"), "ENOENT");
 }
 
-// Fails if somebody who is not offered the feature can grant rights to every domain.
+// Fails if a domain without the feature can grant rights to every domain.
 #[test]
 fn rights_for_every_domain_need_the_feature() {
     let mut store = Store::new();
@@ -187,8 +187,7 @@ fn the_largest_values_can_be_reset() {
     assert_eq!(nodes(store.ok(dom0, 0, "quota|max|")), 1);
 }
 
-// Fails if a watch is told something after a restore although nothing has happened: clients would
-// do all their work again.
+// Fails if a watch fires after a restore without a change: clients would repeat all their work.
 #[test]
 fn restored_watches_are_silent_until_something_happens() {
     let mut store = Store::new();
@@ -241,7 +240,7 @@ fn domains_without_identity_are_taken_for_those_that_are_there() {
     assert_eq!(store.err(store.dom0, READ, "/local/domain/5/mine|"), "ENOENT");
 }
 
-// Fails if a token can forge lines or reach the terminal of whoever looks at the watches.
+// Fails if a token can forge lines or reach the terminal of a reader of the list.
 #[test]
 fn tokens_are_shown_escaped() {
     let mut store = Store::new();

@@ -32,8 +32,8 @@ pub trait Host {
     /// Looks at a domain; none if there is no such domain.
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo>;
 
-    /// Makes the ring of a domain usable, with the features that it is offered; called again for a
-    /// domain that is introduced again, whose ring starts anew.
+    /// Maps the ring of a domain, and offers it these features. Called again for a domain that is
+    /// introduced again, whose ring is reset.
     fn introduce(
         &mut self,
         domid: DomId,
@@ -344,7 +344,7 @@ impl Domains {
 mod tests {
     use super::*;
 
-    // Fails if memory would be given back for little, more than once for the same, or never.
+    // Fails if memory is returned to the system for a small amount, twice for the same amount, or never.
     #[test]
     fn a_store_has_shrunk_once_when_a_quarter_is_gone() {
         let mut domains = Domains::new(Quotas::default());

@@ -173,7 +173,7 @@ impl Engine {
         let (protected, held) = (fairness.protected_count, fairness.held_count);
         let mut title = format!("{count} so far, the last first\n");
         if protected > 0 {
-            title += &format!("{protected} transactions protected, {held} requests put off\n");
+            title += &format!("{protected} transactions protected, {held} requests deferred\n");
         }
         self.conflicts.conflicts().fold(title, |text, c| {
             let age = now.saturating_sub(c.at) / 1000;

@@ -1,16 +1,15 @@
-//! Fair progress: a transaction of the control domain that keeps failing is protected for a while
-//! from those who make it fail.
+//! Fairness: a transaction of the control domain that guests keep failing is protected for a while.
 //!
-//! Of a connection of the control domain, [`FAILURES`] of whose last 16 commits failed with EAGAIN,
-//! the transactions are protected for [`PROTECTED_FOR`] from their start. What an unprivileged
-//! connection does, be it a single request or the commit of a transaction, then waits if the
-//! protected transaction could be committed before it and not any more after it. It is tried on the
-//! tree and taken back; the connection is not served any further until the transaction has ended or
-//! the time is up.
+//! If [`FAILURES`] of the last 16 commits of a connection of the control domain failed with EAGAIN, its
+//! transactions are protected for [`PROTECTED_FOR`] from their start. A request of an unprivileged
+//! connection, including a commit, is deferred if the protected transaction could be committed before
+//! it and not after it. The request is tried on the tree and undone. Its connection is not served
+//! until the transaction has ended or the time is over.
 //!
-//! A request waits for [`HELD_FOR`] at the most, however many transactions are protected one after
-//! the other. What a protected transaction has not read yet may change until it does: it then goes on
-//! from the tree as it is ([`Transaction::follow`](crate::transaction::Transaction::follow)). Only those wait who cannot be protected, so that nobody waits for somebody who waits.
+//! A request is deferred for at most [`HELD_FOR`], also if several transactions are protected in
+//! sequence. A node that a protected transaction has not read yet may change: the transaction then
+//! continues from the current tree ([`Transaction::follow`](crate::transaction::Transaction::follow)).
+//! Only unprivileged connections are deferred, so no connection waits for one that waits.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -30,39 +29,39 @@ use crate::tree::{Tree, parent};
 use xenstore_protocol::{Request, TxId};
 
 /// Failures after which the transactions of a connection are protected. A retry loop on a
-/// connection of its own so commits at the third try, if it takes less than [`PROTECTED_FOR`] and
-/// nobody with privileges is in its way.
+/// separate connection thus commits at the third try, if a try takes less than [`PROTECTED_FOR`] and
+/// no privileged connection conflicts with it.
 pub const FAILURES: u32 = 2;
 /// How long a transaction is protected from its start, in milliseconds.
 pub const PROTECTED_FOR: Millis = 500;
-/// How long a request waits at the most, in milliseconds from when it was first put off.
+/// Limit of the deferral of a request, in milliseconds from its first deferral.
 pub const HELD_FOR: Millis = 500;
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a request that was put off has not been answered"]
+#[must_use = "a deferred request has no reply"]
 pub enum Outcome {
-    /// It has been answered.
+    /// The request was executed, and its reply written.
     Executed,
-    /// Nothing has been done and nothing written: the very same request is to be offered again, and
-    /// no other of its connection before. That is when [`Engine::pop_ready`] names the connection,
-    /// or at this time, when it does not wait any longer.
+    /// The request had no effect and nothing was written. Retry the same request, before any other of
+    /// its connection, when [`Engine::pop_ready`] returns the connection, or at this time, when it is
+    /// no longer deferred.
     Deferred(Millis),
 }
 
-/// Who is protected, and who waits.
+/// Protected transactions and deferred requests.
 #[derive(Debug, Default)]
 pub(crate) struct Fairness {
     /// Protected transactions, and when that ends.
     pub(crate) open: Vec<(ConnId, TxId, Millis)>,
     /// Paths of the requests of protected transactions.
     pub(crate) read_sets: BTreeMap<(ConnId, TxId), BTreeSet<Box<str>>>,
-    /// Connections whose request has been put off, and for how long at the most.
+    /// Connections with a deferred request, and the end of the deferral.
     pub(crate) held: BTreeMap<ConnId, Millis>,
-    /// How many transactions were protected, and requests put off.
+    /// Numbers of protected transactions and deferred requests.
     pub(crate) protected_count: u64,
     pub(crate) held_count: u64,
-    /// When the log was told last.
+    /// The time of the last warning.
     told: Option<Millis>,
 }
 

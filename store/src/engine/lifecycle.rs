@@ -13,8 +13,8 @@ use crate::tree::change::{Change, Readers};
 use crate::tree::{INTRODUCE, Nearest, RELEASE, components};
 
 impl Engine {
-    /// Introducing a domain again gives it a fresh connection: watches, transactions and events are
-    /// dropped, and nobody is told.
+    /// Introducing a domain again resets its connection: watches, transactions and events are dropped,
+    /// and no watch fires.
     pub(crate) fn introduce(
         &mut self,
         domid: DomId,
@@ -72,7 +72,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The domain runs again, so that its next shutdown is told again.
+    /// The domain runs again, so that its next shutdown fires again.
     pub(crate) fn resume(&mut self, domid: DomId) -> Result<(), Errno> {
         if domid == self.config.privileged || domid == self.config.store {
             return Err(Errno::Einval);

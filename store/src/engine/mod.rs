@@ -151,7 +151,7 @@ impl Engine {
         self.ready.remove(&conn);
     }
 
-    /// The connection starts anew: its watches, transactions and events go.
+    /// Resets a connection: drops its watches, transactions and events.
     pub fn restart(&mut self, conn: ConnId) {
         self.deferred.begin(BUDGET);
         self.reset_watches(conn);
@@ -182,8 +182,8 @@ impl Engine {
         self.conns.get(&conn).is_some_and(|connection| connection.waiting() > 0)
     }
 
-    /// A connection for which events wait that did not at the last call, or whose request was put
-    /// off and is to be offered again.
+    /// Returns a connection that has queued events since the last call, or whose deferred request must
+    /// be retried.
     pub fn pop_ready(&mut self) -> Option<ConnId> {
         self.ready.pop_first()
     }
@@ -336,7 +336,7 @@ impl Engine {
         }
     }
 
-    /// On whose behalf a connection speaks; one that has ended, on nobody's.
+    /// Returns the rights of a connection; those of one that has ended are empty.
     pub(crate) fn rights(&self, conn: ConnId) -> Rights {
         let domid = self.domid_of(self.caller(conn));
         self.rights_of(domid, self.domains.get(domid))

@@ -122,7 +122,7 @@ impl Store {
         frames.into_iter().map(|(header, payload)| (header.ty, payload)).collect()
     }
 
-    /// Sends a frame that may be put off: what became of it, and the bytes that came back.
+    /// Sends a frame that may be deferred. Returns the outcome and the bytes of the reply.
     pub fn offer(&mut self, conn: ConnId, tx: u32, ty: u32, payload: &[u8]) -> (Outcome, Vec<u8>) {
         let header =
             Header { ty, req_id: RequestId(77), tx_id: TxId(tx), len: payload.len() as u32 };
