@@ -16,8 +16,8 @@ const PIECE: usize = 256 << 10;
 
 /// Readable and writable memory, mapped from a file or device, or anonymous. Unmapped when dropped.
 ///
-/// All access except [`Mapping::put`] is through atomics: bytes with relaxed ordering, words with the
-/// ordering of the caller. Functions panic if a range is not inside the mapping.
+/// All access is through atomics, except for files that only this process writes: bytes with relaxed
+/// ordering, words with the ordering of the caller. Functions panic if a range is not inside the mapping.
 #[derive(Debug)]
 pub struct Mapping {
     /// Page-aligned, valid for `len` bytes until the value is dropped.
