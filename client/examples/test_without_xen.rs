@@ -5,7 +5,7 @@ use futures_lite::future::block_on;
 use xenstore_client::{Client, DomId, Error, Tree};
 use xenstore_embedded::Store;
 
-/// What is to be tested: takes a number from the store and counts it up.
+/// The code under test: increments a number in the store.
 async fn count_up(client: &Client, path: &str) -> Result<u32, Error> {
     client
         .transaction(3, async |tx| {
@@ -27,7 +27,7 @@ fn main() -> Result<(), Error> {
         dom0.set_perms("/local/domain/5/counter", "n5").await?;
         assert_eq!(count_up(&guest, "counter").await?, 42);
 
-        // Two conflicts are survived, three are not.
+        // It survives two conflicts, but not three.
         store.inject_eagain(2);
         assert_eq!(count_up(&guest, "counter").await?, 43);
         store.inject_eagain(3);

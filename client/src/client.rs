@@ -31,12 +31,12 @@ impl std::fmt::Debug for Client {
 }
 
 /// Discards the reply to a request if the future that waits for it is dropped.
-struct Pending<'a> {
+struct ReplyGuard<'a> {
     shared: &'a Shared,
     id: RequestId,
 }
 
-impl Drop for Pending<'_> {
+impl Drop for ReplyGuard<'_> {
     fn drop(&mut self) {
         self.shared.forget(self.id);
     }
@@ -73,7 +73,7 @@ impl Client {
     /// Sends a request in a transaction, or in none, and waits for its reply.
     pub(crate) async fn answer(&self, tx_id: TxId, request: &Request<'_>) -> Result<Answer, Error> {
         let id = self.shared.start(tx_id, request)?;
-        let _pending = Pending { shared: &self.shared, id };
+        let _guard = ReplyGuard { shared: &self.shared, id };
         poll_fn(|cx| self.shared.poll_answer(cx, id)).await
     }
 

@@ -13,9 +13,9 @@ fn run<R>(future: impl Future<Output = Result<R, Error>>) -> R {
     future::block_on(future).unwrap()
 }
 
-// Fails if a request does not do what it says.
+// Fails if a request has another effect than documented.
 #[test]
-fn every_request() {
+fn every_request_has_its_effect() {
     let store = Store::start();
     let dom0 = Client::new(store.connect(DomId::DOM0));
     run(async {
@@ -47,9 +47,9 @@ fn every_request() {
     });
 }
 
-// Fails if a mistake in an argument is sent, or not told.
+// Fails if an invalid argument is sent, or causes no error.
 #[test]
-fn bad_arguments_are_not_sent() {
+fn invalid_arguments_are_errors_and_are_not_sent() {
     let store = Store::start();
     let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let too_long = vec![0; 4096];
@@ -67,7 +67,7 @@ fn bad_arguments_are_not_sent() {
 
 // Fails if a list that needs several parts is incomplete, out of order or endless.
 #[test]
-fn long_lists_come_whole() {
+fn list_of_several_parts_is_complete_and_ordered() {
     let store = Store::start();
     let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let names: Vec<String> = (0..3000).map(|i| format!("n{}", (i * 7) % 3000)).collect();
@@ -76,9 +76,9 @@ fn long_lists_come_whole() {
     assert_eq!(dom0.list("/many").unwrap(), names);
 }
 
-// Fails if a transaction is not tried again on EAGAIN, too often, or half of it happens.
+// Fails if a transaction is not retried after EAGAIN, is retried too often, or takes effect in part.
 #[test]
-fn transactions_are_retried() {
+fn transaction_is_retried_after_a_conflict() {
     let store = Store::start();
     let dom0 = blocking::Client::new(store.connect(DomId::DOM0));
     let mut tries = 0;
@@ -101,9 +101,9 @@ fn transactions_are_retried() {
     assert_eq!(dom0.read("/a").unwrap(), b"3");
 }
 
-// Fails if events go to the wrong watch, are lost, or come after the watch has ended.
+// Fails if an event reaches another watch, is lost, or arrives after the watch has ended.
 #[test]
-fn watches_get_their_own_events() {
+fn each_watch_receives_its_events() {
     let store = Store::start();
     let (dom0, other) =
         (Client::new(store.connect(DomId::DOM0)), Client::new(store.connect(DomId::DOM0)));
@@ -125,9 +125,9 @@ fn watches_get_their_own_events() {
     });
 }
 
-// Fails if several tasks on one client wait for ever, or get each other's answers.
+// Fails if several tasks of one client deadlock, or receive each other's replies.
 #[test]
-fn many_users_of_one_client() {
+fn tasks_of_one_client_receive_their_replies() {
     let store = Store::start();
     let client = Client::new(store.connect(DomId::DOM0));
     let threads: Vec<_> = (0..8)
@@ -148,9 +148,9 @@ fn many_users_of_one_client() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-// Fails if cut or delayed bytes change an answer.
+// Fails if short or delayed reads and writes change a reply.
 #[test]
-fn rough_transports_change_nothing() {
+fn short_reads_and_writes_change_nothing() {
     let store = Store::start();
     for seed in 1..20 {
         let client = Client::new(Faulty::new(store.connect(DomId::DOM0), rough(seed)));
@@ -172,10 +172,10 @@ fn rough_transports_change_nothing() {
     assert_eq!([failing(ConnectionReset), failing(BrokenPipe)], [Error::Closed, Error::Closed]);
 }
 
-// Fails if a server that goes away is told differently by whether a write or a read finds out, or
-// if what it said before is lost.
+// Fails if a closed connection is another error for a write than for a read, or if the last replies are
+// lost.
 #[test]
-fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
+fn closed_connection_is_an_error_after_its_last_replies() {
     for _ in 0..50 {
         let store = Store::start();
         let guest = Client::new(store.connect(DomId(5)));
@@ -198,9 +198,9 @@ fn a_server_that_is_gone_is_closed_and_its_last_words_are_heard() {
     assert_eq!(future::block_on(first), Ok(b"v".to_vec()));
 }
 
-// Fails if a request that is given up confuses those that follow.
+// Fails if a dropped request changes the reply to a later one.
 #[test]
-fn dropped_requests_leave_the_connection_sound() {
+fn dropped_request_leaves_later_ones_intact() {
     let store = Store::start();
     let client = Client::new(store.connect(DomId::DOM0));
     run(async {
@@ -215,7 +215,7 @@ fn dropped_requests_leave_the_connection_sound() {
     });
 }
 
-/// A client whose server is this closure: it gets the first request and answers with bytes.
+/// Returns a client whose server replies to the first request with the bytes of this closure.
 fn against(answer: impl FnOnce(u32) -> Vec<u8> + Send + 'static) -> Client {
     let (client, mut server): (Pipe, Pipe) = pair(Peer::Domain(DomId(0)), Peer::Domain(DomId(0)));
     std::thread::spawn(move || {
@@ -239,9 +239,9 @@ fn frame(ty: u32, id: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-// Fails if a server that breaks the protocol is believed, or waited for.
+// Fails if a reply that violates the protocol is accepted, or the client hangs.
 #[test]
-fn servers_that_misbehave_are_errors() {
+fn protocol_violation_of_the_server_is_an_error() {
     let read = |client: Client| future::block_on(client.read("/a"));
     let broken = |result| matches!(result, Err(Error::Protocol(_)));
     assert!(broken(read(against(|id| frame(2, id + 1, b"")))), "unknown id");
@@ -255,9 +255,9 @@ fn servers_that_misbehave_are_errors() {
     assert_eq!(read(fine), Ok(b"v".to_vec()), "an event in between");
 }
 
-// Fails if events that do not fit one write are forgotten until something else happens.
+// Fails if events that exceed one write are delayed until the next request.
 #[test]
-fn a_large_commit_is_told_in_full() {
+fn large_commit_delivers_all_events() {
     let store = Store::start();
     let (dom0, other) =
         (Client::new(store.connect(DomId::DOM0)), Client::new(store.connect(DomId::DOM0)));
@@ -280,15 +280,15 @@ fn a_large_commit_is_told_in_full() {
     });
 }
 
-// Fails if a transaction that nobody waits for any more stays open at the server.
+// Fails if a dropped transaction stays open at the server.
 #[test]
-fn dropped_transactions_are_ended() {
+fn dropped_transaction_is_aborted() {
     let store = Store::start();
     let client = Client::new(store.connect(DomId(5)));
     run(async {
         for _ in 0..30 {
-            // Polled once, so that it is sent, and dropped; then its answer comes, and what it opens
-            // is ended with the next request.
+            // Polled once, so that it is sent, and dropped. Its reply then arrives, and the next request
+            // also aborts the transaction.
             let _ = future::poll_once(client.begin()).await;
             let _ = client.read("/").await;
         }
@@ -299,9 +299,9 @@ fn dropped_transactions_are_ended() {
     assert_eq!(dom0.control("transactions", &[]).unwrap(), b"\0");
 }
 
-// Fails if a connection is not there yet when its domain is released.
+// Fails if a connection remains after its domain is released.
 #[test]
-fn released_domains_have_no_connections() {
+fn released_domain_has_no_connections() {
     let store = Store::start();
     for _ in 0..200 {
         let guest = Client::new(store.connect(DomId(5)));
@@ -310,9 +310,9 @@ fn released_domains_have_no_connections() {
     }
 }
 
-// Fails if a watch whose connection is gone gives errors without end.
+// Fails if a watch of a closed connection returns errors without end.
 #[test]
-fn a_broken_watch_ends() {
+fn watch_ends_with_its_connection() {
     let store = Store::start();
     let guest = blocking::Client::new(store.connect(DomId(5)));
     let mut watch = guest.watch("a", None).unwrap();

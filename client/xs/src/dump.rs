@@ -1,7 +1,7 @@
 //! `xs dump` and `xs restore`.
 //!
-//! The format: a JSON object a line, parents first, with `path`, `value` (escaped as by `xs read`)
-//! and `perms` (`n0 r5`).
+//! The format: one JSON object per line, parents first, with `path`, `value` (escaped as by `xs read`) and
+//! `perms` (`n0 r5`).
 
 use std::io::{BufRead, Write};
 
@@ -13,7 +13,7 @@ use crate::list::join;
 use crate::output::{escape, perms, unescape};
 use crate::{Doing, Failure};
 
-/// Writes a node and all below it, as they are at one moment.
+/// Writes a node and all nodes below it, as a consistent snapshot.
 pub(crate) fn dump(client: &Client, path: &str, out: &mut impl Write) -> Result<(), Failure> {
     let mut at = path.to_owned();
     let lines = client.transaction(0, |tx| {
@@ -31,12 +31,13 @@ pub(crate) fn dump(client: &Client, path: &str, out: &mut impl Write) -> Result<
     out.write_all(lines.doing("dump", &at)?.as_bytes()).doing("print", path)
 }
 
-/// Creates what was dumped: all of it, or nothing.
+/// Creates the nodes of a dump in one transaction.
 pub(crate) fn restore(client: &Client) -> Result<(), Failure> {
     let lines: Result<Vec<String>, _> = std::io::stdin().lock().lines().collect();
     let mut nodes = Vec::new();
     for (number, line) in (1..).zip(lines.doing("read", "standard input")?) {
-        let node = parse(&line).ok_or_else(|| Error::Argument("not a line of xs dump".into()));
+        let node = parse(&line)
+            .ok_or_else(|| Error::Argument("invalid line: expected a line of xs dump".into()));
         nodes.push(node.doing("restore", &format!("line {number}"))?);
     }
     let mut at = String::new();

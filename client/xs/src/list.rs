@@ -9,7 +9,7 @@ use xenstore_client::blocking::Client;
 use crate::output::{escape, perms};
 use crate::{Doing, Failure};
 
-/// How to show a tree.
+/// The format of a listing.
 #[derive(Clone, Copy)]
 pub(crate) struct Style {
     pub(crate) perms: bool,
@@ -17,12 +17,12 @@ pub(crate) struct Style {
     pub(crate) json: bool,
 }
 
-/// Path of a child.
+/// Returns the path of a child.
 pub(crate) fn join(path: &str, name: &str) -> String {
     format!("{}/{name}", path.trim_end_matches('/'))
 }
 
-/// Shows a node and all below it. A node that goes away meanwhile is left out.
+/// Prints a node and all nodes below it. Omits a node that is removed meanwhile.
 pub(crate) fn list(
     client: &Client,
     path: &str,
@@ -33,7 +33,7 @@ pub(crate) fn list(
         let tree = json(client, path)?;
         return writeln!(out, "{tree:#}").doing("print", path);
     }
-    // Depth first, without recursion: names are taken from the end.
+    // Depth first, without recursion: the next node is the last of the stack.
     let mut stack = vec![(path.to_owned(), 0)];
     let mut first = true;
     while let Some((path, depth)) = stack.pop() {
@@ -62,7 +62,7 @@ pub(crate) fn list(
     Ok(())
 }
 
-/// Value, permissions and children. A value that is not text is shown escaped, as `bytes`.
+/// Returns value, permissions and children of a node. A value that is not UTF-8 is escaped, as `bytes`.
 fn json(client: &Client, path: &str) -> Result<Value, Failure> {
     let value = client.read(path).doing("read", path)?;
     let mut node = Map::new();

@@ -1,5 +1,5 @@
 //! The `xs` command: XenStore for people and scripts.
-#![allow(clippy::print_stdout, clippy::print_stderr)] // it is a command
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command-line program
 
 mod dump;
 mod list;
@@ -17,13 +17,13 @@ use xenstore_client::{Errno, Error, socket_path};
 
 /// Read, change and watch a XenStore.
 ///
-/// Exit status: 0 success, 1 another error, 2 invalid command line, 3 no such node, 4 permission
-/// denied, 5 conflict in every try, 6 no daemon answers.
+/// Exit status: 0 success, 1 other error, 2 invalid argument, 3 node does not exist, 4 permission denied,
+/// 5 conflict after all tries, 6 cannot connect to a daemon.
 #[derive(Parser)]
 #[command(name = "xs", version, verbatim_doc_comment)]
 struct Args {
-    /// The daemon's socket. Otherwise $XENSTORED_PATH, $XENSTORED_RUNDIR/socket, or where a daemon
-    /// of this host puts it.
+    /// The daemon's socket. Default: $XENSTORED_PATH, else $XENSTORED_RUNDIR/socket, else the socket of
+    /// this host's daemon.
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -32,103 +32,104 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show a node and all below it.
+    /// Show a node and all nodes below it.
     Ls {
-        /// Where to start.
+        /// The node.
         #[arg(default_value = "/")]
         path: String,
         /// Show permissions.
         #[arg(short)]
         perms: bool,
-        /// Show whole paths instead of a tree.
+        /// Show full paths instead of a tree.
         #[arg(short)]
         full: bool,
-        /// One JSON object: name, value, permissions and children of each node.
+        /// Show one JSON object: value, permissions and children of each node.
         #[arg(long)]
         json: bool,
     },
-    /// Print values, one a line; bytes that cannot be shown as \x00.
+    /// Print values, one per line. Bytes that are not text are printed as \xHH.
     Read {
-        /// Which nodes.
+        /// The nodes.
         #[arg(required = true)]
         paths: Vec<String>,
-        /// Print the bytes as they are, without line ends.
+        /// Print the bytes unchanged, without line ends.
         #[arg(long)]
         raw: bool,
     },
     /// Set the value of a node.
     Write {
-        /// Which node.
+        /// The node.
         path: String,
-        /// The value; - takes it from standard input, byte for byte.
+        /// The value. - reads it from standard input, byte by byte.
         value: String,
     },
-    /// Remove nodes and all below them.
+    /// Remove nodes and all nodes below them.
     Rm {
-        /// Which nodes.
+        /// The nodes.
         #[arg(required = true)]
         paths: Vec<String>,
     },
     /// Create nodes.
     Mkdir {
-        /// Which nodes.
+        /// The nodes.
         #[arg(required = true)]
         paths: Vec<String>,
     },
     /// Show or set the permission list of a node.
     Perms {
-        /// Which node.
+        /// The node.
         path: String,
-        /// Owner and what others may do, then what domains may do: n0 r5 b7.
+        /// The owner with the permission of all other domains, then the permissions of single domains,
+        /// for example: n0 r5 b7 (none, read, both).
         perms: Vec<String>,
     },
-    /// Print the path of each change at or below a node; the first is the node itself.
+    /// Print the path of each change at or below a node, first the node itself.
     Watch {
-        /// Which node, or @introduceDomain or @releaseDomain.
+        /// The node, or @introduceDomain or @releaseDomain.
         path: String,
-        /// End after this many.
+        /// End after this number of events.
         #[arg(short = 'n', value_name = "COUNT")]
         count: Option<u64>,
-        /// Levels below the node; 0 is the node alone.
+        /// Number of levels below the node to watch; 0 is the node alone.
         #[arg(long)]
         depth: Option<u32>,
     },
-    /// Run commands from standard input, one a line, in one transaction: read, write, rm, mkdir,
+    /// Run commands from standard input, one per line, in one transaction: read, write, rm, mkdir,
     /// perms. All take effect or none; retried after a conflict.
     Tx {
-        /// How often to try; 0 is without end.
+        /// Number of tries; 0 means without limit.
         #[arg(long, default_value_t = 100)]
         tries: u32,
     },
-    /// Write a node and all below it to standard output, for `xs restore`: a JSON object a line.
+    /// Write a node and all nodes below it to standard output for `xs restore`: one JSON object per line.
     Dump {
-        /// Where to start.
+        /// The node.
         #[arg(default_value = "/")]
         path: String,
     },
-    /// Create what `xs dump` wrote, from standard input, in one transaction.
+    /// Create the nodes that `xs dump` wrote, from standard input, in one transaction.
     Restore,
-    /// Replace the program of the running daemon (live update).
+    /// Replace the daemon by another program. Connections, transactions and watches stay open.
     LiveUpdate {
-        /// The program: this daemon in another version, or C xenstored.
+        /// The program: another version of this daemon, or C xenstored.
         program: String,
-        /// Only say how long it would take and what is in the way.
+        /// Report the expected pause and the obstacles, and change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Options for the program, instead of those that the daemon has.
+        /// Options of the program. Default: the options of the running daemon.
         #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
         options: Option<String>,
-        /// Version of the migration stream for C xenstored, 1 or 2, instead of the newest that it reads.
+        /// Version of the migration stream for C xenstored, 1 or 2. Default: the newest that it reads.
         #[arg(long, value_name = "VERSION")]
         stream_version: Option<u32>,
         /// Seconds to wait for transactions that the program cannot continue.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u32,
-        /// Then end them.
+        /// Abort these transactions when the time is up.
         #[arg(long)]
         force: bool,
     },
-    /// Send a command to the daemon, such as `help` or `check`.
+    /// Send the daemon a CONTROL command, such as `help` or `check`.
     Control {
         /// The command.
         command: String,
@@ -144,7 +145,7 @@ fn main() -> ExitCode {
     let client = match Client::connect_to(&path) {
         Ok(client) => client,
         Err(error) => {
-            eprintln!("xs: no daemon answers: {error}");
+            eprintln!("xs: cannot connect to a daemon: {error}");
             return ExitCode::from(6);
         }
     };
@@ -167,13 +168,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// What could not be done, and why.
+/// An error, and the operation that failed.
 struct Failure {
     what: String,
     error: Error,
 }
 
-/// Names what is being done, should it fail.
+/// Adds the operation to an error.
 trait Doing<T> {
     fn doing(self, what: &str, path: &str) -> Result<T, Failure>;
 }

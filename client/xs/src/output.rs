@@ -1,8 +1,8 @@
-//! How values and permissions are shown.
+//! Values and permissions as text.
 
 use xenstore_client::Perm;
 
-/// Text as it is; bytes that are none, and the backslash, as `\xHH`, `\n`, `\\`.
+/// Escapes control characters, bytes that are not UTF-8, and the backslash, as `\xHH`, `\n` and `\\`.
 pub(crate) fn escape(value: &[u8]) -> String {
     let mut text = String::new();
     for chunk in value.utf8_chunks() {
@@ -25,7 +25,7 @@ pub(crate) fn escape(value: &[u8]) -> String {
     text
 }
 
-/// The bytes that [`escape`] was given; nothing if the text is not of its making.
+/// Reverses [`escape`]. Returns `None` if the text contains another escape sequence.
 pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut value = Vec::new();
     let mut rest = text;
@@ -47,7 +47,7 @@ pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
     Some(value)
 }
 
-/// As SET_PERMS takes it: `n0 r5`.
+/// Formats a permission list in the form of SET_PERMS: `n0 r5`.
 pub(crate) fn perms(perms: &[Perm]) -> String {
     perms.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
@@ -56,9 +56,9 @@ pub(crate) fn perms(perms: &[Perm]) -> String {
 mod tests {
     use super::*;
 
-    // Fails if a value does not survive being shown and taken back, or is shown raw.
+    // Fails if a byte changes between escape and unescape, or a control character is printed.
     #[test]
-    fn every_byte_can_be_shown_and_taken_back() {
+    fn escaped_bytes_are_printable_and_unescape_to_themselves() {
         let all: Vec<u8> = (0..=255).collect();
         let text = escape(&all);
         assert!(!text.chars().any(char::is_control));

@@ -8,8 +8,7 @@ use xenstore_client::blocking::{Client, Transaction};
 use crate::output::{escape, perms};
 use crate::{Doing, Failure};
 
-/// Reads commands from standard input and runs them all at once. Prints only when they have
-/// happened.
+/// Runs the commands on standard input in one transaction. Prints their output after the commit.
 pub(crate) fn run(client: &Client, tries: u32, out: &mut impl Write) -> Result<(), Failure> {
     let lines: Result<Vec<String>, _> = std::io::stdin().lock().lines().collect();
     let lines = lines.doing("read", "standard input")?;
@@ -43,7 +42,11 @@ fn command(tx: &Transaction<'_>, line: &str, printed: &mut String) -> Result<(),
         "mkdir" => tx.mkdir(path)?,
         "perms" if rest.is_empty() => *printed += &(perms(&tx.perms(path)?) + "\n"),
         "perms" => tx.set_perms(path, rest)?,
-        _ => return Err(Error::Argument(format!("no such command: {verb}"))),
+        _ => {
+            return Err(Error::Argument(format!(
+                "unknown command {verb:?}: expected read, write, rm, mkdir or perms"
+            )));
+        }
     }
     Ok(())
 }
