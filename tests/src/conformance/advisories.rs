@@ -1,5 +1,5 @@
-//! One case for each advisory that can be seen through the protocol; see the list at xenbits.
-//! Others have theirs beside the code: XSA-72, 115, 324, 420 also in `protocol` and `store`.
+//! A case for each security advisory of Xen whose bug is visible through the protocol. XSA-72, 115,
+//! 324 and 420 also have unit tests in `protocol` and `store`.
 
 use super::{Case, case, guest};
 use crate::raw::op;
@@ -19,7 +19,7 @@ pub(super) const CASES: &[Case] = &[
         for i in 0..50 {
             let tx = c.dom0.begin()?;
             c.dom0.gives_in(tx, op::WRITE, &format!("{path}|{i}"), "OK|")?;
-            // A value that the transaction overwrites without having read it, beside one it reads.
+            // The transaction overwrites one value without reading it, and reads another.
             c.dom0.tx(tx, op::READ, &format!("{}/other|", guest.home))?.ok();
             guest.conn.ok(op::WRITE, &format!("busy|{i}"))?;
             c.dom0.gives_in(tx, op::WRITE, &format!("{}/busy|{i}", guest.home), "OK|")?;
@@ -69,7 +69,7 @@ pub(super) const CASES: &[Case] = &[
             c.dom0.event(&format!("{path}|{token}|"))?;
             c.dom0.ok(op::WRITE, &format!("{path}/some/way/below|v"))?;
             c.dom0.gives(op::UNWATCH, &format!("{path}|{token}|"), "OK|")?;
-            c.dom0.events.clear(); // whether it was told, and how, is another case
+            c.dom0.events.clear(); // another case checks the events
         }
         Ok(())
     }),
@@ -77,7 +77,7 @@ pub(super) const CASES: &[Case] = &[
         let mut guest = c.guest()?;
         guest.conn.ok(op::WRITE, &format!("big|{}", "v".repeat(900)))?;
         for _ in 0..10 {
-            guest.conn.start(op::READ, 0, b"big\0")?; // and does not read
+            guest.conn.start(op::READ, 0, b"big\0")?; // and does not read the reply
         }
         c.dom0.gives(op::READ, &format!("{}/big|", guest.home), &"v".repeat(900))
     }),
@@ -86,7 +86,7 @@ pub(super) const CASES: &[Case] = &[
         c.dom0.watch("@releaseDomain|t|")?;
         let header = [op::READ, 1, 0, 5000].map(u32::to_le_bytes).concat();
         guest.conn.send(&header)?;
-        // It is not heard any more, but it lives.
+        // The guest is not served any more, but exists.
         c.dom0.gives(op::IS_DOMAIN_INTRODUCED, &format!("{}|", guest.domid), "T|")?;
         c.dom0.events(&[])?;
         c.destroy(guest.domid)?;
@@ -106,7 +106,7 @@ pub(super) const CASES: &[Case] = &[
         let mut sleeper = c.another()?;
         let path = c.at("a");
         sleeper.watch(&format!("{path}|t|"))?;
-        // More than a socket holds.
+        // More bytes than a socket buffer.
         for i in 0..20_000 {
             c.dom0.ok(op::WRITE, &format!("{path}|{i}"))?;
         }
@@ -145,7 +145,7 @@ pub(super) const CASES: &[Case] = &[
     guest("xsa-417/entries-for-the-dead-stay-dead", |c| {
         let domid = c.guest()?.domid;
         c.destroy(domid)?;
-        // In memory every domain exists until it is destroyed: one more time, after the entry.
+        // In memory, every domain exists until it is destroyed: destroy it again after the entry.
         let path = c.node("a", "secret", &format!("n0|r{domid}|"))?;
         let mut again = c.guest_as(domid)?;
         if again.conn.tx(0, op::READ, &format!("{path}|"))?.is_ok() && c.knows_who_exists() {

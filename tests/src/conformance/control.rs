@@ -3,7 +3,7 @@
 use super::{Case, case, guest};
 use crate::raw::op;
 
-/// The quotas that have a row each, in the order of C xenstored.
+/// The quotas with a row of output, in the order of C xenstored.
 const LIMITED: [&str; 9] = [
     "nodes",
     "watches",

@@ -1,17 +1,17 @@
-//! The cases in which a daemon differs: its answer in each, and why.
+//! The cases in which a daemon differs: its answer in each, and the reason.
 
 use std::collections::BTreeMap;
 
 use super::cases;
 
-/// How a reason begins that holds over sockets alone, and over dom0's ring alone.
+/// Start of a reason that applies to sockets only, and of one that applies to dom0's ring only.
 const ON_A_SOCKET: &str = "on a socket: ";
 const ON_A_RING: &str = "on a ring: ";
 
-/// The length at which an observed answer is cut, in characters.
+/// Maximal length of an observed answer, in characters.
 const OBSERVED_MAX: usize = 120;
 
-/// How the name of the node begins in which a case works.
+/// Start of the name of a case's node.
 const NODE: &str = "conformance-";
 
 /// A line of a list.
@@ -22,7 +22,7 @@ struct Line {
 }
 
 /// The differences of a daemon, read from lines `case<TAB>observed answer<TAB>reason`. A case has
-/// more than one line if the answer is another over dom0's ring.
+/// several lines if the answer over dom0's ring is another.
 #[derive(Clone, Debug, Default)]
 pub struct Differences(BTreeMap<String, Vec<Line>>);
 
@@ -31,7 +31,7 @@ impl Differences {
     ///
     /// # Errors
     ///
-    /// Fails at a line that does not have three parts or names no case.
+    /// Fails if a line does not have three parts, or names no case.
     pub fn parse(text: &str) -> Result<Differences, String> {
         let mut list = Differences::default();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -48,7 +48,7 @@ impl Differences {
         Ok(list)
     }
 
-    /// The lines about a case that hold over a ring, or over a socket.
+    /// The lines of a case that apply to a ring, or to a socket.
     fn about(&self, case: &str, over_ring: bool) -> impl Iterator<Item = &Line> {
         let other = if over_ring { ON_A_SOCKET } else { ON_A_RING };
         let lines = self.0.get(case).into_iter().flatten();
@@ -65,7 +65,7 @@ impl Differences {
         self.about(case, over_ring).any(|line| line.observed == answer)
     }
 
-    /// The line that lists a case with this answer, with the reason that the list has for the case.
+    /// The line that lists a case with this answer, and the reason that the list states for the case.
     pub fn line(&self, case: &str, answer: &str) -> String {
         let known = self.0.get(case).and_then(|lines| lines.first());
         let reason = known.map_or("REASON", |line| &line.reason);
@@ -73,9 +73,9 @@ impl Differences {
     }
 }
 
-/// An answer without what is another in each run: the first line, with `BASE` for the node of the
-/// case, `N` for numbers of three digits or more, `x…` for four or more equal characters or pairs of
-/// characters, and cut at `OBSERVED_MAX` characters.
+/// An answer without the parts that differ in each run: its first line, at most `OBSERVED_MAX`
+/// characters. `BASE` replaces the node of the case, `N` a number of three digits or more, and `x…`
+/// four or more equal characters or pairs of characters.
 pub fn observed(answer: &str) -> String {
     let line = answer.lines().next().unwrap_or_default();
     let text = short_repeats(&plain_numbers(line));
@@ -107,7 +107,7 @@ fn short_repeats(line: &str) -> String {
     let chars: Vec<char> = line.chars().collect();
     let (mut text, mut at) = (String::new(), 0);
     while at < chars.len() {
-        // How far the characters repeat those that are `unit` before them.
+        // The number of characters that equal the one `unit` before.
         let repeated = |unit: usize| {
             let rest = chars.iter().skip(at + unit);
             rest.zip(&chars[at..]).take_while(|(one, other)| one == other).count()
@@ -128,10 +128,9 @@ fn short_repeats(line: &str) -> String {
 mod tests {
     use super::*;
 
-    // Fails if the same answer of another run is taken for another answer, or another answer for the
-    // same one.
+    // Fails if the same answers of two runs differ, or different answers are equal.
     #[test]
-    fn an_answer_is_the_same_in_every_run() {
+    fn observed_answer_is_the_same_in_every_run() {
         let first = r#"type 2 /conformance-17-35/a|: got Ok("n0|r143|"), expected "v""#;
         let second = r#"type 2 /conformance-9117-3/a|: got Ok("n0|r99999|"), expected "v""#;
         assert_eq!(observed(first), r#"type 2 /BASE/a|: got Ok("n0|rN|"), expected "v""#);
@@ -142,10 +141,10 @@ mod tests {
         assert_eq!(observed(&"abc".repeat(100)).chars().count(), OBSERVED_MAX + 1);
     }
 
-    // Fails if another answer than the listed one is taken for the listed difference, or a line for
-    // the one transport counts over the other.
+    // Fails if an answer that is not listed is accepted, or a line for one transport applies to the
+    // other.
     #[test]
-    fn a_listed_difference_pins_the_answer() {
+    fn listed_difference_accepts_only_its_answer() {
         let list = "rm/the-root-is-einval\tgot OK\ton a socket: its own way\n\
                     mkdir/needs-write-access\tgot A\tmay\nmkdir/needs-write-access\tgot B\ton a ring: may\n";
         let list = Differences::parse(list).unwrap();

@@ -3,11 +3,11 @@
 use super::{Case, Ctx, case, guest};
 use crate::raw::{bytes, op, text};
 
-/// Creates children with names of about `len` bytes; the list as DIRECTORY shows it.
+/// Creates children with names of about `len` bytes. Returns the list that DIRECTORY must return.
 fn children(c: &mut Ctx<'_>, count: usize, len: usize) -> Result<String, String> {
     let mut list = String::new();
     for i in 0..count {
-        // Not in the order of their names.
+        // The order of creation is not that of the names.
         let name = format!("{:0len$}", (i * 7) % count);
         c.dom0.ok(op::WRITE, &format!("{}|", c.at(&name)))?;
         list += &(name + "|");
@@ -15,7 +15,7 @@ fn children(c: &mut Ctx<'_>, count: usize, len: usize) -> Result<String, String>
     Ok(list)
 }
 
-/// Reads a list in parts; each part's generation must be the same.
+/// Reads a list in parts, which must have the same generation.
 fn in_parts(c: &mut Ctx<'_>, tx: u32) -> Result<(String, usize), String> {
     let (mut list, mut generation, mut parts) = (Vec::new(), None, 0);
     loop {

@@ -1,4 +1,4 @@
-//! Domains: introduced, released, shut down, gone; targets; special watches.
+//! Domains: introduction, release, shutdown, destruction; targets; special watches.
 
 use super::{Case, case, guest};
 use crate::fake_guest::PORT;
@@ -186,7 +186,7 @@ pub(super) const CASES: &[Case] = &[
         let mut guest = c.guest()?;
         guest.conn.gives(op::MKDIR, "alive|", "OK|")?;
         c.dom0.gives(op::RELEASE, &format!("{}|", guest.domid), "OK|")?;
-        // A ring has no end to be seen; nothing comes over it any more.
+        // A ring has no visible end: it delivers nothing any more.
         let _ = guest.conn.send(&crate::raw::frame(op::MKDIR, 1, 0, b"dead\0"));
         match guest.conn.message(std::time::Duration::from_millis(100)) {
             Ok(Some(message)) => Err(format!("answered: {message:?}")),

@@ -1,4 +1,4 @@
-//! Events: who hears, in which order, merged when, and never lost.
+//! Events: their receivers, their order, when they merge, and that none is lost.
 
 use super::{Case, case, guest};
 use crate::raw::op;
@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
         Ok(())
     }),
     case("events/ids-are-0", |c| {
-        // Conn::event insists on the request id.
+        // Conn::event checks the request id.
         let path = c.at("a");
         let mut other = c.another()?;
         other.watch(&format!("{path}|t|"))?;

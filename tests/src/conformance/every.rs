@@ -1,9 +1,9 @@
-//! What holds for every request of a kind: privilege, both limits, and transaction ids.
+//! Rules for all requests of a kind: privilege, both limits, and transaction ids.
 
 use super::{Case, Ctx, Outcome, case, guest};
 use crate::raw::{Conn, op};
 
-/// Every request that names a node, with what comes behind the path.
+/// The requests that name a node, and the payload after the path.
 const WITH_PATH: &[(u32, &str)] = &[
     (op::READ, "|"),
     (op::DIRECTORY, "|"),
@@ -17,7 +17,7 @@ const WITH_PATH: &[(u32, &str)] = &[
     (op::UNWATCH, "|t|"),
 ];
 
-/// A path below `base` of `len` bytes in all, in components of a size that any daemon takes.
+/// A path of `len` bytes below `base`, whose components have a length that all daemons accept.
 fn path_of(base: &str, len: usize) -> String {
     let mut path = base.to_owned();
     while path.len() < len {
@@ -27,7 +27,7 @@ fn path_of(base: &str, len: usize) -> String {
     path
 }
 
-/// Each request with a path must (or must not) say that this one is malformed.
+/// Each request with a path must (or must not) fail with EINVAL for this path.
 fn each_says_einval(conn: &mut Conn, path: &str, expected: bool, but: &[u32]) -> Outcome {
     for (ty, rest) in WITH_PATH.iter().filter(|(ty, _)| !but.contains(ty)) {
         let answer = conn.tx(0, *ty, &format!("{path}{rest}"))?;

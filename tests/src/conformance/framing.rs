@@ -1,4 +1,4 @@
-//! Frames: ids, limits, cuts, unknown types, and the order of checks that errors show.
+//! Frames: ids, limits, pieces, unknown types, and the order of checks.
 
 use super::{Case, case, guest};
 use crate::raw::{PATIENCE, frame, op};
@@ -158,7 +158,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     case("framing/nothing-is-said-unasked", |c| {
         c.dom0.ok(op::WRITE, &format!("{}|x", c.base))?;
-        // A round trip shows whether anything else was sent in between.
+        // A round trip shows that the daemon sent nothing before.
         c.dom0.start(op::READ, 0, b"/tool\0")?;
         match c.dom0.message(PATIENCE)? {
             Some(message) if message.ty == op::READ => Ok(()),

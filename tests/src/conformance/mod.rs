@@ -1,9 +1,9 @@
-//! The conformance suite: what a XenStore daemon must do, one file per behaviour.
+//! The conformance suite: the required behaviour of a XenStore daemon, one file per subject.
 //!
-//! A case says what our daemon does, which is what C xenstored of the newest Xen does but for the
-//! deliberate differences of `docs/differences.md`. For each other daemon a list names the cases in
-//! which it differs, with its answer and the reason. A listed case that passes or has another answer is
-//! a failure too, so that the lists stay true.
+//! A case states the behaviour of this project's daemon. It is that of C xenstored of the newest Xen,
+//! except for the deliberate differences in `docs/differences.md`. For each other daemon, a list has the
+//! cases in which it differs, its answer and the reason. A listed case that passes or has another answer
+//! is a failure too, so that the lists remain correct.
 
 mod advisories;
 mod control;
@@ -30,21 +30,21 @@ use crate::fake_guest::FakeGuest;
 use crate::raw::{Conn, op};
 use crate::target::Target;
 
-/// What a case says: nothing, or what went wrong.
+/// The result of a case: nothing, or what went wrong.
 pub type Outcome = Result<(), String>;
 
 /// One case.
 pub struct Case {
     /// `behaviour/what-must-be`.
     pub name: &'static str,
-    /// Does it need a caller without privilege?
+    /// True if it needs an unprivileged caller.
     pub guests: bool,
-    /// Why it cannot be run over dom0's ring, if so: that is there once, for all cases.
+    /// Why it cannot run over dom0's ring, which all cases share; `None` if it can.
     pub not_on_a_ring: Option<&'static str>,
     run: fn(&mut Ctx<'_>) -> Outcome,
 }
 
-/// A case for which any connection will do.
+/// A case for a connection of any caller.
 const fn case(name: &'static str, run: fn(&mut Ctx<'_>) -> Outcome) -> Case {
     Case { name, guests: false, not_on_a_ring: None, run }
 }
@@ -55,7 +55,7 @@ const fn guest(name: &'static str, run: fn(&mut Ctx<'_>) -> Outcome) -> Case {
 }
 
 impl Case {
-    /// It is left to the socket.
+    /// Restricts the case to sockets.
     const fn not_on_a_ring(self, why: &'static str) -> Case {
         Case { not_on_a_ring: Some(why), ..self }
     }
@@ -84,58 +84,58 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
     .flatten()
 }
 
-/// What a case works with.
+/// The environment of a case.
 pub struct Ctx<'t> {
     target: &'t Target,
-    /// A connection that may do everything.
+    /// A connection of the control domain.
     pub dom0: Conn,
     /// The node below which the case works.
     pub base: String,
-    /// Domains to be removed at the end.
+    /// Domains to destroy at the end.
     domids: Vec<u16>,
 }
 
-/// A guest and its connection. Its home belongs to it.
+/// A guest and its connection. The guest owns its home.
 pub struct Guest {
-    /// Who.
+    /// The domid.
     pub domid: u16,
-    /// Its connection.
+    /// The connection.
     pub conn: Conn,
     /// `/local/domain/N`.
     pub home: String,
 }
 
 impl Ctx<'_> {
-    /// A path below the case's own node.
+    /// A path below the node of the case.
     pub fn at(&self, name: &str) -> String {
         format!("{}/{name}", self.base)
     }
 
-    /// Another connection that may do everything.
+    /// Opens another connection of the control domain.
     pub fn another(&self) -> Result<Conn, String> {
         self.target.dom0()
     }
 
-    /// A domid that no domain has yet.
+    /// A domid that no domain has had.
     pub fn fresh_domid(&mut self) -> u16 {
         let domid = self.target.fresh_domid();
         self.domids.push(domid);
         domid
     }
 
-    /// Makes a domain exist without introducing it.
+    /// Creates a domain, and does not introduce it.
     pub fn create(&mut self) -> Result<(u16, Option<FakeGuest>), String> {
         let domid = self.fresh_domid();
         Ok((domid, self.target.create(domid)?))
     }
 
-    /// A guest.
+    /// Creates and introduces a guest.
     pub fn guest(&mut self) -> Result<Guest, String> {
         let domid = self.fresh_domid();
         self.guest_as(domid)
     }
 
-    /// A guest with this domid.
+    /// Creates and introduces a guest with this domid.
     pub fn guest_as(&mut self, domid: u16) -> Result<Guest, String> {
         let conn = self.target.guest(domid)?;
         let home = format!("/local/domain/{domid}");
@@ -144,12 +144,12 @@ impl Ctx<'_> {
         Ok(Guest { domid, conn, home })
     }
 
-    /// The domain shuts down.
+    /// Shuts the domain down.
     pub fn shut_down(&self, domid: u16) -> Outcome {
         self.target.set_state(domid, false)
     }
 
-    /// The domain is destroyed; returns when the daemon has noticed.
+    /// Destroys the domain. Returns when the daemon has handled it.
     pub fn destroy(&mut self, domid: u16) -> Outcome {
         let mut watcher = self.another()?;
         watcher.watch("@releaseDomain|destroy|")?;
@@ -157,7 +157,7 @@ impl Ctx<'_> {
         watcher.event("@releaseDomain|destroy|")
     }
 
-    /// Writes a node below the case's own with permissions; its path.
+    /// Creates a node below the node of the case, with these permissions. Returns its path.
     pub fn node(&mut self, name: &str, value: &str, perms: &str) -> Result<String, String> {
         let path = self.at(name);
         self.dom0.ok(op::WRITE, &format!("{path}|{value}"))?;
@@ -165,8 +165,8 @@ impl Ctx<'_> {
         Ok(path)
     }
 
-    /// Does the target know that a domain is not there any more? In memory each is, until it is
-    /// destroyed again.
+    /// Returns true if the target knows which domains exist. In memory, a destroyed domain exists again
+    /// when it is named, until it is destroyed again.
     pub fn knows_who_exists(&self) -> bool {
         !matches!(self.target, Target::Memory(_))
     }
@@ -181,16 +181,16 @@ impl Ctx<'_> {
     }
 }
 
-/// What became of a case.
+/// The result of a case that was run against a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As it must be.
+    /// The behaviour is as required.
     Passed,
-    /// Not as it must be, and why.
+    /// The behaviour differs; the description.
     Failed(String),
-    /// Differs, as the list says, and how.
+    /// The behaviour differs as listed; the answer.
     Differs(String),
-    /// Not run, and why.
+    /// The case was not run; the reason.
     Skipped(&'static str),
 }
 
@@ -201,13 +201,12 @@ fn is_there(target: &Target) -> Outcome {
     target.take_main().map(|main| target.return_main(main))
 }
 
-/// Runs the cases whose name contains `filter`, each on `start()`, which is called again when the
-/// daemon does not answer any more.
+/// Runs the cases whose name contains `filter`, each on the target of `start`, which is called again
+/// when the daemon does not reply any more.
 ///
 /// # Errors
 ///
-/// Fails if the daemon cannot be started or does not answer: before the first case, or after it has
-/// been started again.
+/// Fails if the daemon cannot be started, or does not reply before the first case or after a restart.
 pub fn run(
     mut start: impl FnMut() -> Result<Target, String>,
     differences: &Differences,

@@ -169,7 +169,7 @@ pub(super) const CASES: &[Case] = &[
         c.guest()?.conn.fails(op::RM, "/|", "EACCES")
     }),
     case("rm/the-root-is-einval", |c| {
-        // On a store that allows it everything would be gone: tried in a transaction.
+        // In a transaction: a daemon that allows it would remove all nodes.
         let tx = c.dom0.begin()?;
         let result = c.dom0.fails_in(tx, op::RM, "/|", "EINVAL");
         c.dom0.tx(tx, op::TRANSACTION_END, "F|")?.map_err(|e| format!("end: {e}"))?;

@@ -1,9 +1,9 @@
-//! Paths: what is one, how long it may be, and what a relative or special one means.
+//! Paths: syntax, length, and the meaning of relative and special paths.
 
 use super::{Case, case, guest};
 use crate::raw::op;
 
-/// Every way of being malformed.
+/// Malformed paths.
 const MALFORMED: &[&str] = &[
     "",
     "//",
@@ -122,7 +122,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     guest("paths/guests-have-2048-bytes-below-their-home", |c| {
         let mut guest = c.guest()?;
-        // Within the limits on a node: many short names, not one long one.
+        // Within the limits of a node: many short names, not one long name.
         let path = |len: usize| "ab/".repeat(len).chars().take(len).collect::<String>();
         let longest = path(2047) + "x";
         guest.conn.fails(op::READ, &format!("{longest}|"), "ENOENT")?;

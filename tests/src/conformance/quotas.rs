@@ -3,7 +3,7 @@
 use super::{Case, Ctx, Guest, case, guest};
 use crate::raw::op;
 
-/// A guest with one quota lowered.
+/// A guest with one lowered quota.
 fn limited(c: &mut Ctx<'_>, quota: &str, limit: u32) -> Result<Guest, String> {
     let guest = c.guest()?;
     c.dom0.gives(op::SET_QUOTA, &format!("{}|{quota}|{limit}|", guest.domid), "OK|")?;
@@ -12,7 +12,7 @@ fn limited(c: &mut Ctx<'_>, quota: &str, limit: u32) -> Result<Guest, String> {
 
 pub(super) const CASES: &[Case] = &[
     guest("quota/nodes", |c| {
-        let mut guest = limited(c, "nodes", 4)?; // its home is the first
+        let mut guest = limited(c, "nodes", 4)?; // its home is the first node
         for name in ["a", "b", "c"] {
             guest.conn.gives(op::WRITE, &format!("{name}|"), "OK|")?;
         }
@@ -55,7 +55,7 @@ pub(super) const CASES: &[Case] = &[
         let mut guest = c.guest()?;
         for i in 0..999 {
             guest.conn.gives(op::MKDIR, &format!("d{}/{i}|", i % 2), "OK|").or_else(|error| {
-                // Two parents count as well.
+                // Both parents count.
                 if i >= 997 { Ok(()) } else { Err(error) }
             })?;
         }
@@ -115,7 +115,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     guest("quota/node-size", |c| {
         let mut guest = c.guest()?;
-        // 16 bytes, 8 for the one permission entry, the value.
+        // 16 bytes, 8 for the permission entry, and the value.
         let value = |len: usize| format!("a|{}", "v".repeat(len));
         guest.conn.fails(op::WRITE, &value(2048 - 24 + 1), "ENOSPC")?;
         guest.conn.gives(op::WRITE, &value(2048 - 24), "OK|")?;

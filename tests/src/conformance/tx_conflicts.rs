@@ -1,12 +1,12 @@
-//! What conflicts: only what would have given another answer.
+//! Conflicts: a commit fails only if a reply would be another now.
 
 use super::{Case, Ctx, Outcome, case};
 use crate::raw::op;
 
-/// Requests; `*` stands for the case's own node.
+/// Requests; `*` stands for the node of the case.
 type Requests = &'static [(u32, &'static str)];
 
-/// `inside` in a transaction, `meanwhile` outside; then the commit must be answered with `end`.
+/// Sends `inside` in a transaction and `meanwhile` outside it. The commit must return `end`.
 fn conflict(c: &mut Ctx<'_>, inside: Requests, meanwhile: Requests, end: &str) -> Outcome {
     let base = c.base.clone();
     let mut other = c.another()?;
@@ -92,7 +92,7 @@ pub(super) const CASES: &[Case] = &[
         c.dom0.fails(op::READ, &format!("{}|", c.at("z")), "ENOENT")
     }),
     case("conflict/both-read-and-write-the-same", |c| {
-        // Lost update: one of the two must fail.
+        // A lost update: one of the two commits must fail.
         let path = c.at("n");
         let mut other = c.another()?;
         c.dom0.ok(op::WRITE, &format!("{path}|0"))?;
