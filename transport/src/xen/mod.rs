@@ -68,14 +68,13 @@ pub trait Evtchn: Debug + Send + Sync {
     /// Fails if the port is not bound.
     fn notify(&self, port: EvtchnPort) -> io::Result<()>;
 
-    /// Waits for events and appends their ports, which are masked until [`Evtchn::unmask`].
+    /// Waits for events and appends their ports to `out`. The ports are masked until [`Evtchn::unmask`].
     ///
     /// # Errors
     ///
     /// Fails with [`FileTooLarge`](io::ErrorKind::FileTooLarge) if the queue has overflowed: any port may
     /// have an event.
-    fn poll_ports(&self, cx: &mut Context<'_>, ports: &mut Vec<EvtchnPort>)
-    -> Poll<io::Result<()>>;
+    fn poll_ports(&self, cx: &mut Context<'_>, out: &mut Vec<EvtchnPort>) -> Poll<io::Result<()>>;
 
     /// The descriptor of the device, for the next process.
     fn descriptor(&self) -> BorrowedFd<'_>;
