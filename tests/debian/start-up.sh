@@ -1,10 +1,12 @@
 #!/bin/sh
-# start-up.sh DIRECTORY: Debian's scripts start the daemon of the package that is unpacked there.
-# Run it as root in new mount and process namespaces: nothing outside of them changes, and all
-# processes end with it. Without Xen, three programs that need it are replaced, and so is /proc/xen,
-# which cannot be created.
+# start-up.sh DIRECTORY DAEMON: Debian's scripts start a daemon as the package that is unpacked in
+# DIRECTORY. DAEMON replaces the package's daemon: it is built with --pretend-xen. Run this as root
+# in new mount and process namespaces: nothing outside of them changes, and all processes end with
+# it. Without Xen, three programs that need it are replaced, and so is /proc/xen, which cannot be
+# created.
 set -eu
 package=$(realpath "$1")
+daemon_for_tests=$(realpath "$2")
 
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /sys
@@ -17,6 +19,7 @@ echo 4 >/sys/hypervisor/version/major
 echo 17 >/sys/hypervisor/version/minor
 echo 1 >/run/pretend/0/port
 cp -r "$package/usr/lib/xenstored" $layer/lib/
+cp "$daemon_for_tests" $layer/lib/xenstored/xenstored
 
 # program PATH: creates a shell script from standard input.
 program() {

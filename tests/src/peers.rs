@@ -137,7 +137,9 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
         let release = !cfg!(debug_assertions);
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(project()).args(["build", "--quiet", "-p", "xenstored"]);
-        cargo.args(["-p", "xenstore-xs"]).args(release.then_some("--release"));
+        cargo
+            .args(["-p", "xenstore-xs", "--features", "xenstored/test-doubles"])
+            .args(release.then_some("--release"));
         let status = cargo.status().map_err(|e| format!("cargo: {e}"))?;
         if !status.success() {
             return Err("cargo build failed".into());

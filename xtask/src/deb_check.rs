@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::deb::{self, output};
-use crate::project;
 use crate::steps::{Steps, Verdict, succeed};
+use crate::{project, xen};
 
 /// Packages whose files ours must not contain, even if they are installed later.
 const XEN: [&str; 3] = ["xen-utils-4.17", "xen-utils-common", "xenstore-utils"];
@@ -53,6 +53,14 @@ fn content() -> Verdict {
             let version = output(Command::new(root.join(program)).arg("--version"))?;
             if !version.ends_with(env!("CARGO_PKG_VERSION")) {
                 return Err(format!("{program}: {version}"));
+            }
+        }
+        let daemon = root.join("usr/lib/xenstored/xenstored");
+        for option in ["--pretend-xen=/nonexistent", "--refuse-state"] {
+            let mut command = Command::new(&daemon);
+            command.args([option, "--config-test"]).stderr(Stdio::null());
+            if command.status().map_err(|error| error.to_string())?.success() {
+                return Err(format!("the daemon has the test option {option}"));
             }
         }
         unit(&root)?;
@@ -166,9 +174,14 @@ fn start_up() -> Verdict {
             return Verdict::Skip(format!("no {needed}"));
         }
     }
+    let features = ["--features", "test-doubles"];
+    let daemon = match xen::built("xenstored", "xenstored", &features) {
+        Ok(daemon) => daemon,
+        Err(why) => return Verdict::Fail(why),
+    };
     let mut command = Command::new("unshare");
-    command.args(unshare).arg(project().join("tests/debian/start-up.sh")).arg(unpacked());
-    succeed(&mut command)
+    command.args(unshare).arg(project().join("tests/debian/start-up.sh"));
+    succeed(command.arg(unpacked()).arg(daemon))
 }
 
 #[cfg(test)]

@@ -51,17 +51,18 @@ const LACKING: i32 = 77;
 
 /// Our daemon, as a host runs it.
 fn our_daemon() -> Result<PathBuf, String> {
-    built("xenstored", "xenstored")
+    built("xenstored", "xenstored", &[])
 }
 
 /// Restarts the daemon, and stores its descriptors meanwhile.
 fn fdstore() -> Result<PathBuf, String> {
-    built("xenstore-tests", "fdstore")
+    built("xenstore-tests", "fdstore", &[])
 }
 
-fn built(package: &str, program: &str) -> Result<PathBuf, String> {
+/// Builds an optimised program with these options of cargo. Returns its path.
+pub fn built(package: &str, program: &str, options: &[&str]) -> Result<PathBuf, String> {
     let build = ["build", "--release", "--quiet", "-p", package, "--bin", program];
-    match cargo(&build).status() {
+    match cargo(&build).args(options).status() {
         Ok(status) if status.success() => {}
         Ok(status) => return Err(format!("cargo build: {status}")),
         Err(error) => return Err(format!("cargo: {error}")),

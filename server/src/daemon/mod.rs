@@ -105,7 +105,7 @@ fn settings() -> Result<Settings, ExitCode> {
         settled => settled,
     };
     let settings = settled.map_err(|line| complain(&line, USAGE))?;
-    if settings.options.pretend_xen.is_some() {
+    if settings.options.pretend_xen().is_some() {
         return Ok(settings);
     }
     // An error: there is no Xen, or an earlier one, which says nothing about that.

@@ -1,6 +1,6 @@
 //! The command line: options of C xenstored, of oxenstored, and of this daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Parser};
 use xenstore_protocol::{DomId, Quota};
@@ -48,6 +48,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) require_xen: bool,
     /// Use a pretend Xen made of files in this directory, for tests.
+    #[cfg(any(test, feature = "test-doubles"))]
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) pretend_xen: Option<PathBuf>,
     /// Write a line for each request to this file.
@@ -119,9 +120,10 @@ pub(crate) struct Options {
     /// here, or go on in its place.
     #[arg(long, value_name = "FD,FD,PID,MS", hide = true)]
     pub(crate) guard: Option<String>,
-    /// Take that state for one that cannot be read, for tests.
+    /// Fail to read that state, for tests.
+    #[cfg(any(test, feature = "test-doubles"))]
     #[arg(long, hide = true)]
-    pub(crate) refuse_state: bool,
+    refuse_state: bool,
     /// Taken from C xenstored up to 4.17 and not used.
     #[arg(short = 'P', long, hide = true)]
     output_pid: bool,
@@ -185,6 +187,22 @@ impl Options {
         args: impl IntoIterator<Item = std::ffi::OsString>,
     ) -> Result<Options, clap::Error> {
         Options::try_parse_from(args)
+    }
+
+    /// The directory of the pretend Xen. `None` without the feature `test-doubles`.
+    pub(crate) fn pretend_xen(&self) -> Option<&Path> {
+        #[cfg(any(test, feature = "test-doubles"))]
+        return self.pretend_xen.as_deref();
+        #[cfg(not(any(test, feature = "test-doubles")))]
+        None
+    }
+
+    /// Returns true if the state must be refused. False without the feature `test-doubles`.
+    pub(crate) fn refuse_state(&self) -> bool {
+        #[cfg(any(test, feature = "test-doubles"))]
+        return self.refuse_state;
+        #[cfg(not(any(test, feature = "test-doubles")))]
+        false
     }
 
     /// Applies quotas, configuration file and defaults. Later options win over earlier ones, and

@@ -13,12 +13,12 @@ use rustix::fs::{FlockOperation, flock};
 use tracing::{error, warn};
 use xenstore_sys::own_file::{self, Access, Others};
 use xenstore_transport::driver::Driver;
-use xenstore_transport::xen;
 
 use crate::daemon::options::{Complaint, Options, Settings};
 use crate::daemon::pid_file::PidFile;
 use crate::log::Trace;
 use crate::paths::{chosen_journal, journal_of, look_for_earlier, run_dir, socket_path};
+use crate::platform::machine;
 use crate::worker;
 
 /// Signals that stop the daemon (TERM, INT), the one that reopens the trace (HUP), and those that the
@@ -179,10 +179,7 @@ pub(crate) fn rehearse(settings: &Settings, of_xen: bool) -> Result<(), Complain
     }
     Resources::acquire(options, Mode::Check)?;
     if of_xen || options.require_xen {
-        let probed = match &options.pretend_xen {
-            Some(dir) => xen::pretend::probe(dir),
-            None => xen::probe(),
-        };
+        let probed = machine::probe(options);
         let why = if of_xen { "the state is one of a Xen host" } else { "--require-xen" };
         probed.map_err(|error| format!("{why}: {error}"))?;
     }

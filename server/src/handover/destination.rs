@@ -114,7 +114,7 @@ pub(crate) fn receive(
 ) -> Result<Option<ReceivedState>, ReceiveError> {
     match (options.resume, options.errand) {
         (Some(state), Some(envelope)) => {
-            receive_memory(config, state, envelope, options.refuse_state).map(Some)
+            receive_memory(config, state, envelope, options.refuse_state()).map(Some)
         }
         (Some(_), None) | (None, Some(_)) => Err(ReceiveError::OptionsApart),
         (None, None) if options.live_update => {

@@ -1,5 +1,6 @@
 //! The platform that the daemon runs on: Xen, a pretend Xen in files, or none.
 
+pub(crate) mod machine;
 mod standalone;
 pub(crate) mod xen;
 
@@ -11,7 +12,7 @@ use xenstore_protocol::{DomId, EvtchnPort};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Host, State};
 use xenstore_sys::inherit;
 use xenstore_transport::driver::Driver;
-use xenstore_transport::xen::{Inherited, Machine, XenRing, host, pretend};
+use xenstore_transport::xen::{Inherited, Machine, XenRing};
 
 use crate::daemon::options::Options;
 use crate::daemon::systemd::{self, Keep};
@@ -51,10 +52,7 @@ impl Platform {
     ) -> Result<Platform, String> {
         let device = state.and_then(|state| state.io.evtchn);
         let (_, trace, driver) = &tools;
-        let open = |left| match &options.pretend_xen {
-            Some(dir) => pretend::open(dir, driver, left),
-            None => host(driver, left),
-        };
+        let open = |inherited| machine::open(options, driver, inherited);
         let machine = match (device, kept) {
             (Some(_), Some(kept)) => open(Some(Inherited::Stored(kept))),
             (Some(number), None) => {
