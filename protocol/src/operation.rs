@@ -129,8 +129,8 @@ operations! {
     Mkdir              12 "MKDIR"                Any     Tree    Changes Existence;
     Rm                 13 "RM"                   Any     Tree    Changes Existence;
     SetPerms           14 "SET_PERMS"            Any     Tree    Changes Existence;
-    WatchEvent         15 "WATCH_EVENT"          Server  Ignored Reads   None;
-    Error              16 "ERROR"                Server  Ignored Reads   None;
+    WatchEvent         15 "WATCH_EVENT"          Server  Ignored Changes None;
+    Error              16 "ERROR"                Server  Ignored Changes None;
     IsDomainIntroduced 17 "IS_DOMAIN_INTRODUCED" Control Checked Reads   None;
     Resume             18 "RESUME"               Control Checked Changes None;
     SetTarget          19 "SET_TARGET"           Control Checked Changes None;
@@ -251,8 +251,7 @@ mod tests {
         assert_eq!(names(|op| !op.is_request()), ["WATCH_EVENT", "ERROR"]);
         let ignoring = names(|op| op.is_request() && op.ignores_transaction_id());
         assert_eq!(ignoring, ["WATCH", "UNWATCH"]);
-        let requests = |op: Operation| op.is_request() && !op.is_journaled(TxId::NONE);
-        assert_eq!(names(requests), words(unrecorded));
+        assert_eq!(names(|op| !op.is_journaled(TxId::NONE)), words(unrecorded));
         assert!(Operation::ALL.iter().all(|op| op.is_journaled(TxId(1))));
         let reading = names(|op| op.is_transactional() && op.is_read_only());
         assert_eq!(reading, ["DIRECTORY", "READ", "GET_PERMS", "DIRECTORY_PART"]);
