@@ -29,7 +29,7 @@ const EMBEDDED: &str = include_str!("../../differences/embedded.txt");
 fn start() -> Result<bool, String> {
     let (mut socket, mut daemon, mut filter) = (None, None, String::new());
     let mut start = Target::start as fn(Kind) -> Result<Target, String>;
-    let (mut differences, mut pin) = (Differences::default(), false);
+    let (mut differences, mut pin) = (None, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value; {USAGE}"));
@@ -42,7 +42,7 @@ fn start() -> Result<bool, String> {
             "--differences" => {
                 let path = value()?;
                 let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-                differences = Differences::parse(&text)?;
+                differences = Some(Differences::parse(&text)?);
             }
             // Prints the lines for the list instead of verdicts.
             "--pin" => pin = true,
@@ -53,9 +53,12 @@ fn start() -> Result<bool, String> {
             _ => return Err(format!("{arg}: unknown; {USAGE}")),
         }
     }
-    if socket.is_none() && matches!(daemon.as_deref(), Some("memory") | None) {
-        differences = Differences::parse(EMBEDDED)?;
-    }
+    let in_memory = socket.is_none() && matches!(daemon.as_deref(), Some("memory") | None);
+    let differences = match differences {
+        Some(differences) => differences,
+        None if in_memory => Differences::parse(EMBEDDED)?,
+        None => Differences::default(),
+    };
     let target = || match (&socket, daemon.as_deref()) {
         (Some(path), None) => Ok(Target::Socket(path.clone())),
         (None, Some("memory") | None) => Ok(Target::Memory(Store::start())),
