@@ -1,4 +1,4 @@
-//! A XenStore in memory, for tests of programs that use one: without Xen, root, sockets or threads.
+//! A XenStore in memory, for tests of programs that use one: without Xen, root or sockets.
 //!
 //! ```
 //! use xenstore_embedded::{DomId, Store};
@@ -18,8 +18,9 @@
 //! ```
 //!
 //! Requests are executed by the thread that writes them, before `poll_write` returns. The clock stands
-//! at 0 until [`Store::set_time`]. So a test that runs on one thread is deterministic. The engine is that
-//! of the daemon, with the same limits and errors.
+//! at 0 until [`Store::set_time`]. So a test that runs on one thread is deterministic, unless it causes
+//! a request to be deferred: a thread executes that request when its time limit has passed. The engine is
+//! that of the daemon, with the same limits and errors.
 #![forbid(unsafe_code)]
 
 mod connection;

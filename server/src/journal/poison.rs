@@ -96,7 +96,7 @@ fn write(path: &Path, bytes: &[u8]) {
     if crash::point()
         && let Err(error) = replace()
     {
-        error!(note = %path.display(), %error, "cannot note in which input the process ended");
+        error!(note = %path.display(), %error, "cannot write the note that attributes the end of the process to an input");
     }
 }
 

@@ -82,7 +82,7 @@ home=$(domu_home d2)
 check "xl destroy" xl destroy d2
 check "its home is gone" wait_for 20 fails xenstore-exists "$home"
 check "xenstore-control check at the end" eq "$(xenstore-control check)" OK
-grep -a "recovered its journal\|taken over\|carried out this\|reconnected\|fdstore\|were stored\|cannot" "$SUBJECT_LOG"
+grep -a "recovered its journal\|taken over\|executed this input\|reconnected\|fdstore\|were stored\|cannot" "$SUBJECT_LOG"
 stored() { grep -ac "event channels were stored adopted=[2-9]" "$SUBJECT_LOG"; }
 if command -v fdstore >/dev/null; then
 	check "event channels were stored in the first half of the kills" test "$(stored)" -ge $((kills / 2))

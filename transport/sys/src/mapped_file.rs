@@ -75,10 +75,6 @@ pub fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 ///
 /// `ENOSPC` if the file system is full.
-///
-/// # Errors
-///
-/// `ENOSPC` if the file system is full.
 pub fn allocate(file: &File, len: usize) -> io::Result<()> {
     if len == 0 {
         return Ok(());
