@@ -31,12 +31,14 @@ mod transaction;
 mod tree;
 mod watch;
 
+pub use domain::host::{DomainInfo, Host, NoHost};
 pub use domain::quotas::{Config, Quotas};
-pub use domain::registry::{DomainInfo, Host};
+pub use domain::recorded::{Recorded, Replayed};
 pub use engine::Engine;
+pub use engine::apply::Applied;
 pub use engine::conflicts::Conflict;
 pub use engine::fairness::{FAILURES, HELD_FOR, Outcome, PROTECTED_FOR};
-pub use engine::input::{Input, Recorded, Replayed};
+pub use engine::input::Input;
 pub use engine::invariants::Violation;
 pub use engine::restore::RestoreError;
 pub use ids::{Caller, ConnId, Millis};

@@ -9,7 +9,7 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use harness::Machine;
-use xenstore_protocol::{DomId, Header, TxId};
+use xenstore_protocol::{DomId, Frame, Header, TxId};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Outcome};
 
 const WATCH: u32 = 4;
@@ -71,7 +71,13 @@ impl Host {
         loop {
             let mut out = Vec::new();
             let outcome = self.step(|engine, machine| {
-                engine.handle(conn, &header, payload.as_bytes(), 0, machine, &mut out)
+                engine.request(
+                    conn,
+                    &Frame { header, payload: payload.as_bytes() },
+                    0,
+                    machine,
+                    &mut out,
+                )
             });
             if outcome == Outcome::Executed {
                 let last = last_frame(&out);

@@ -3,7 +3,7 @@
 mod harness;
 
 use harness::Store;
-use xenstore_protocol::{DomId, Quota};
+use xenstore_protocol::{DomId, Frame, Quota};
 use xenstore_store::{Caller, Config, Engine};
 
 const DIRECTORY_PART: u32 = 22;
@@ -273,7 +273,8 @@ fn many_watches_with_events_end_quickly() {
     // Without the check of all invariants after each request that the harness makes.
     let send = |store: &mut Store, conn, ty, payload: &[u8]| {
         let (mut out, header) = (Vec::new(), header(ty, payload.len()));
-        let _ = store.engine.handle(conn, &header, payload, 0, &mut store.machine, &mut out);
+        let _ =
+            store.engine.request(conn, &Frame { header, payload }, 0, &mut store.machine, &mut out);
     };
     for i in 0..100_000 {
         send(&mut store, many, WATCH, format!("/a\0{i}\0").as_bytes());

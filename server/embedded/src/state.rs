@@ -123,7 +123,7 @@ impl State {
         let header = Header { ty: op.as_wire(), len, ..Header::default() };
         let (mut out, mut now) = (Vec::new(), self.now);
         while let Outcome::Deferred(until) =
-            self.engine.handle(conn, &header, payload, now, &mut self.domains, &mut out)
+            self.engine.request(conn, &Frame { header, payload }, now, &mut self.domains, &mut out)
         {
             now = until;
             self.engine.work(PIECE);
@@ -273,7 +273,7 @@ fn execute(
     domains: &mut Domains,
     out: &mut Vec<u8>,
 ) -> Outcome {
-    engine.handle(id, &frame.header, frame.payload, now, domains as &mut dyn Host, out)
+    engine.request(id, frame, now, domains as &mut dyn Host, out)
 }
 
 /// Executes a deferred request at its deadline in real time, unless it has been executed before. So a

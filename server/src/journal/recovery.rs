@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
-use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, HEADER_LEN, Header, Operation, Reply};
+use xenstore_protocol::{
+    DomId, Errno, EvtchnPort, Frame, Gfn, HEADER_LEN, Header, Operation, Reply,
+};
 use xenstore_store::{
     Caller, Config, ConnId, ConnectionIo, ConnectionState, Engine, Input, Millis, Replayed, State,
 };
@@ -251,7 +253,7 @@ impl Recovery {
     fn execute(&mut self, input: &Input<'_>, replies: &[u8]) -> Result<(), RecoveryError> {
         let mut out = Vec::new();
         let mut host = Replayed { commands: UpdatableHost::COMMANDS, ..Replayed::new(replies) };
-        let executed = self.engine.apply(input, &mut host, &mut out);
+        let executed = self.engine.apply(input, &mut host, &mut out).executed;
         if host.astray {
             return Err(RecoveryError::MissingReplies);
         }
@@ -432,7 +434,8 @@ fn port_in_store(engine: &mut Engine, domid: DomId) -> Option<u32> {
     let header = Header { ty: Operation::Read.as_wire(), len, ..Header::default() };
     let (conn, mut out) = (engine.connect(Caller::Socket), Vec::new());
     let mut host = Replayed::new(&[]);
-    let _ = engine.handle(conn, &header, payload.as_bytes(), 0, &mut host, &mut out);
+    let frame = Frame { header, payload: payload.as_bytes() };
+    let _ = engine.request(conn, &frame, 0, &mut host, &mut out);
     engine.disconnect(conn);
     std::str::from_utf8(out.get(HEADER_LEN..)?).ok()?.parse().ok()
 }

@@ -4,7 +4,7 @@
 //! the engine. If executing it panics, the engine is restored from the journal as it was before, and the
 //! input is refused; `journal/recovery.rs` defines what that means for each kind.
 //!
-//! A new kind of [`Input`] needs a call of [`Server::input`] here, and an arm there.
+//! A new kind of [`Input`] needs an arm there.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use std::task::Poll;
 use futures_lite::future::yield_now;
 use tracing::error;
 use xenstore_protocol::{Deframer, Frame, Header, Operation, ServerConnection};
-use xenstore_store::{Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
+use xenstore_store::{Applied, Caller, ConnId, Engine, Host, Input, Outcome, Recorded};
 
 use super::server::Server;
 use crate::journal::{Entry, Journal, RequestBatch};
@@ -32,8 +32,14 @@ pub(crate) enum Failed {
 }
 
 impl<H: Host + 'static> Server<H> {
-    /// Executes an input by calling `change` on the engine, and records it in the journal.
-    pub(crate) fn apply<T>(
+    /// Applies an input to the engine, and records it in the journal.
+    fn apply(&self, entry: Entry<'_, '_>, out: &mut Vec<u8>) -> Result<Applied, Failed> {
+        let input = entry.input();
+        self.record(entry, |engine, host| engine.apply(&input, host, out))
+    }
+
+    /// Runs `change`, which applies the input of `entry`, between the two halves of its record.
+    pub(crate) fn record<T>(
         &self,
         mut entry: Entry<'_, '_>,
         change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
@@ -75,23 +81,9 @@ impl<H: Host + 'static> Server<H> {
         self.repair(|_| ());
     }
 
-    /// Executes an input and records it separately, in a turn of a connection, which ends with
-    /// [`Server::commit`].
-    pub(crate) fn input<T>(
-        &self,
-        input: Input<'_>,
-        change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
-    ) -> Result<T, Failed> {
-        self.apply(Entry::Alone(input), change)
-    }
-
-    /// Like [`Server::input`], outside of a turn. `None` if the input is refused, which is logged.
-    fn input_now<T>(
-        &self,
-        input: Input<'_>,
-        change: impl FnOnce(&mut Engine, &mut dyn Host) -> T,
-    ) -> Option<T> {
-        let result = self.input(input, change);
+    /// Applies an input outside of the turn of a connection. `None` if it is refused, which is logged.
+    fn apply_now(&self, input: Input<'_>) -> Option<Applied> {
+        let result = self.apply(Entry::Alone(input), &mut Vec::new());
         self.commit();
         result.ok()
     }
@@ -106,14 +98,12 @@ impl<H: Host + 'static> Server<H> {
         out: &mut Vec<u8>,
     ) -> Result<Outcome, Failed> {
         let shared = &self.0;
-        let (start, conn, now) = (out.len(), batch.conn(), batch.now());
+        let (start, conn) = (out.len(), batch.conn());
         let Frame { header, payload } = frame;
         shared.update.set_requester(conn);
         let recorded = is_journaled(&shared.engine.borrow(), conn, header);
-        let outcome = self
-            .apply(Entry::Request { batch, range: at, recorded }, |engine, host| {
-                engine.handle(conn, header, payload, now, host, out)
-            })?;
+        let entry = Entry::Request { batch, range: at, recorded };
+        let outcome = self.apply(entry, out)?.outcome();
         if outcome != Outcome::Executed {
             return Ok(outcome);
         }
@@ -137,7 +127,7 @@ impl<H: Host + 'static> Server<H> {
 
     /// Queries the hypervisor for every domain.
     pub(crate) fn domains_changed(&self) {
-        self.input_now(Input::DomainsChanged, Engine::domains_changed);
+        self.apply_now(Input::DomainsChanged);
         self.wake();
     }
 
@@ -164,23 +154,23 @@ impl<H: Host + 'static> Server<H> {
 
     /// Does a piece of the deferred work.
     pub(crate) fn work(&self) {
-        self.input_now(Input::Work { budget: PIECE }, |engine, _| engine.work(PIECE));
+        self.apply_now(Input::Work { budget: PIECE });
         self.wake();
     }
 
     /// Begins a connection, which no task serves yet. `None` if that is refused, which is logged.
     pub(crate) fn connect(&self, caller: Caller) -> Option<ConnId> {
-        self.input_now(Input::Connect(caller), |engine, _| engine.connect(caller))
+        self.apply_now(Input::Connect(caller))?.conn
     }
 
     /// Restarts a connection.
     pub(crate) fn restart(&self, conn: ConnId) {
-        self.input_now(Input::Restart(conn), |engine, _| engine.restart(conn));
+        self.apply_now(Input::Restart(conn));
     }
 
     /// Ends a connection.
     pub(crate) fn disconnect(&self, conn: ConnId) {
-        self.input_now(Input::Disconnect(conn), |engine, _| engine.disconnect(conn));
+        self.apply_now(Input::Disconnect(conn));
     }
 
     /// Appends some of the events that are queued for `conn`. Returns true if there are more.
@@ -190,10 +180,8 @@ impl<H: Host + 'static> Server<H> {
         }
         let (start, room) = (out.len(), ServerConnection::HIGH_WATER);
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
-        let more = self.input(Input::Events { conn, limit }, |engine, _| {
-            engine.emit_events(conn, start + room, out)
-        });
-        more.inspect_err(|_| out.truncate(start))
+        let applied = self.apply(Entry::Alone(Input::Events { conn, limit }), out);
+        applied.map(|applied| applied.more).inspect_err(|_| out.truncate(start))
     }
 
     /// Restores the engine from the journal, without the input that `open` makes its last. Without a

@@ -1,12 +1,12 @@
-//! Domains that the store knows, and the machine that they live on.
+//! The domains that the store knows, with their usage and quotas.
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
-use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Quota};
+use xenstore_protocol::{DomId, Features, Quota};
 
+use crate::domain::host::Host;
 use crate::domain::quotas::Quotas;
 use crate::domain::warnings::Warnings;
 use crate::ids::Millis;
@@ -16,70 +16,6 @@ use crate::tree::acl::Era;
 
 /// In place of the identity of a domain in a state that does not say it.
 pub(crate) const UNKNOWN_ID: u64 = 0;
-
-/// What the machine says about a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DomainInfo {
-    /// Tells a domain from an earlier one with the same domid; 0 is unknown.
-    pub unique_id: u64,
-    /// It has shut down, for whatever reason, and still exists.
-    pub shutdown: bool,
-}
-
-/// What the store asks of the machine that it runs on. No method has a default, so that a wrapper
-/// cannot forget to forward one.
-pub trait Host {
-    /// Looks at a domain; none if there is no such domain.
-    fn domain(&mut self, domid: DomId) -> Option<DomainInfo>;
-
-    /// Maps the ring of a domain, and offers it these features. Called again for a domain that is
-    /// introduced again, whose ring is reset.
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: Gfn,
-        port: EvtchnPort,
-        features: Features,
-    ) -> Result<(), Errno>;
-
-    /// Lets the ring of a domain go.
-    fn release(&mut self, domid: DomId);
-
-    /// Runs a CONTROL command that is about the server and not about the store, such as `log`.
-    /// `None`: there is no such command.
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>>;
-
-    /// What `control` knows, for CONTROL `help`: commands with their arguments.
-    fn control_commands(&self) -> &'static [(&'static str, &'static str)];
-}
-
-impl<T: Host + ?Sized> Host for Box<T> {
-    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
-        (**self).domain(domid)
-    }
-
-    fn introduce(
-        &mut self,
-        domid: DomId,
-        gfn: Gfn,
-        port: EvtchnPort,
-        features: Features,
-    ) -> Result<(), Errno> {
-        (**self).introduce(domid, gfn, port, features)
-    }
-
-    fn release(&mut self, domid: DomId) {
-        (**self).release(domid);
-    }
-
-    fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
-        (**self).control(command, args)
-    }
-
-    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
-        (**self).control_commands()
-    }
-}
 
 /// What is counted for a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

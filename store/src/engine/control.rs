@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::{Control, DomId, Errno, PAYLOAD_MAX, Quota, Reply, decimal};
 
-use crate::domain::registry::{Host, Largest, Usage};
+use crate::domain::host::Host;
+use crate::domain::registry::{Largest, Usage};
 use crate::engine::Engine;
 use crate::ids::{Caller, ConnId, Millis};
 

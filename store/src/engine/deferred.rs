@@ -2,7 +2,7 @@
 //!
 //! One thread serves all connections, so no input may take long, whatever guests have prepared. An input
 //! has a budget of [`BUDGET`] units. One unit is about the cost of removing a node, of queuing an event,
-//! or of four levels of a path. If the budget is used up, [`Engine::work`] does the rest of a domain's
+//! or of four levels of a path. If the budget is used up, [`Input::Work`](crate::Input::Work) does the rest of a domain's
 //! death, of the events of a change, or of a removal in pieces.
 //!
 //! A connection whose request has deferred work is served again when that work is done. So the deferred
@@ -126,7 +126,7 @@ impl Deferred {
 }
 
 impl Engine {
-    /// Returns true if there is deferred work for [`Engine::work`].
+    /// Returns true if there is deferred work for [`Input::Work`](crate::Input::Work).
     pub fn has_work(&self) -> bool {
         let deferred = &self.deferred;
         !deferred.fanouts.is_empty()
@@ -140,12 +140,11 @@ impl Engine {
         self.deferred.spent
     }
 
-    /// Does about `budget` units of the deferred work. To be called between inputs while
-    /// [`Engine::has_work`] returns true.
-    pub fn work(&mut self, budget: u32) {
+    /// Does about `budget` units of the deferred work.
+    pub(crate) fn advance_work(&mut self, budget: u32) {
         // Each kind gets a third, and the rest of the kind before it, so that no kind blocks another.
         let budget = u64::from(budget).max(3);
-        self.deferred.begin(budget / 3);
+        self.deferred.budget = budget / 3;
         while self.deferred.budget > 0
             && let Some((conn, fanout)) = self.deferred.fanouts.pop_front()
         {
@@ -179,13 +178,6 @@ impl Engine {
         let Deferred { waiting, causes, .. } = &mut self.deferred;
         self.ready.extend(waiting.iter().filter(|conn| !causes.contains_key(conn)));
         waiting.retain(|conn| causes.contains_key(conn));
-    }
-
-    /// Does all deferred work.
-    pub fn finish_work(&mut self) {
-        while self.has_work() {
-            self.work(u32::MAX);
-        }
     }
 
     /// Frees an old tree.

@@ -17,7 +17,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Bound;
 
-use crate::domain::registry::Host;
+use crate::domain::host::Host;
 use crate::engine::Engine;
 use crate::engine::connection::Connection;
 use crate::ids::{ConnId, Millis};

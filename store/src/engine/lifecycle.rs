@@ -4,9 +4,9 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Gfn, Request};
 
-use crate::domain::registry::{Host, UNKNOWN_ID};
+use crate::domain::host::Host;
+use crate::domain::registry::UNKNOWN_ID;
 use crate::engine::Engine;
-use crate::engine::deferred::BUDGET;
 use crate::ids::{ConnId, Millis};
 use crate::transaction::execute::{remove, replace_acl};
 use crate::tree::change::{Change, Readers};
@@ -89,11 +89,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks the machine about every domain that the store knows, after it has said that something
-    /// changed (VIRQ_DOM_EXC): tells shutdowns, and forgets domains that are gone or have been
-    /// replaced by others with the same domid.
-    pub fn domains_changed(&mut self, host: &mut dyn Host) {
-        self.deferred.begin(BUDGET);
+    pub(crate) fn refresh_domains(&mut self, host: &mut dyn Host) {
         let domids: Vec<DomId> = self.domains.known.keys().copied().collect();
         let own = [self.config.privileged, self.config.store];
         for domid in domids.into_iter().filter(|domid| !own.contains(domid)) {

@@ -1,5 +1,6 @@
 //! The engine: state, and the way of a request through it.
 
+pub(crate) mod apply;
 pub(crate) mod conflicts;
 pub(crate) mod connection;
 pub(crate) mod control;
@@ -22,14 +23,15 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use xenstore_protocol::{
-    DomId, Errno, Features, Frame, Header, Quota, Reply, Request, TxId, WatchEvent, admit,
+    DomId, Errno, Features, Frame, Quota, Reply, Request, TxId, WatchEvent, admit,
 };
 
+use crate::domain::host::Host;
 use crate::domain::quotas::{Config, Quotas};
-use crate::domain::registry::{Domain, Domains, Host};
+use crate::domain::registry::{Domain, Domains};
 use crate::engine::conflicts::{ConflictLog, RecentChange};
 use crate::engine::connection::Connection;
-use crate::engine::deferred::{BUDGET, Deferred};
+use crate::engine::deferred::Deferred;
 use crate::engine::fairness::{Fairness, Outcome};
 use crate::ids::{Caller, ConnId, Millis};
 use crate::mru_map::MruMap;
@@ -119,8 +121,7 @@ impl Engine {
         }
     }
 
-    /// Opens a connection. That of a domain which is not introduced has ended already.
-    pub fn connect(&mut self, caller: Caller) -> ConnId {
+    fn open(&mut self, caller: Caller) -> ConnId {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
         let exists = match caller {
@@ -136,25 +137,13 @@ impl Engine {
         conn
     }
 
-    /// Ends a connection: its watches, transactions and events go. Does nothing if it has ended.
-    pub fn disconnect(&mut self, conn: ConnId) {
-        self.deferred.begin(BUDGET);
-        self.close(conn);
-    }
-
-    pub(crate) fn close(&mut self, conn: ConnId) {
+    fn close(&mut self, conn: ConnId) {
         self.reset_watches(conn);
         let connection = self.conns.remove(&conn);
         if let Some(Connection { caller: Caller::Domain(domid), .. }) = connection {
             self.conns_of.remove(&(domid, conn));
         }
         self.ready.remove(&conn);
-    }
-
-    /// Resets a connection: drops its watches, transactions and events.
-    pub fn restart(&mut self, conn: ConnId) {
-        self.deferred.begin(BUDGET);
-        self.reset_watches(conn);
     }
 
     /// All open connections.
@@ -210,24 +199,21 @@ impl Engine {
         self.injected_eagain = count;
     }
 
-    /// Answers one request: appends to `out` events that wait for its sender, then the reply. One
-    /// that has to wait has not been answered; see [`Outcome`].
-    pub fn handle(
+    /// Executes one request, unless it is deferred.
+    fn handle(
         &mut self,
         conn: ConnId,
-        header: &Header,
-        payload: &[u8],
+        frame: &Frame<'_>,
         now: Millis,
         host: &mut dyn Host,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        let frame = Frame { header: *header, payload };
+        let Frame { header, payload } = frame;
         let Some(caller) = self.caller(conn) else {
             Reply::Error(Errno::Eio).emit(header, out);
             return Outcome::Executed;
         };
         self.domains.warnings.now = now;
-        self.deferred.begin(BUDGET);
         // Long paths cost their levels, several times over.
         self.deferred.spend(1 + payload.len() / 16);
         if let Some(until) = self.deferred.delay(conn, now) {
@@ -236,8 +222,8 @@ impl Engine {
         let privileged = self.domid_of(Some(caller)) == self.config.privileged;
         let has_transaction =
             |id| self.conns.get(&conn).is_some_and(|c| c.transactions.contains_key(&id));
-        let answer = admit(&frame, privileged, has_transaction).and_then(|request| {
-            let answer = self.dispatch(conn, &frame, &request, now, host)?;
+        let answer = admit(frame, privileged, has_transaction).and_then(|request| {
+            let answer = self.dispatch(conn, frame, &request, now, host)?;
             Ok((request, answer))
         });
         if let Ok((_, Response::Deferred(until))) = answer {
@@ -245,7 +231,7 @@ impl Engine {
         }
         self.fairness.answered(conn);
         let limit = out.len() + EVENTS_BEFORE_REPLY;
-        self.emit_events(conn, limit, out);
+        self.take_events(conn, limit, out);
         match answer {
             Err(error) => Reply::Error(error).emit(header, out),
             Ok((request, answer)) => {

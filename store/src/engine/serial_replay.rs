@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use xenstore_protocol::TxId;
 
-use crate::domain::registry::Host;
+use crate::domain::host::Host;
 use crate::engine::Engine;
 use crate::engine::invariants::Violation;
 use crate::ids::ConnId;

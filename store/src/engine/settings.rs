@@ -2,7 +2,7 @@
 
 use xenstore_protocol::{DomId, Errno, Features, Quota, Reply};
 
-use crate::domain::registry::Host;
+use crate::domain::host::Host;
 use crate::engine::Engine;
 use crate::ids::ConnId;
 

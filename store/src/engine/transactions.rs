@@ -3,7 +3,7 @@
 use triomphe::Arc;
 use xenstore_protocol::{DomId, Errno, Quota, Reply, Request, TxId};
 
-use crate::domain::registry::Host;
+use crate::domain::host::Host;
 use crate::engine::Engine;
 use crate::engine::conflicts::Conflict;
 use crate::ids::{ConnId, Millis};

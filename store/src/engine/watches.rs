@@ -272,8 +272,8 @@ impl Engine {
         self.ready.insert(conn);
     }
 
-    /// Appends events that wait for `conn` until `out` is `limit` bytes long. Are there more?
-    pub fn emit_events(&mut self, conn: ConnId, limit: usize, out: &mut Vec<u8>) -> bool {
+    /// Appends queued events of `conn` until `out` has `limit` bytes. Returns true if more are queued.
+    pub(crate) fn take_events(&mut self, conn: ConnId, limit: usize, out: &mut Vec<u8>) -> bool {
         // Nearly always, after each request.
         if self.conns.get(&conn).is_none_or(|connection| connection.events.is_empty()) {
             return false;

@@ -128,7 +128,7 @@ impl Store {
             Header { ty, req_id: RequestId(77), tx_id: TxId(tx), len: payload.len() as u32 };
         let mut out = Vec::new();
         let (machine, now) = (&mut self.machine, self.now);
-        let outcome = self.engine.handle(conn, &header, payload, now, machine, &mut out);
+        let outcome = self.engine.request(conn, &Frame { header, payload }, now, machine, &mut out);
         self.engine.check().unwrap();
         (outcome, out)
     }

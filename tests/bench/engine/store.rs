@@ -3,7 +3,7 @@
 use xenstore_protocol::{
     DomId, Errno, EvtchnPort, Features, Gfn, HEADER_LEN, Header, RequestId, TxId,
 };
-use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, Quotas};
+use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Input, Outcome, Quotas};
 use xenstore_tests::raw::op;
 
 /// A machine on which every domain exists.
@@ -29,6 +29,7 @@ impl Host for AllDomains {
 pub(crate) struct Store {
     pub(crate) engine: Engine,
     pub(crate) dom0: ConnId,
+    frame: Vec<u8>,
     out: Vec<u8>,
 }
 
@@ -37,7 +38,7 @@ impl Store {
         let config = Config { quotas: Quotas::unlimited(), ..Config::default() };
         let mut engine = Engine::new(&config);
         let dom0 = engine.connect(Caller::Socket);
-        Store { engine, dom0, out: Vec::with_capacity(1 << 16) }
+        Store { engine, dom0, frame: Vec::new(), out: Vec::with_capacity(1 << 16) }
     }
 
     /// A store with `nodes` nodes besides those that are always there, 100 below each of their
@@ -59,8 +60,12 @@ impl Store {
         self.out.clear();
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
-        let outcome = self.engine.handle(conn, &header, payload, 0, &mut AllDomains, &mut self.out);
-        assert_eq!(outcome, Outcome::Executed);
+        self.frame.clear();
+        self.frame.extend_from_slice(&header.emit());
+        self.frame.extend_from_slice(payload);
+        let input = Input::Requests { conn, now: 0, frames: &self.frame };
+        let applied = self.engine.apply(&input, &mut AllDomains, &mut self.out);
+        assert_eq!(applied.outcome(), Outcome::Executed);
         self.engine.finish_work();
         self.out.starts_with(&op::ERROR.to_le_bytes())
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use xenstore_protocol::{
-    Deframer, DomId, Errno, EvtchnPort, Features, Gfn, Header, Quota, RequestId, TxId, WatchEvent,
+    Deframer, DomId, Errno, EvtchnPort, Features, Frame, Gfn, Header, Quota, RequestId, TxId,
+    WatchEvent,
 };
 use xenstore_store::{Base, Caller, Config, ConnId, DomainInfo, Engine, Host, Outcome, State};
 
@@ -377,14 +378,15 @@ impl Pair {
             // A deferred request has the same result as one sent after the delay.
             let mut now = 0;
             while let Outcome::Deferred(until) =
-                engine.handle(conn, &header, payload, now, machine, &mut out)
+                engine.request(conn, &Frame { header, payload }, now, machine, &mut out)
             {
                 now = until;
             }
             out
         });
         if let Some(mut twin) = twin {
-            let _ = twin.handle(conn, &header, payload, 0, &mut self.machine, &mut Vec::new());
+            let (frame, machine) = (Frame { header, payload }, &mut self.machine);
+            let _ = twin.request(conn, &frame, 0, machine, &mut Vec::new());
             self.twin = Some(twin);
         }
         let mut frames = frames(&out);

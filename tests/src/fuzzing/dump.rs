@@ -1,6 +1,6 @@
 //! Dump and restore of an engine.
 
-use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Header, Operation, TxId};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, Header, Operation, TxId};
 use xenstore_store::{CFormat, Config, ConnId, DomainInfo, Engine, Host, State};
 
 use super::against_model::twins;
@@ -70,7 +70,7 @@ fn ends(mut engine: Engine, state: &State) {
     let request = |engine: &mut Engine, conn: ConnId, op: Operation, tx_id, payload: &[u8]| {
         let len = u32::try_from(payload.len()).expect("short");
         let header = Header { ty: op.as_wire(), tx_id, len, ..Header::default() };
-        let _ = engine.handle(conn, &header, payload, 0, &mut Empty, &mut Vec::new());
+        let _ = engine.request(conn, &Frame { header, payload }, 0, &mut Empty, &mut Vec::new());
         engine.check().expect("the engine is sound");
     };
     for connection in &state.connections {

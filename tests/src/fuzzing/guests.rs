@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn, Header, RequestId, TxId};
+use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Frame, Gfn, Header, RequestId, TxId};
 use xenstore_store::{Caller, Config, ConnId, DomainInfo, Engine, Host, Millis, Outcome};
 
 use crate::raw::op;
@@ -107,7 +107,7 @@ impl Guests {
         let header = Header { ty, req_id: RequestId(1), tx_id: TxId(tx_id), len };
         let (conn, machine, now) = (self.conns[who], &mut self.machine, self.now);
         self.out.clear();
-        match self.engine.handle(conn, &header, payload, now, machine, &mut self.out) {
+        match self.engine.request(conn, &Frame { header, payload }, now, machine, &mut self.out) {
             Outcome::Deferred(until) => Answer::Later(until),
             Outcome::Executed => {
                 let frames = super::against_model::frames(&self.out);

@@ -126,7 +126,7 @@ fn a_panic_in_an_unrecorded_request_undoes_no_other() {
     let log = log_of(|| {
         let mut batch = RequestBatch::new(conn, 5, &read);
         let entry = Entry::Request { batch: &mut batch, range: 0..read.len(), recorded: false };
-        let failed = fixture.server.apply(entry, |_, _| panic!("injected panic"));
+        let failed = fixture.server.record(entry, |_, _| panic!("injected panic"));
         assert_eq!(failed, Err::<(), _>(Failed::Refused));
     });
     assert!(log.contains("READ"), "{log}");
@@ -251,7 +251,7 @@ fn a_panic_in_a_transport_ends_its_connection() {
 /// Executes an input in part, then panics. Returns the log.
 fn spoil(fixture: &Fixture, input: Input<'_>) -> String {
     log_of(|| {
-        let failed = fixture.server.input(input, |engine, host| {
+        let failed = fixture.server.record(Entry::Alone(input), |engine, host| {
             engine.apply(&input, host, &mut Vec::new());
             panic!("injected panic");
         });
