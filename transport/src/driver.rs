@@ -113,7 +113,7 @@ impl Driver {
             return Ok(Source(Backend::AsyncIo(Async::new_nonblocking(io)?)));
         };
         let readiness = Arc::new(Readiness::default());
-        // The first attempt finds out what is there already.
+        // A source that was ready before the registration is found by the first attempt.
         readiness.readable.store(true, Ordering::Relaxed);
         readiness.writable.store(true, Ordering::Relaxed);
         let mut sources = lock(&event_loop.sources);
@@ -271,7 +271,7 @@ impl<T: AsFd> Registered<T> {
         ready.load(Ordering::Acquire)
     }
 
-    /// Sets whether the kernel reports that there is room to write. Reports room that is there already.
+    /// Sets whether the kernel reports that there is room to write. Reports existing room at once.
     fn set_write_interest(&self, wanted: bool) -> io::Result<()> {
         if wanted {
             self.readiness.writable.store(false, Ordering::Release);

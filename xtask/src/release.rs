@@ -58,12 +58,12 @@ fn last_tag() -> Option<String> {
 ///
 /// # Errors
 ///
-/// Names the first dependency whose licence is not in `deny.toml`, or that is not from crates.io.
+/// Names the first dependency whose licence is not in `.cargo/deny.toml`, or that is not from crates.io.
 fn dependencies() -> Result<(), String> {
     let read = |name: &str| {
         fs::read_to_string(project().join(name)).map_err(|error| format!("{name}: {error}"))
     };
-    let config = read("deny.toml")?;
+    let config = read(".cargo/deny.toml")?;
     let list = config.split_once("allow = [").and_then(|(_, rest)| rest.split_once(']'));
     let list = list.map_or("", |(list, _)| list);
     let allowed: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
@@ -73,7 +73,7 @@ fn dependencies() -> Result<(), String> {
         let (package, licence) = line.split_once('|').unwrap_or((line, ""));
         let licence = licence.trim_end_matches(" (*)");
         if !line.is_empty() && !is_allowed(licence, &allowed) {
-            return Err(format!("{package}: the licence {licence:?} is not in deny.toml"));
+            return Err(format!("{package}: the licence {licence:?} is not in .cargo/deny.toml"));
         }
     }
     let sources = |text: &str| -> Vec<String> {

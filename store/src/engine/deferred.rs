@@ -2,8 +2,8 @@
 //!
 //! One thread serves all connections, so no input may take long, whatever guests have prepared. An input
 //! has a budget of [`BUDGET`] units. One unit is about the cost of removing a node, of queuing an event,
-//! or of four levels of a path. If the budget is used up, [`Input::Work`](crate::Input::Work) does the rest of a domain's
-//! death, of the events of a change, or of a removal in pieces.
+//! or of four levels of a path. If the budget is used up, [`Input::Work`](crate::Input::Work) does the
+//! rest of a domain's death, of the events of a change, or of a removal in pieces.
 //!
 //! A connection whose request has deferred work is served again when that work is done. So the deferred
 //! work is bounded by the number of connections, the connection gets its own events before its next
