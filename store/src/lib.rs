@@ -53,7 +53,7 @@ mod transaction;
 mod tree;
 mod watch;
 
-pub use domain::host::{DomainInfo, Host, NoHost};
+pub use domain::host::{AllDomains, DomainInfo, Host, NoHost};
 pub use domain::quotas::{Config, Quotas};
 pub use domain::recorded::{Recorded, Replayed};
 pub use engine::Engine;

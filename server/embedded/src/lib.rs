@@ -24,7 +24,6 @@
 #![forbid(unsafe_code)]
 
 mod connection;
-mod host;
 mod state;
 
 use std::sync::{Arc, Mutex};

@@ -7,9 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use xenstore_protocol::{DomId, Errno, Frame, Header, Operation, Reply, ServerConnection as Io};
-use xenstore_store::{Caller, Config, ConnId, Engine, Host, Millis, Outcome};
-
-use crate::host::Domains;
+use xenstore_store::{AllDomains, Caller, Config, ConnId, Engine, Host, Millis, Outcome};
 
 /// Unexecuted bytes of one connection above which its writer waits.
 const INPUT_MAX: usize = 64 * 1024;
@@ -38,7 +36,7 @@ impl Shared for Arc<Mutex<State>> {
 #[derive(Debug)]
 pub(crate) struct State {
     engine: Engine,
-    domains: Domains,
+    domains: AllDomains,
     now: Millis,
     connections: BTreeMap<ConnId, Served>,
     /// Tasks to wake when the lock is released.
@@ -66,7 +64,7 @@ impl State {
     pub(crate) fn new(config: &Config, shared: Weak<Mutex<State>>) -> State {
         State {
             engine: Engine::new(config),
-            domains: Domains::default(),
+            domains: AllDomains::default(),
             now: 0,
             connections: BTreeMap::new(),
             wakers: Vec::new(),
@@ -105,7 +103,7 @@ impl State {
         ids.into_iter().for_each(|id| self.close(id));
     }
 
-    pub(crate) fn change_domains(&mut self, change: impl FnOnce(&mut Domains)) {
+    pub(crate) fn change_domains(&mut self, change: impl FnOnce(&mut AllDomains)) {
         change(&mut self.domains);
         self.engine.domains_changed(&mut self.domains);
     }
@@ -270,7 +268,7 @@ fn execute(
     id: ConnId,
     frame: &Frame<'_>,
     now: Millis,
-    domains: &mut Domains,
+    domains: &mut AllDomains,
     out: &mut Vec<u8>,
 ) -> Outcome {
     engine.request(id, frame, now, domains as &mut dyn Host, out)

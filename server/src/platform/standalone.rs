@@ -1,17 +1,14 @@
 //! The platform without Xen.
 
-use std::collections::BTreeMap;
-
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn};
-use xenstore_store::{DomainInfo, Host};
+use xenstore_store::{AllDomains, DomainInfo, Host};
 
 use crate::log::Trace;
 
 /// Every domain exists, from the first query until it is released; there are no rings.
 #[derive(Debug, Default)]
 pub struct Standalone {
-    domains: BTreeMap<DomId, DomainInfo>,
-    last_id: u64,
+    domains: AllDomains,
     trace: Trace,
 }
 
@@ -23,40 +20,37 @@ impl Standalone {
 
     /// Restores the identity of a domain.
     pub(crate) fn knows(&mut self, domid: DomId, info: DomainInfo) {
-        self.last_id = self.last_id.max(info.unique_id);
-        self.domains.insert(domid, info);
+        self.domains.restore(domid, info);
     }
 
     /// The domain shuts down but still exists.
     pub fn shut_down(&mut self, domid: u16) {
-        self.info(DomId(domid)).shutdown = true;
+        self.domains.shut_down(DomId(domid));
     }
 
     /// Destroys a domain. A later domain with its domid is another one.
     pub fn destroy(&mut self, domid: u16) {
-        self.domains.remove(&DomId(domid));
-    }
-
-    fn info(&mut self, domid: DomId) -> &mut DomainInfo {
-        self.domains.entry(domid).or_insert_with(|| {
-            self.last_id += 1;
-            DomainInfo { unique_id: self.last_id, shutdown: false }
-        })
+        self.domains.destroy(DomId(domid));
     }
 }
 
 impl Host for Standalone {
     fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
-        Some(*self.info(domid))
+        self.domains.domain(domid)
     }
 
-    fn introduce(&mut self, domid: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
-        self.info(domid);
-        Ok(())
+    fn introduce(
+        &mut self,
+        domid: DomId,
+        gfn: Gfn,
+        port: EvtchnPort,
+        features: Features,
+    ) -> Result<(), Errno> {
+        self.domains.introduce(domid, gfn, port, features)
     }
 
     fn release(&mut self, domid: DomId) {
-        self.domains.remove(&domid);
+        self.domains.release(domid);
     }
 
     fn control(&mut self, command: &[u8], args: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {

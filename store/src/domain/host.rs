@@ -1,6 +1,7 @@
 //! The machine that the store runs on.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use xenstore_protocol::{DomId, Errno, EvtchnPort, Features, Gfn};
@@ -87,6 +88,62 @@ impl Host for NoHost {
     }
 
     fn release(&mut self, _: DomId) {}
+
+    fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
+        None
+    }
+
+    fn control_commands(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+}
+
+/// A machine on which every domain exists, from the first query until it is released or destroyed. It has
+/// no rings and no CONTROL commands.
+#[derive(Debug, Default)]
+pub struct AllDomains {
+    domains: BTreeMap<DomId, DomainInfo>,
+    last_id: u64,
+}
+
+impl AllDomains {
+    /// Restores the identity of a domain.
+    pub fn restore(&mut self, domid: DomId, info: DomainInfo) {
+        self.last_id = self.last_id.max(info.unique_id);
+        self.domains.insert(domid, info);
+    }
+
+    /// Shuts down a domain, which still exists.
+    pub fn shut_down(&mut self, domid: DomId) {
+        self.info(domid).shutdown = true;
+    }
+
+    /// Destroys a domain. A later domain with its domid has another unique id.
+    pub fn destroy(&mut self, domid: DomId) {
+        self.domains.remove(&domid);
+    }
+
+    fn info(&mut self, domid: DomId) -> &mut DomainInfo {
+        self.domains.entry(domid).or_insert_with(|| {
+            self.last_id += 1;
+            DomainInfo { unique_id: self.last_id, shutdown: false }
+        })
+    }
+}
+
+impl Host for AllDomains {
+    fn domain(&mut self, domid: DomId) -> Option<DomainInfo> {
+        Some(*self.info(domid))
+    }
+
+    fn introduce(&mut self, domid: DomId, _: Gfn, _: EvtchnPort, _: Features) -> Result<(), Errno> {
+        self.info(domid);
+        Ok(())
+    }
+
+    fn release(&mut self, domid: DomId) {
+        self.destroy(domid);
+    }
 
     fn control(&mut self, _: &[u8], _: &[&[u8]]) -> Option<Result<Vec<u8>, Errno>> {
         None
